@@ -1,0 +1,341 @@
+//! The configuration: typed, checked as a whole before anything is touched. `parse` reads TOML into `raw`; `check` makes a [`Config`] of
+//! it, or errors that name file, line and key. `deploy/lazaret.toml` is the commented example.
+
+use std::{net::SocketAddr, path::PathBuf, time::Duration};
+
+use ipnetwork::IpNetwork;
+use serde::{Deserialize, Serialize};
+
+use crate::model::{InterfaceName, PoolId, PoolName};
+
+/// A whole, checked configuration.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Enforcing or observing.
+    pub mode: Mode,
+    /// Where things lie.
+    pub paths: Paths,
+    /// The network API; `None`: only the Unix socket.
+    pub api: Option<Api>,
+    /// The Unix socket.
+    pub socket: Socket,
+    /// Logging.
+    pub log: Log,
+    /// What is done with devices.
+    pub devices: Devices,
+    /// Table sizes.
+    pub tables: Tables,
+    /// In the order of the file; the first that matches an interface's name counts.
+    pub interfaces: Vec<InterfaceRule>,
+    /// In the order of the file; a pool's number is its place, from 1.
+    pub pools: Vec<Pool>,
+    /// In the order of the file.
+    pub policies: Vec<Policy>,
+}
+
+impl Config {
+    /// A pool by name.
+    #[must_use]
+    pub fn pool(&self, name: &PoolName) -> Option<&Pool> {
+        self.pools.iter().find(|p| p.name == *name)
+    }
+    /// A pool by number.
+    #[must_use]
+    pub fn pool_by_id(&self, id: PoolId) -> Option<&Pool> {
+        self.pools.get(usize::from(id.0).checked_sub(1)?)
+    }
+    /// The policy of a pool; every pool has one.
+    #[must_use]
+    pub fn policy(&self, pool: &Pool) -> Option<&Policy> {
+        self.policies.iter().find(|p| p.name == pool.policy)
+    }
+    /// The pool whose prefix holds an address and does not reserve it.
+    #[must_use]
+    pub fn home(&self, address: std::net::IpAddr) -> Option<&Pool> {
+        let holds = |p: &&Pool| p.prefixes.iter().any(|n| n.contains(address)) && !p.reserved.contains(&address);
+        self.pools.iter().find(holds)
+    }
+    /// The pool that judges an address of `home` while no released device holds it: itself, or a full-service pool's fallback.
+    #[must_use]
+    pub fn resting(&self, home: &Pool) -> PoolId {
+        home.fallback.unwrap_or(home.id)
+    }
+    /// The role of an interface, by its name.
+    #[must_use]
+    pub fn role(&self, name: &InterfaceName) -> Option<InterfaceRole> {
+        self.interfaces.iter().find(|r| r.name.matches(name)).map(|r| r.role)
+    }
+}
+
+/// `mode`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Mode {
+    /// Denied packets are dropped; the floor is closed.
+    #[default]
+    Enforce,
+    /// Everything is judged and counted, nothing is denied; the floor is open.
+    Observe,
+}
+
+/// `[paths]`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Paths {
+    /// Directory of the database, made with mode 0700. Default `/var/lib/lazaret`.
+    pub state: PathBuf,
+    /// Directory on a bpffs, made if missing. Default `/sys/fs/bpf/lazaret`.
+    pub pins: PathBuf,
+}
+
+/// `[api]`: gRPC over mTLS.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Api {
+    /// Address and port.
+    pub listen: SocketAddr,
+    /// The server's certificate chain, PEM.
+    pub certificate: PathBuf,
+    /// Its key, PEM; mode 0600 or tighter.
+    pub key: PathBuf,
+    /// CA certificates that client certificates must lead to, PEM.
+    pub client_ca: PathBuf,
+    /// Largest message, bytes. Default 4 MiB.
+    pub max_message: usize,
+    /// Most connections at a time. Default 256.
+    pub max_connections: usize,
+    /// Most concurrent streams of a connection. Default 128.
+    pub max_streams: u32,
+    /// A TLS handshake that takes longer is cut. Default 5 s.
+    pub handshake_timeout: Duration,
+}
+
+/// `[socket]`: gRPC for local tools.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Socket {
+    /// Default `/run/lazaret/lazaret.sock`.
+    pub path: PathBuf,
+    /// Members of this group have the role vpn. Default: nobody.
+    pub vpn_group: Option<String>,
+    /// Members of this group have the role viewer. Default: nobody.
+    pub viewer_group: Option<String>,
+}
+
+/// `[log]`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Log {
+    /// A tracing filter. Default `info`.
+    pub level: String,
+    /// Text for people or JSON lines.
+    pub format: LogFormat,
+}
+
+/// `log.format`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LogFormat {
+    /// Lines for people.
+    #[default]
+    Text,
+    /// A JSON object a line.
+    Json,
+}
+
+/// `[devices]`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Devices {
+    /// A session of a device that the registry does not know. Default: refuse.
+    pub unknown: UnknownDevice,
+    /// Most live sessions of a device. Default 1.
+    pub sessions: u32,
+}
+
+/// `devices.unknown`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum UnknownDevice {
+    /// The session is refused: UNKNOWN_DEVICE.
+    #[default]
+    Refuse,
+    /// It opens, without a name, and stays in quarantine.
+    Quarantine,
+}
+
+/// `[tables]`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Tables {
+    /// Most addresses of live sessions. Default 65,536.
+    pub addresses: u32,
+    /// Buckets of the IPv6 table, a power of two; each takes 64 bytes and holds up to 3 addresses. Default: from `addresses`.
+    pub buckets6: u32,
+    /// Bytes of the ring buffer of denials; a power of two. Default 262,144.
+    pub denials_bytes: u32,
+}
+
+/// `[[interface]]`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct InterfaceRule {
+    /// Which.
+    pub name: InterfacePattern,
+    /// What it leads to.
+    pub role: InterfaceRole,
+    /// Whether XDP is used. Default auto.
+    pub xdp: XdpMode,
+}
+
+/// `interface.name`: a name, or a prefix followed by `*`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum InterfacePattern {
+    /// This one.
+    Name(InterfaceName),
+    /// All whose names start so.
+    Prefix(InterfaceName),
+}
+
+impl InterfacePattern {
+    /// Whether it means this interface.
+    #[must_use]
+    pub fn matches(&self, name: &InterfaceName) -> bool {
+        match self {
+            Self::Name(n) => n == name,
+            Self::Prefix(p) => name.as_str().starts_with(p.as_str()),
+        }
+    }
+}
+
+impl std::fmt::Display for InterfacePattern {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Name(n) => write!(f, "{n}"),
+            Self::Prefix(p) => write!(f, "{p}*"),
+        }
+    }
+}
+
+/// `interface.role`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum InterfaceRole {
+    /// Leads to devices: everything is judged.
+    Device,
+    /// Leads to the corporate network: what touches no pool passes untouched.
+    Core,
+}
+
+/// `interface.xdp`. Interfaces without Ethernet header never use XDP.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum XdpMode {
+    /// Native XDP where the driver can, else TC alone; `status` says which.
+    #[default]
+    Auto,
+    /// Native XDP, or an error in `status`; TC judges.
+    Native,
+    /// Generic XDP.
+    Generic,
+    /// TC alone.
+    Off,
+}
+
+/// `[[pool]]`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Pool {
+    /// Its number.
+    pub id: PoolId,
+    /// Its name.
+    pub name: PoolName,
+    /// Its kind.
+    pub kind: PoolKind,
+    /// Its prefixes; no two pools' overlap.
+    pub prefixes: Vec<IpNetwork>,
+    /// Addresses inside the prefixes that are the gateway's own, e.g. the tun's: in no pool.
+    pub reserved: Vec<std::net::IpAddr>,
+    /// Name of its policy.
+    pub policy: PoolName,
+    /// Of a full-service pool: the quarantine pool that judges its addresses without a released device, and its devices when restricted.
+    pub fallback: Option<PoolId>,
+    /// The VPN gateway name of its devices.
+    pub gateway_uri: String,
+    /// Of a full-service pool: how long a release holds; `None`: until revoked.
+    pub lease: Option<Duration>,
+    /// Its route table, if it has one.
+    pub table: Option<RouteTable>,
+}
+
+/// `pool.kind`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum PoolKind {
+    /// For devices whose policy is not applied.
+    Quarantine,
+    /// For devices whose policy is applied.
+    FullService,
+    /// For devices that may reach nothing.
+    Blocked,
+}
+
+/// `[pool.routes]`: where packets from the pool's devices go, instead of the host's own routes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RouteTable {
+    /// Number of the kernel's table.
+    pub number: u32,
+    /// Its routes.
+    pub routes: Vec<Route>,
+}
+
+/// One route.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Route {
+    /// Destination.
+    pub to: IpNetwork,
+    /// Next hop; `None`: on the link.
+    pub via: Option<std::net::IpAddr>,
+    /// Through which interface; required without `via`.
+    pub interface: Option<InterfaceName>,
+}
+
+/// `[[policy]]`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Policy {
+    /// Its name.
+    pub name: PoolName,
+    /// What it allows.
+    pub allow: Allow,
+}
+
+/// What a policy allows.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Allow {
+    /// Everything, both ways.
+    All,
+    /// Nothing, with the reason `blocked`.
+    Nothing,
+    /// What these rules name, and the answers to it.
+    Rules(Vec<Rule>),
+}
+
+/// `[[policy.rule]]`: what devices may reach.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Rule {
+    /// Its number over the whole configuration, from 1; a counter's name.
+    pub id: u16,
+    /// Destination prefixes.
+    pub to: Vec<IpNetwork>,
+    /// Protocol.
+    pub protocol: Protocol,
+    /// Destination ports, for TCP and UDP; empty: all.
+    pub ports: Vec<std::ops::RangeInclusive<u16>>,
+}
+
+/// `rule.protocol`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Protocol {
+    /// Every protocol and port.
+    Any,
+    /// TCP.
+    Tcp,
+    /// UDP.
+    Udp,
+    /// Echo requests: ICMP to IPv4 destinations, ICMPv6 to IPv6 ones.
+    Icmp,
+    /// An IP protocol number other than these.
+    Number(u8),
+}

@@ -1,0 +1,189 @@
+//! What the controller needs of the kernel, as a trait: [`crate::dataplane`] does it, tests fake it. Nothing here names aya.
+
+use std::net::IpAddr;
+
+use gateway_ebpf::abi::{Count, REASONS};
+
+use crate::{
+    config::{InterfaceRole, Mode},
+    model::{BootTime, InterfaceName, PoolId, SessionId},
+};
+
+/// What one address of a live session is judged by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Assignment {
+    /// Whose policy.
+    pub pool: PoolId,
+    /// Whose address it is.
+    pub session: SessionId,
+    /// Until when, and by which pool's policy afterwards; `None`: until told otherwise.
+    pub lease: Option<(BootTime, PoolId)>,
+}
+
+/// An address, as read from the kernel by system call.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct AddressReading {
+    /// Whose policy judges it now; `None`: it is in no pool.
+    pub pool: Option<PoolId>,
+    /// As stored beside it; `None`: no live session.
+    pub session: Option<SessionId>,
+    /// As stored beside it.
+    pub lease_end: Option<BootTime>,
+    /// Kernel id of the map that gave the pool.
+    pub map_id: u32,
+}
+
+/// Where a program of ours belongs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum HookPoint {
+    /// XDP ingress.
+    Xdp,
+    /// TC ingress.
+    TcIngress,
+    /// TC egress.
+    TcEgress,
+}
+
+/// One reading of one address through the program attached at one hook.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ReadBack {
+    /// Interface.
+    pub interface: InterfaceName,
+    /// Its index.
+    pub ifindex: u32,
+    /// Where.
+    pub hook: HookPoint,
+    /// Program attached now, and what its map says; `None`: no program of ours is attached there.
+    pub reading: Option<ProgramReading>,
+}
+
+/// What the map of an attached program says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ProgramReading {
+    /// Kernel id.
+    pub program_id: u32,
+    /// Kernel id of the map that gave the pool.
+    pub map_id: u32,
+    /// Whose policy judges the address.
+    pub pool: Option<PoolId>,
+}
+
+/// A network interface that exists now.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Link {
+    /// Index; a re-created interface has a new one.
+    pub ifindex: u32,
+    /// Name.
+    pub name: InterfaceName,
+    /// Whether frames start with an Ethernet header (ARPHRD_ETHER); otherwise with the IP header.
+    pub ethernet: bool,
+}
+
+/// How a hook of ours stands.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HookState {
+    /// Where.
+    pub hook: HookPoint,
+    /// "native", "generic", "tcx"; empty if not attached.
+    pub mode: &'static str,
+    /// Program attached now; `None`: not ours, or none.
+    pub program_id: Option<u32>,
+    /// What is wrong; empty is good.
+    pub problem: String,
+}
+
+/// How an interface stands.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct InterfaceState {
+    /// Name, or the configured name or pattern that no interface has yet.
+    pub name: String,
+    /// `None`: there is none yet.
+    pub ifindex: Option<u32>,
+    /// Role.
+    pub role: InterfaceRole,
+    /// Its hooks.
+    pub hooks: Vec<HookState>,
+}
+
+/// Why the kernel did not do it.
+#[derive(Debug, thiserror::Error)]
+pub enum KernelError {
+    /// The table of IPv6 addresses or of sessions has no room. Nothing was changed for the address.
+    #[error("the kernel's address table is full")]
+    TableFull,
+    /// The address is in no pool.
+    #[error("{0} is in no pool")]
+    OutsidePools(IpAddr),
+    /// A system call failed.
+    #[error("{what}: {error}")]
+    System {
+        /// Which.
+        what: String,
+        /// How.
+        #[source]
+        error: std::io::Error,
+    },
+}
+
+/// The kernel, as the one thread that owns it sees it. All calls are system calls or stores to mapped memory; none waits for a network.
+pub trait Kernel: Send {
+    /// Sets what an address of a live session is judged by. From the return on, the next packet is judged by it.
+    /// Changing an address that is assigned already cannot fail for lack of room.
+    ///
+    /// # Errors
+    /// See [`KernelError`].
+    fn assign(&mut self, address: IpAddr, to: Assignment) -> Result<(), KernelError>;
+
+    /// Ends an assignment: the address is judged by its home pool's quarantine policy. An address that is not assigned is fine.
+    ///
+    /// # Errors
+    /// See [`KernelError`]; the class itself is always set back.
+    fn clear(&mut self, address: IpAddr) -> Result<(), KernelError>;
+
+    /// Every assigned address, for reconciling after a restart that adopted the maps.
+    ///
+    /// # Errors
+    /// See [`KernelError`].
+    fn assigned(&self) -> Result<Vec<IpAddr>, KernelError>;
+
+    /// Tells the programs until when no lease can have ended; `None`: there is none.
+    fn set_earliest_lease_end(&mut self, end: Option<BootTime>);
+
+    /// Reads an address by system call through the program that is attached now at each hook of each interface that has a role. An
+    /// interface that exists and has a role but no program of ours gives an entry without reading.
+    ///
+    /// # Errors
+    /// See [`KernelError`].
+    fn read_back(&mut self, address: IpAddr) -> Result<Vec<ReadBack>, KernelError>;
+
+    /// Reads an address from our own map, by system call.
+    ///
+    /// # Errors
+    /// See [`KernelError`].
+    fn read(&self, address: IpAddr) -> Result<AddressReading, KernelError>;
+
+    /// The interfaces that exist now: attaches to those that have a role and forgets those that are gone. Called at start, and whenever
+    /// links change; it repairs what was detached by hand. What failed is in [`Kernel::interfaces`].
+    fn set_links(&mut self, links: &[Link]);
+
+    /// How every configured interface stands, asked from the kernel now.
+    fn interfaces(&mut self) -> Vec<InterfaceState>;
+
+    /// How the floor stands: "closed", "open", or "broken: ...", asked from the kernel now.
+    fn floor(&mut self) -> String;
+
+    /// Exact counters by pool number (0: none) and reason.
+    ///
+    /// # Errors
+    /// See [`KernelError`].
+    fn counters(&self) -> Result<Vec<(u8, Box<[Count; REASONS]>)>, KernelError>;
+
+    /// Denial events suppressed by the rate limit, and lost to a full ring.
+    ///
+    /// # Errors
+    /// See [`KernelError`].
+    fn events_lost(&self) -> Result<(u64, u64), KernelError>;
+
+    /// Enforcing or observing.
+    fn mode(&self) -> Mode;
+}

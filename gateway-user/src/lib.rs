@@ -1,0 +1,27 @@
+//! Lazaret's daemon and command line, as a library; `main.rs` is thin. ARCHITECTURE.md has the map. Modules in the order of the flow.
+
+pub mod config;
+pub mod model;
+
+pub mod access;
+pub mod api;
+
+pub mod controller;
+pub mod store;
+pub mod transition;
+
+pub mod kernel;
+pub mod reconcile;
+
+pub mod dataplane;
+pub mod floor;
+pub mod links;
+pub mod routes;
+
+pub mod events;
+pub mod telemetry;
+
+pub mod cli;
+pub mod daemon;
+pub mod hook;
+pub mod pki;

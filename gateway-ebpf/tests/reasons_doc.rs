@@ -12,7 +12,15 @@ fn the_page_of_reasons_is_the_list() {
     );
     for r in Reason::ALL {
         let verdict = if r.passes() { "pass" } else { "drop" };
-        writeln!(page, "| {} | `{}` | {verdict} | {} | {} |", *r as u8, r.name(), r.sentence(), r.remedy()).unwrap();
+        writeln!(
+            page,
+            "| {} | `{}` | {verdict} | {} | {} |",
+            *r as u8,
+            r.name(),
+            r.sentence(),
+            r.remedy()
+        )
+        .unwrap();
     }
     let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/reasons.md");
     if std::env::var_os("UPDATE").is_some() {

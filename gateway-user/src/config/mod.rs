@@ -1,11 +1,26 @@
-//! The configuration: typed, checked as a whole before anything is touched. `parse` reads TOML into `raw`; `check` makes a [`Config`] of
-//! it, or errors that name file, line and key. `deploy/lazaret.toml` is the commented example.
+//! The configuration: typed, checked as a whole before anything is touched. `read` walks the TOML and notes every mistake with its place,
+//! `raw` is the schema, `values` parses single values, `check` compares them and makes a [`Config`]. `deploy/lazaret.toml` is the
+//! commented example.
 
-use std::{net::SocketAddr, path::PathBuf, time::Duration};
+mod check;
+mod error;
+mod raw;
+mod read;
+#[cfg(test)]
+mod tests;
+mod values;
+mod warn;
+
+use std::{
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use ipnetwork::IpNetwork;
 use serde::{Deserialize, Serialize};
 
+pub use self::error::{ConfigError, ConfigErrors};
 use crate::model::{InterfaceName, PoolId, PoolName};
 
 /// A whole, checked configuration.
@@ -34,6 +49,25 @@ pub struct Config {
 }
 
 impl Config {
+    /// Reads and checks a file. Nothing else is touched.
+    ///
+    /// # Errors
+    /// Every mistake that can be found at once, with its place.
+    pub fn load(file: &Path) -> Result<Self, ConfigErrors> {
+        Self::parse(file, &read::text(file)?)
+    }
+    /// Checks the text of a file; `file` is its name in errors.
+    ///
+    /// # Errors
+    /// As [`Config::load`].
+    pub fn parse(file: &Path, text: &str) -> Result<Self, ConfigErrors> {
+        check::config(file, text)
+    }
+    /// What is no mistake, but what an operator may not have meant; sentences for people.
+    #[must_use]
+    pub fn warnings(&self) -> Vec<String> {
+        warn::warnings(self)
+    }
     /// A pool by name.
     #[must_use]
     pub fn pool(&self, name: &PoolName) -> Option<&Pool> {
@@ -87,6 +121,15 @@ pub struct Paths {
     pub pins: PathBuf,
 }
 
+impl Default for Paths {
+    fn default() -> Self {
+        Self {
+            state: "/var/lib/lazaret".into(),
+            pins: "/sys/fs/bpf/lazaret".into(),
+        }
+    }
+}
+
 /// `[api]`: gRPC over mTLS.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Api {
@@ -108,6 +151,17 @@ pub struct Api {
     pub handshake_timeout: Duration,
 }
 
+impl Api {
+    /// Default of `max_message`, bytes.
+    pub const MAX_MESSAGE: u32 = 4 << 20;
+    /// Default of `max_connections`.
+    pub const MAX_CONNECTIONS: u32 = 256;
+    /// Default of `max_streams`.
+    pub const MAX_STREAMS: u32 = 128;
+    /// Default of `handshake_timeout`.
+    pub const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
+}
+
 /// `[socket]`: gRPC for local tools.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Socket {
@@ -119,6 +173,21 @@ pub struct Socket {
     pub viewer_group: Option<String>,
 }
 
+impl Socket {
+    /// Default of `path`; where the command line looks, too.
+    pub const PATH: &str = "/run/lazaret/lazaret.sock";
+}
+
+impl Default for Socket {
+    fn default() -> Self {
+        Self {
+            path: Self::PATH.into(),
+            vpn_group: None,
+            viewer_group: None,
+        }
+    }
+}
+
 /// `[log]`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Log {
@@ -126,6 +195,15 @@ pub struct Log {
     pub level: String,
     /// Text for people or JSON lines.
     pub format: LogFormat,
+}
+
+impl Default for Log {
+    fn default() -> Self {
+        Self {
+            level: "info".into(),
+            format: LogFormat::Text,
+        }
+    }
 }
 
 /// `log.format`.
@@ -144,8 +222,17 @@ pub enum LogFormat {
 pub struct Devices {
     /// A session of a device that the registry does not know. Default: refuse.
     pub unknown: UnknownDevice,
-    /// Most live sessions of a device. Default 1.
+    /// Most live sessions of a device (`sessions_per_device`). Default 1.
     pub sessions: u32,
+}
+
+impl Default for Devices {
+    fn default() -> Self {
+        Self {
+            unknown: UnknownDevice::Refuse,
+            sessions: 1,
+        }
+    }
 }
 
 /// `devices.unknown`.
@@ -168,6 +255,27 @@ pub struct Tables {
     pub buckets6: u32,
     /// Bytes of the ring buffer of denials; a power of two. Default 262,144.
     pub denials_bytes: u32,
+}
+
+impl Tables {
+    /// Buckets for as many IPv6 addresses: one in each on average, so that both of an address's buckets (of three slots) are full in
+    /// fewer than one case in 50,000.
+    #[must_use]
+    pub const fn buckets6_for(addresses: u32) -> u32 {
+        let wanted = addresses.next_power_of_two();
+        if wanted < 16 { 16 } else { wanted }
+    }
+}
+
+impl Default for Tables {
+    fn default() -> Self {
+        const ADDRESSES: u32 = 65_536;
+        Self {
+            addresses: ADDRESSES,
+            buckets6: Self::buckets6_for(ADDRESSES),
+            denials_bytes: 256 << 10,
+        }
+    }
 }
 
 /// `[[interface]]`.
@@ -244,7 +352,7 @@ pub struct Pool {
     pub name: PoolName,
     /// Its kind.
     pub kind: PoolKind,
-    /// Its prefixes; no two pools' overlap.
+    /// Its prefixes; no two pools' overlap. Only a full-service or blocked pool may have none: devices are moved to it where they are.
     pub prefixes: Vec<IpNetwork>,
     /// Addresses inside the prefixes that are the gateway's own, e.g. the tun's: in no pool.
     pub reserved: Vec<std::net::IpAddr>,
@@ -272,7 +380,7 @@ pub enum PoolKind {
     Blocked,
 }
 
-/// `[pool.routes]`: where packets from the pool's devices go, instead of the host's own routes.
+/// `pool.table` and `[[pool.route]]`: where packets from the pool's devices go, instead of the host's own routes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RouteTable {
     /// Number of the kernel's table.

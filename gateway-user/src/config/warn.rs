@@ -1,0 +1,110 @@
+//! What a correct configuration may still get wrong, in sentences for people.
+
+use ipnetwork::IpNetwork;
+
+use super::{Allow, Config, InterfaceRole, Mode, Pool, PoolKind, Protocol, Rule};
+
+/// See [`Config::warnings`].
+pub(super) fn warnings(config: &Config) -> Vec<String> {
+    let mut found = Vec::new();
+    if config.mode == Mode::Observe {
+        found.push("mode is \"observe\": everything is judged and counted, NOTHING is denied, and the floor is open".into());
+    }
+    if config.api.is_none() {
+        found.push("there is no [api]: an MDM on another host cannot report policy; only the Unix socket is served".into());
+    }
+    interfaces(config, &mut found);
+    for pool in &config.pools {
+        if pool.kind == PoolKind::FullService && pool.lease.is_none() {
+            found.push(format!(
+                "pool {}: there is no lease, so a release holds until it is revoked, even if the MDM is never heard of again",
+                pool.name
+            ));
+        }
+        if pool.kind == PoolKind::Quarantine {
+            quarantine_policy(config, pool, &mut found);
+        }
+        if pool.kind == PoolKind::FullService && config.policy(pool).is_some_and(|p| p.allow == Allow::Nothing) {
+            found.push(format!(
+                "pool {}: its policy allows nothing, so a released device reaches less than one in quarantine",
+                pool.name
+            ));
+        }
+    }
+    if !config.pools.iter().any(|p| p.kind == PoolKind::FullService) {
+        found.push("there is no pool of kind full-service: no device can be released".into());
+    }
+    for policy in config
+        .policies
+        .iter()
+        .filter(|policy| !config.pools.iter().any(|pool| pool.policy == policy.name))
+    {
+        found.push(format!("policy {}: no pool uses it", policy.name));
+    }
+    let tables = slash16s(config);
+    if tables > MANY_TABLES {
+        found.push(format!(
+            "the pools touch {tables} IPv4 networks of /16, which takes {} MiB of kernel memory; narrower prefixes take less",
+            tables / 16
+        ));
+    }
+    found
+}
+
+/// 256 MiB.
+const MANY_TABLES: usize = 4096;
+
+fn interfaces(config: &Config, found: &mut Vec<String>) {
+    for rule in config.interfaces.iter().filter(|r| r.role == InterfaceRole::Device) {
+        if rule.name.to_string().starts_with("tap") {
+            found.push(format!(
+                "interface {}: OpenVPN with dev tap does not bind a client to its source address, so one device can pose as another; use dev tun",
+                rule.name
+            ));
+        }
+    }
+    if !config.interfaces.iter().any(|r| r.role == InterfaceRole::Core) {
+        found.push("no [[interface]] has role = \"core\": packets to devices are judged only where they leave to them".into());
+    }
+}
+
+fn quarantine_policy(config: &Config, pool: &Pool, found: &mut Vec<String>) {
+    let Some(Allow::Rules(rules)) = config.policy(pool).map(|p| &p.allow) else {
+        return;
+    };
+    for rule in rules {
+        if let Some(prefix) = rule.to.iter().find(|to| allows_dns(rule) && is_broad(to)) {
+            found.push(format!(
+                "pool {}: rule {} lets devices in quarantine ask any resolver in {prefix} (port 53); an open resolver is a tunnel: name \
+                 one that serves only what they need",
+                pool.name, rule.id
+            ));
+        }
+        if let Some(prefix) = rule.to.iter().find(|to| to.prefix() == 0) {
+            found.push(format!(
+                "pool {}: rule {} names {prefix}, every address there is, for devices in quarantine",
+                pool.name, rule.id
+            ));
+        }
+    }
+}
+
+fn allows_dns(rule: &Rule) -> bool {
+    match rule.protocol {
+        Protocol::Any => true,
+        Protocol::Tcp | Protocol::Udp => rule.ports.is_empty() || rule.ports.iter().any(|r| r.contains(&53)),
+        Protocol::Icmp | Protocol::Number(_) => false,
+    }
+}
+
+/// More than four addresses.
+fn is_broad(prefix: &IpNetwork) -> bool {
+    let length = if prefix.is_ipv4() { 32 } else { 128 };
+    prefix.prefix() < length - 2
+}
+
+fn slash16s(config: &Config) -> usize {
+    let four = config.pools.iter().flat_map(|p| &p.prefixes).filter(|n| n.is_ipv4());
+    // Prefixes of pools do not overlap, but several may share a /16: an upper bound.
+    four.map(|n| 1_usize << 16_u8.saturating_sub(n.prefix())).sum()
+}

@@ -1,0 +1,164 @@
+//! Where the pools' addresses lie in the tables: which /16s have a chunk, which class each address rests at, and the digest that tells
+//! whether pinned tables were built for this configuration. Pure.
+
+use std::net::{IpAddr, Ipv6Addr};
+
+use gateway_ebpf::abi::{Class, Home6, Homes6, MAX_HOMES6, VERSION};
+use ipnetwork::IpNetwork;
+
+use super::policy::CompileError;
+use crate::config::Config;
+
+/// Bytes of a chunk: the addresses of a /16.
+pub(super) const CHUNK: usize = 65536;
+/// Most /16s that pools may touch: 256 MiB of chunks.
+pub(super) const MAX_CHUNKS: usize = 4096;
+
+/// The IPv4 side: the /16s that pools touch, in ascending order. The chunk number of a /16 is its place in it, from 1.
+pub(super) struct Layout4 {
+    halves: Vec<u16>,
+}
+
+impl Layout4 {
+    pub(super) fn new(config: &Config) -> Result<Self, CompileError> {
+        let mut halves = Vec::new();
+        for (_, first, last) in ranges4(config) {
+            halves.extend((first >> 16) as u16..=(last >> 16) as u16);
+        }
+        halves.sort_unstable();
+        halves.dedup();
+        if halves.len() > MAX_CHUNKS {
+            return Err(CompileError::Limit {
+                what: "IPv4 /16s in pools",
+                limit: "MAX_CHUNKS",
+                most: MAX_CHUNKS,
+            });
+        }
+        Ok(Self { halves })
+    }
+
+    /// How many chunks there are, the zero chunk included.
+    pub(super) fn chunks(&self) -> usize {
+        self.halves.len() + 1
+    }
+
+    /// The chunk number of an address, and its place in the chunk; chunk 0: its /16 is in no pool.
+    pub(super) fn place(&self, address: u32) -> (usize, usize) {
+        let half = (address >> 16) as u16;
+        (
+            self.halves.binary_search(&half).map_or(0, |n| n + 1),
+            (address & 0xffff) as usize,
+        )
+    }
+
+    /// Content of DIR4.
+    pub(super) fn directory(&self) -> Vec<u16> {
+        let mut directory = vec![0; CHUNK];
+        for (n, half) in self.halves.iter().enumerate() {
+            // At most MAX_CHUNKS.
+            directory[usize::from(*half)] = n as u16 + 1;
+        }
+        directory
+    }
+
+    /// Content of CHUNKS4 with no session live: every address at its resting class.
+    pub(super) fn resting(&self, config: &Config) -> Vec<Class> {
+        let mut chunks = vec![0; self.chunks() * CHUNK];
+        for (class, first, last) in ranges4(config) {
+            // The /16s of a range are neighbours, and so are their chunks.
+            let (from, to) = (self.place(first), self.place(last));
+            chunks[from.0 * CHUNK + from.1..=to.0 * CHUNK + to.1].fill(class);
+        }
+        for address in config.pools.iter().flat_map(|p| &p.reserved) {
+            if let IpAddr::V4(a) = address {
+                let (chunk, place) = self.place(u32::from(*a));
+                chunks[chunk * CHUNK + place] = 0;
+            }
+        }
+        chunks
+    }
+}
+
+/// Resting class, first and last address of each IPv4 prefix.
+fn ranges4(config: &Config) -> impl Iterator<Item = (Class, u32, u32)> {
+    config.pools.iter().flat_map(|pool| {
+        pool.prefixes.iter().filter_map(|n| match n {
+            IpNetwork::V4(n) => Some((config.resting(pool).0, u32::from(n.network()), u32::from(n.broadcast()))),
+            IpNetwork::V6(_) => None,
+        })
+    })
+}
+
+/// Content of HOMES6: reserved addresses, then prefixes.
+pub(super) fn homes6(config: &Config) -> Result<Box<Homes6>, CompileError> {
+    let reserved = config.pools.iter().flat_map(|p| &p.reserved).filter_map(|a| match a {
+        IpAddr::V6(a) => Some(Home6 {
+            prefix: words6(*a),
+            mask: [u64::MAX; 2],
+            class: 0,
+        }),
+        IpAddr::V4(_) => None,
+    });
+    let mut homes: Vec<Home6> = reserved.collect();
+    for pool in &config.pools {
+        for prefix in &pool.prefixes {
+            let IpNetwork::V6(n) = prefix else { continue };
+            let network = words6(n.network());
+            if network[0] == 0 {
+                return Err(CompileError::ZeroPrefix { prefix: *prefix });
+            }
+            homes.push(Home6 {
+                prefix: network,
+                mask: words6(n.mask()),
+                class: u64::from(config.resting(pool).0),
+            });
+        }
+    }
+    let mut all = Box::new(Homes6 {
+        count: homes.len() as u64,
+        homes: [Home6::default(); MAX_HOMES6],
+    });
+    let short = CompileError::Limit {
+        what: "IPv6 prefixes and reserved addresses in pools",
+        limit: "MAX_HOMES6",
+        most: MAX_HOMES6,
+    };
+    all.homes.get_mut(..homes.len()).ok_or(short)?.copy_from_slice(&homes);
+    Ok(all)
+}
+
+/// An address as the tables hold it: two words as loaded from memory.
+pub(super) fn words6(address: Ipv6Addr) -> [u64; 2] {
+    let bytes = u128::from(address).to_be_bytes();
+    let word = |from: usize| u64::from_ne_bytes(std::array::from_fn(|i| bytes[from + i]));
+    [word(0), word(8)]
+}
+
+/// Buckets of HASH6: a power of two, at least one.
+pub(super) fn buckets6(config: &Config) -> u32 {
+    config.tables.buckets6.max(1).checked_next_power_of_two().unwrap_or(1 << 31)
+}
+
+/// Digest of what the address tables depend on: pools, their order, prefixes and fallbacks, and table sizes. Policies are not in it:
+/// they are changed in place.
+pub(super) fn digest(config: &Config) -> u64 {
+    let mut text = format!(
+        "{VERSION} {} {} {}",
+        config.tables.addresses,
+        buckets6(config),
+        config.tables.denials_bytes
+    );
+    for pool in &config.pools {
+        text += &format!("\n{} {} {}", pool.id.0, pool.name, config.resting(pool).0);
+        for prefix in &pool.prefixes {
+            text += &format!(" {prefix}");
+        }
+        for address in &pool.reserved {
+            text += &format!(" -{address}");
+        }
+    }
+    // FNV-1a: the same from build to build, unlike the standard library's hasher.
+    text.bytes().fold(0xcbf2_9ce4_8422_2325, |h, b| {
+        (h ^ u64::from(b)).wrapping_mul(0x0100_0000_01b3)
+    })
+}

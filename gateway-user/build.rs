@@ -1,6 +1,6 @@
 //! Makes the BPF object if it is not fresh, and hands it to `dataplane::object` for embedding. `LAZARET_BPF_OBJECT` names one made elsewhere.
 
-#[allow(dead_code, unreachable_pub, reason = "xtask, whose file this is, uses the rest")]
+#[allow(dead_code, reason = "xtask, whose file this is, uses the rest")]
 #[path = "../xtask/src/bpf.rs"]
 mod bpf;
 

@@ -1,1 +1,10 @@
+//! What scenario tests, the demo and the benchmark share: network namespaces, processes in them, raw packets, and a gateway with its
+//! configuration and certificates.
 
+pub mod netns;
+pub mod packets;
+pub mod process;
+pub mod require;
+pub mod scratch;
+
+pub use require::require;

@@ -10,7 +10,7 @@ use std::{
 };
 
 /// What rustc calls the target.
-pub const TARGET: &str = "bpfel-unknown-none";
+pub(crate) const TARGET: &str = "bpfel-unknown-none";
 /// Flags of the build: BTF comes from debug information.
 const RUSTFLAGS: &str = "-C link-arg=--btf -C debuginfo=2";
 /// Where the distribution puts its compiler.
@@ -18,7 +18,7 @@ const DISTRIBUTION_RUSTC: &str = "/usr/bin/rustc";
 
 /// A compiler with a core library for BPF, or with the sources to make one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Compiler {
+pub(crate) enum Compiler {
     /// rustup's nightly with rust-src: builds the core library itself.
     Nightly,
     /// The distribution's, with a core library made before.
@@ -36,12 +36,12 @@ impl fmt::Display for Compiler {
 
 impl Compiler {
     /// The first that is usable here.
-    pub fn find() -> Option<Self> {
+    pub(crate) fn find() -> Option<Self> {
         [Self::Nightly, Self::Distribution].into_iter().find(|c| c.usable())
     }
 
     /// The major version of its LLVM; bpf-linker must read its bitcode.
-    pub fn llvm(self) -> Option<u32> {
+    pub(crate) fn llvm(self) -> Option<u32> {
         let mut rustc = match self {
             Self::Nightly => nightly("rustc"),
             Self::Distribution => command(DISTRIBUTION_RUSTC),
@@ -89,7 +89,7 @@ impl Compiler {
 }
 
 /// bpf-linker, on the path or where `cargo install` puts it.
-pub fn linker() -> Option<PathBuf> {
+pub(crate) fn linker() -> Option<PathBuf> {
     let cargo_home = env::var_os("CARGO_HOME")
         .map(PathBuf::from)
         .or_else(|| Some(PathBuf::from(env::var_os("HOME")?).join(".cargo")));
@@ -101,24 +101,24 @@ pub fn linker() -> Option<PathBuf> {
 }
 
 /// Where the object lies; its stamp is beside it.
-pub fn object(root: &Path) -> PathBuf {
+pub(crate) fn object(root: &Path) -> PathBuf {
     root.join("target/bpf/lazaret.bpf.o")
 }
 
 /// What the object is made from: cargo should look again when one of these changes.
-pub fn inputs(root: &Path) -> [PathBuf; 4] {
+pub(crate) fn inputs(root: &Path) -> [PathBuf; 4] {
     ["gateway-ebpf/src", "gateway-ebpf/Cargo.toml", "Cargo.lock", "Cargo.toml"].map(|p| root.join(p))
 }
 
 /// Whether the object was made from the sources as they are.
-pub fn fresh(root: &Path) -> Result<bool, Error> {
+pub(crate) fn fresh(root: &Path) -> Result<bool, Error> {
     let wanted = digest(root)?;
     let stamp = fs::read_to_string(stamp_path(root)).unwrap_or_default();
     Ok(object(root).is_file() && stamp.lines().next() == Some(&wanted))
 }
 
 /// Makes the object if it is not fresh, and says whether it did. What the compiler has to say goes to stderr.
-pub fn build(root: &Path) -> Result<bool, Error> {
+pub(crate) fn build(root: &Path) -> Result<bool, Error> {
     if fresh(root)? {
         return Ok(false);
     }
@@ -165,7 +165,7 @@ pub fn build(root: &Path) -> Result<bool, Error> {
 
 /// Why there is no object.
 #[derive(Debug)]
-pub enum Error {
+pub(crate) enum Error {
     /// No compiler knows the target.
     NoCompiler,
     /// bpf-linker is missing.

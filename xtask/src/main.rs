@@ -1,1 +1,138 @@
-fn main() {}
+//! What a laptop and CI both call. Each subcommand is one module; what they share is `run`.
+
+#[allow(
+    dead_code,
+    reason = "the build script of gateway-user, which includes the file too, uses the rest"
+)]
+mod bpf;
+mod run;
+mod setup;
+mod test;
+mod tidy;
+
+use std::{
+    path::{Path, PathBuf},
+    process::{Command, ExitCode},
+};
+
+use anyhow::{Context as _, Result};
+use clap::{Parser, Subcommand};
+
+use crate::{run::check, setup::Scope};
+
+#[derive(Parser)]
+#[command(bin_name = "cargo xtask", about = "Lazaret's development tasks")]
+struct Cli {
+    #[command(subcommand)]
+    task: Task,
+}
+
+#[derive(Subcommand)]
+enum Task {
+    /// Find a BPF compiler and the programs that tests and demo need; install what is missing, saying what and why
+    Setup {
+        /// Only say what is missing; exit 1 if anything is
+        #[arg(long)]
+        check: bool,
+    },
+    /// Build the BPF object and the `lazaret` binary
+    Build {
+        /// With optimisations
+        #[arg(long)]
+        release: bool,
+    },
+    /// Run setup, build and every test; list what was skipped (with CI=true, a skip fails)
+    Test {
+        /// Only tests whose name contains this
+        filter: Option<String>,
+    },
+    /// Show the whole mission in network namespaces, with a real OpenVPN client; needs root
+    Demo {
+        /// Leave it up at the end and print commands to try
+        #[arg(long)]
+        hold: bool,
+    },
+    /// Measure verdicts and forwarding against nftables; needs root
+    Bench {
+        /// Passed on to the benchmark: a group, `--json FILE`, ...
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        args: Vec<String>,
+    },
+    /// Check by machine what compilers do not: dependency arrows, module docs, sizes, words
+    Tidy,
+}
+
+fn main() -> ExitCode {
+    match Cli::parse().task.perform(&root()) {
+        Ok(code) => code,
+        Err(e) => {
+            eprintln!("error: {e:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+impl Task {
+    fn perform(self, root: &Path) -> Result<ExitCode> {
+        match self {
+            Self::Setup { check: true } => {
+                let missing = setup::report(Scope::Bench);
+                return Ok(if missing == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE });
+            }
+            Self::Setup { check: false } => setup::install(Scope::Bench)?,
+            Self::Build { release } => build(root, release)?,
+            Self::Test { filter } => {
+                setup::install(Scope::Test)?;
+                build(root, false)?;
+                return test::run(root, filter.as_deref());
+            }
+            Self::Demo { hold } => {
+                setup::install(Scope::Test)?;
+                build(root, false)?;
+                check(cargo(root).args(["build", "--quiet", "--package", "lazaret-tests", "--bin", "demo"]))?;
+                // Not through `cargo run`: Ctrl-C should reach the demo alone, which then cleans up.
+                let status = Command::new(root.join("target/debug/demo"))
+                    .args(hold.then_some("--hold"))
+                    .status()?;
+                return Ok(status
+                    .code()
+                    .and_then(|c| u8::try_from(c).ok())
+                    .map_or(ExitCode::FAILURE, ExitCode::from));
+            }
+            Self::Bench { args } => {
+                setup::install(Scope::Bench)?;
+                build(root, true)?;
+                let bench = ["run", "--release", "--package", "lazaret-tests", "--bin", "bench", "--"];
+                check(cargo(root).args(bench).args(args))?;
+            }
+            Self::Tidy => return tidy::run(root),
+        }
+        Ok(ExitCode::SUCCESS)
+    }
+}
+
+fn build(root: &Path, release: bool) -> Result<()> {
+    if bpf::build(root)? {
+        eprintln!("built {}", bpf::object(root).display());
+    }
+    check(
+        cargo(root)
+            .args(["build", "--package", "gateway-user"])
+            .args(release.then_some("--release")),
+    )
+}
+
+/// The cargo that runs this.
+fn cargo(root: &Path) -> Command {
+    let mut c = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    c.current_dir(root);
+    c
+}
+
+/// The workspace's folder.
+fn root() -> PathBuf {
+    let here = Path::new(env!("CARGO_MANIFEST_DIR"));
+    here.parent()
+        .context("xtask lies in the workspace")
+        .map_or_else(|_| here.to_path_buf(), Path::to_path_buf)
+}

@@ -1,0 +1,264 @@
+//! Packets: made for sending through a tun, and watched on the far side with the kernel's time of arrival.
+
+use std::{
+    net::IpAddr,
+    os::fd::{AsRawFd as _, OwnedFd},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread,
+    time::{Duration, SystemTime},
+};
+
+use anyhow::{Result, ensure};
+
+use crate::netns::{self, Namespace};
+
+/// A UDP packet from the IP header on, both families, with right checksums.
+///
+/// # Panics
+/// If the addresses are of different families, or the payload is too long.
+#[must_use]
+pub fn udp(from: (IpAddr, u16), to: (IpAddr, u16), payload: &[u8]) -> Vec<u8> {
+    let length = u16::try_from(8 + payload.len()).expect("a short payload");
+    let mut segment = [from.1.to_be_bytes(), to.1.to_be_bytes(), length.to_be_bytes(), [0, 0]].concat();
+    segment.extend_from_slice(payload);
+    let sum = match transport_checksum(from.0, to.0, 17, &segment) {
+        0 => 0xffff,
+        sum => sum,
+    };
+    segment[6..8].copy_from_slice(&sum.to_be_bytes());
+    ip(from.0, to.0, 17, &segment)
+}
+
+/// A TCP SYN without options.
+///
+/// # Panics
+/// If the addresses are of different families.
+#[must_use]
+pub fn syn(from: (IpAddr, u16), to: (IpAddr, u16)) -> Vec<u8> {
+    let mut segment = [from.1.to_be_bytes(), to.1.to_be_bytes()].concat();
+    segment.extend_from_slice(&[0, 0, 0, 1, 0, 0, 0, 0, 0x50, 0x02, 0xff, 0xff, 0, 0, 0, 0]);
+    let sum = transport_checksum(from.0, to.0, 6, &segment);
+    segment[16..18].copy_from_slice(&sum.to_be_bytes());
+    ip(from.0, to.0, 6, &segment)
+}
+
+/// An IP header without options in front of `payload`.
+///
+/// # Panics
+/// If the addresses are of different families, or the payload is too long.
+#[must_use]
+pub fn ip(from: IpAddr, to: IpAddr, protocol: u8, payload: &[u8]) -> Vec<u8> {
+    let length = u16::try_from(payload.len()).expect("a short payload");
+    let mut packet;
+    match (from, to) {
+        (IpAddr::V4(from), IpAddr::V4(to)) => {
+            packet = vec![0x45, 0, 0, 0, 0, 0, 0x40, 0, 64, protocol, 0, 0];
+            packet[2..4].copy_from_slice(&(length + 20).to_be_bytes());
+            packet.extend_from_slice(&from.octets());
+            packet.extend_from_slice(&to.octets());
+            let sum = fold(&packet, 0);
+            packet[10..12].copy_from_slice(&sum.to_be_bytes());
+        }
+        (IpAddr::V6(from), IpAddr::V6(to)) => {
+            packet = vec![0x60, 0, 0, 0, 0, 0, protocol, 64];
+            packet[4..6].copy_from_slice(&length.to_be_bytes());
+            packet.extend_from_slice(&from.octets());
+            packet.extend_from_slice(&to.octets());
+        }
+        _ => panic!("{from} and {to} are of different families"),
+    }
+    packet.extend_from_slice(payload);
+    packet
+}
+
+/// What a watcher saw of one packet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Seen {
+    /// When the kernel received or sent it, by the wall clock.
+    pub at: SystemTime,
+    /// Source.
+    pub from: IpAddr,
+    /// Destination.
+    pub to: IpAddr,
+    /// IP protocol number, or the first IPv6 next header.
+    pub protocol: u8,
+    /// Source and destination port of TCP and UDP, else 0.
+    pub ports: (u16, u16),
+    /// Bytes from the IP header on.
+    pub length: usize,
+}
+
+/// Watches every packet of a namespace that `wanted` picks, in a thread of its own, until dropped.
+#[derive(Debug)]
+pub struct Watcher {
+    seen: Arc<Mutex<Vec<Seen>>>,
+    stop: Arc<AtomicBool>,
+    thread: Option<thread::JoinHandle<()>>,
+}
+
+impl Watcher {
+    /// Starts watching; packets that arrive after the return are seen.
+    ///
+    /// # Errors
+    /// No privilege.
+    pub fn new(namespace: &Namespace, wanted: impl Fn(&Seen) -> bool + Send + 'static) -> Result<Self> {
+        let socket = namespace.run(open)?;
+        let (seen, stop) = (Arc::new(Mutex::new(Vec::new())), Arc::new(AtomicBool::new(false)));
+        let (to, stopped) = (Arc::clone(&seen), Arc::clone(&stop));
+        let watch = move || {
+            while !stopped.load(Ordering::Relaxed) {
+                if netns::readable(&socket, Duration::from_millis(20)).unwrap_or(false) {
+                    if let Some(packet) = receive(&socket).filter(&wanted) {
+                        to.lock().unwrap_or_else(PoisonError::into_inner).push(packet);
+                    }
+                }
+            }
+        };
+        Ok(Self {
+            seen,
+            stop,
+            thread: Some(thread::spawn(watch)),
+        })
+    }
+
+    /// What it has seen so far.
+    #[must_use]
+    pub fn seen(&self) -> Vec<Seen> {
+        // What has arrived but was not read yet is read first.
+        thread::sleep(Duration::from_millis(50));
+        self.seen.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+impl Drop for Watcher {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        if let Some(thread) = self.thread.take() {
+            let _panicked = thread.join();
+        }
+    }
+}
+
+/// The addresses, protocol and ports of a packet from the IP header on.
+#[must_use]
+pub fn parse(packet: &[u8], at: SystemTime) -> Option<Seen> {
+    let (from, to, protocol, rest): (IpAddr, IpAddr, u8, &[u8]) = match packet.first()? >> 4 {
+        4 => {
+            let address = |at: usize| Some(IpAddr::from(<[u8; 4]>::try_from(packet.get(at..at + 4)?).ok()?));
+            let header = usize::from(packet[0] & 15) * 4;
+            (address(12)?, address(16)?, *packet.get(9)?, packet.get(header..)?)
+        }
+        6 => {
+            let address = |at: usize| Some(IpAddr::from(<[u8; 16]>::try_from(packet.get(at..at + 16)?).ok()?));
+            (address(8)?, address(24)?, *packet.get(6)?, packet.get(40..)?)
+        }
+        _ => return None,
+    };
+    let port = |at: usize| rest.get(at..at + 2).map_or(0, |b| u16::from_be_bytes([b[0], b[1]]));
+    let ports = if matches!(protocol, 6 | 17) {
+        (port(0), port(2))
+    } else {
+        (0, 0)
+    };
+    Some(Seen {
+        at,
+        from,
+        to,
+        protocol,
+        ports,
+        length: packet.len(),
+    })
+}
+
+fn open() -> Result<OwnedFd> {
+    let socket = netns::packet_socket()?;
+    for (option, value) in [(libc::SO_TIMESTAMPNS, 1), (libc::SO_RCVBUFFORCE, 64 << 20)] {
+        let value: libc::c_int = value;
+        let size = libc::socklen_t::try_from(size_of_val(&value))?;
+        // SAFETY: the descriptor is open and the option's value is an int that lives through the call.
+        let done = unsafe { libc::setsockopt(socket.as_raw_fd(), libc::SOL_SOCKET, option, (&raw const value).cast(), size) };
+        ensure!(done == 0, "setsockopt: {}", std::io::Error::last_os_error());
+    }
+    Ok(socket)
+}
+
+fn receive(socket: &OwnedFd) -> Option<Seen> {
+    use nix::sys::socket::{ControlMessageOwned, MsgFlags, recvmsg};
+    let mut data = [0; 128];
+    let mut control = nix::cmsg_space!(libc::timespec);
+    let mut io = [std::io::IoSliceMut::new(&mut data)];
+    let message = recvmsg::<()>(
+        socket.as_raw_fd(),
+        &mut io,
+        Some(&mut control),
+        MsgFlags::MSG_TRUNC | MsgFlags::MSG_DONTWAIT,
+    )
+    .ok()?;
+    let at = message.cmsgs().ok()?.find_map(|c| match c {
+        ControlMessageOwned::ScmTimestampns(t) => {
+            Some(SystemTime::UNIX_EPOCH + Duration::new(u64::try_from(t.tv_sec()).ok()?, u32::try_from(t.tv_nsec()).ok()?))
+        }
+        _ => None,
+    })?;
+    let whole = message.bytes;
+    let mut seen = parse(&data[..whole.min(data.len())], at)?;
+    seen.length = whole;
+    Some(seen)
+}
+
+fn transport_checksum(from: IpAddr, to: IpAddr, protocol: u8, segment: &[u8]) -> u16 {
+    let mut pseudo = Vec::new();
+    for address in [from, to] {
+        match address {
+            IpAddr::V4(a) => pseudo.extend_from_slice(&a.octets()),
+            IpAddr::V6(a) => pseudo.extend_from_slice(&a.octets()),
+        }
+    }
+    pseudo.extend_from_slice(segment);
+    fold(
+        &pseudo,
+        u32::from(protocol) + u32::try_from(segment.len()).expect("a short segment"),
+    )
+}
+
+/// The Internet checksum (RFC 1071) with a start value.
+fn fold(bytes: &[u8], start: u32) -> u16 {
+    let words = bytes
+        .chunks(2)
+        .map(|c| u32::from(u16::from_be_bytes([c[0], c.get(1).copied().unwrap_or(0)])));
+    let mut sum = start + words.sum::<u32>();
+    while sum > 0xffff {
+        sum = (sum & 0xffff) + (sum >> 16);
+    }
+    !u16::try_from(sum).unwrap_or(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_made_is_read_again() {
+        let ends = [("10.66.0.5", "10.9.0.1"), ("fd00:66::5", "fd00:9::1")];
+        for (from, to) in ends.map(|(a, b)| (a.parse::<IpAddr>().unwrap(), b.parse::<IpAddr>().unwrap())) {
+            let at = SystemTime::UNIX_EPOCH;
+            let packet = udp((from, 1000), (to, 53), b"abc");
+            let seen = parse(&packet, at).unwrap();
+            assert_eq!(
+                seen,
+                Seen {
+                    at,
+                    from,
+                    to,
+                    protocol: 17,
+                    ports: (1000, 53),
+                    length: packet.len()
+                }
+            );
+            assert_eq!(parse(&syn((from, 7), (to, 80)), at).unwrap().ports, (7, 80));
+        }
+    }
+}

@@ -1,1 +1,10 @@
-//! To be written.
+//! Who may call what: the listeners (mTLS over TCP, peer credentials on the Unix socket), the identity that they find, and the one table of
+//! RPC by role. It knows nothing of what a call does.
+
+pub mod answer;
+pub mod gate;
+pub mod listen;
+pub mod peer;
+pub mod roles;
+pub mod socket;
+pub mod tls;

@@ -1,1 +1,115 @@
-//! To be written.
+//! The gRPC API, v1: requests become commands of the controller, its answers become responses. It decides nothing and touches neither
+//! store nor kernel; who may call what is decided before it, in [`crate::access`].
+
+mod device;
+mod inspect;
+mod page;
+mod parse;
+mod render;
+mod session;
+mod status;
+
+use std::{future::Future, pin::pin, sync::Arc, time::Duration};
+
+pub use parse::{Invalid, MAX_ADDRESSES, MAX_ALIASES, MAX_REGISTRATIONS, MAX_REPORTS, MAX_TEXT};
+
+use lazaret_proto::v1::{
+    device_service_server::DeviceServiceServer, inspect_service_server::InspectServiceServer,
+    session_service_server::SessionServiceServer,
+};
+use tokio::sync::watch;
+use tonic::{Request, Status, service::Routes};
+
+use crate::{
+    access::{
+        answer,
+        listen::{self, Listeners},
+    },
+    config::Config,
+    controller::Controller,
+    events::Denials,
+    model::Identity,
+};
+
+/// How long calls that run may take to end once the daemon goes down.
+const GRACE: Duration = Duration::from_secs(3);
+/// Largest request to a service that only reads, bytes.
+const MAX_READ_REQUEST: usize = 64 << 10;
+/// Largest message on the Unix socket when the network API is not configured, bytes.
+const DEFAULT_MAX_MESSAGE: usize = 4 << 20;
+
+/// Why the API ended by itself.
+#[derive(Debug, thiserror::Error)]
+pub enum ServeError {
+    /// The descriptors of the API do not decode.
+    #[error("reflection: {0}")]
+    Reflection(#[from] tonic_reflection::server::Error),
+    /// A listener broke.
+    #[error(transparent)]
+    Listen(#[from] listen::ServeError),
+}
+
+/// Serves on both listeners until `shutdown`; then new calls are refused, watches end, and what runs may finish within [`GRACE`]. The
+/// socket's file is gone when it returns.
+///
+/// # Errors
+/// See [`ServeError`]. It does not end by itself otherwise.
+pub async fn serve(
+    listeners: Listeners,
+    config: Arc<Config>,
+    controller: Controller,
+    denials: Denials,
+    shutdown: impl Future<Output = ()>,
+) -> Result<(), ServeError> {
+    let (stop, stopped) = watch::channel(false);
+    let routes = routes(config, controller, denials, stopped.clone()).await?;
+    let mut serving = pin!(listeners.serve(routes, stopped));
+    tokio::select! {
+        ended = &mut serving => return Ok(ended?),
+        () = shutdown => {}
+    }
+    stop.send_replace(true);
+    match tokio::time::timeout(GRACE, serving).await {
+        Ok(ended) => Ok(ended?),
+        Err(_) => {
+            tracing::warn!(
+                seconds = GRACE.as_secs(),
+                "connections were still open after the grace period; they are cut"
+            );
+            Ok(())
+        }
+    }
+}
+
+/// All services, health and reflection.
+async fn routes(
+    config: Arc<Config>,
+    controller: Controller,
+    denials: Denials,
+    stopped: watch::Receiver<bool>,
+) -> Result<Routes, tonic_reflection::server::Error> {
+    let max = config.api.as_ref().map_or(DEFAULT_MAX_MESSAGE, |a| a.max_message);
+    let reflection =
+        || tonic_reflection::server::Builder::configure().register_encoded_file_descriptor_set(lazaret_proto::DESCRIPTORS);
+    let (reporter, health) = tonic_health::server::health_reporter();
+    reporter.set_serving::<DeviceServiceServer<device::Devices>>().await;
+    reporter.set_serving::<SessionServiceServer<session::Sessions>>().await;
+    reporter.set_serving::<InspectServiceServer<inspect::Inspect>>().await;
+    let devices = device::Devices::new(config.clone(), controller.clone(), stopped);
+    let sessions = session::Sessions::new(config.clone(), controller.clone());
+    let inspect = inspect::Inspect::new(config, controller, denials);
+    Ok(Routes::default()
+        .add_service(DeviceServiceServer::new(devices).max_decoding_message_size(max))
+        .add_service(SessionServiceServer::new(sessions).max_decoding_message_size(max))
+        .add_service(InspectServiceServer::new(inspect).max_decoding_message_size(MAX_READ_REQUEST))
+        .add_service(health.max_decoding_message_size(MAX_READ_REQUEST))
+        .add_service(reflection().build_v1()?.max_decoding_message_size(MAX_READ_REQUEST))
+        .add_service(reflection().build_v1alpha()?.max_decoding_message_size(MAX_READ_REQUEST))
+        .prepare())
+}
+
+/// Who asks, as the access layer found it. A request that came around it is refused.
+fn identity<T>(request: &Request<T>) -> Result<Identity, Status> {
+    let missing = || answer::status(tonic::Code::Unauthenticated, "NO_IDENTITY", [], "the caller is not known");
+    request.extensions().get::<Identity>().cloned().ok_or_else(missing)
+}

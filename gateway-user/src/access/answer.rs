@@ -1,0 +1,35 @@
+//! The form of every error that the gateway answers: a gRPC status with google.rpc.ErrorInfo (reason, domain "lazaret", metadata) for
+//! programs and a sentence for people.
+
+use std::collections::HashMap;
+
+use tonic::{Code, Status};
+use tonic_types::{ErrorDetails, StatusExt as _};
+
+/// `google.rpc.ErrorInfo.domain` of every error of this API.
+pub const DOMAIN: &str = "lazaret";
+
+/// A status with its ErrorInfo.
+pub fn status<const N: usize>(code: Code, reason: &str, metadata: [(&str, String); N], message: &str) -> Status {
+    Status::with_error_details(code, escape(message), info(reason, metadata))
+}
+
+/// The details of a status, for one that gets more of them.
+pub fn info<const N: usize>(reason: &str, metadata: [(&str, String); N]) -> ErrorDetails {
+    let metadata: HashMap<String, String> = metadata.into_iter().map(|(k, v)| (k.to_owned(), escape(&v))).collect();
+    ErrorDetails::with_error_info(reason, DOMAIN, metadata)
+}
+
+/// Control characters as `\n`, `\u{1b}`: texts can come from certificates, from the system and from other programs.
+#[must_use]
+pub fn escape(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    for c in text.chars() {
+        if c.is_control() {
+            out.extend(c.escape_default())
+        } else {
+            out.push(c)
+        }
+    }
+    out
+}

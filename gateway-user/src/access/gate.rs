@@ -1,0 +1,161 @@
+//! The gate in front of every service: from the connection's peer and the RPC's path to "may" or "may not", before a byte of the request's
+//! body is read. It also bounds how many requests of a role are taken in at a time.
+
+use std::{
+    future::Future,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+    time::SystemTime,
+};
+
+use tokio::sync::Semaphore;
+use tonic::{
+    Code, Status,
+    body::Body,
+    codegen::{Service, http},
+};
+use tower::Layer;
+
+use super::{
+    answer::{escape, status},
+    peer::Peer,
+    roles::{self, allowed},
+};
+use crate::model::{Identity, Role};
+
+/// Requests of one role that are read and worked on at a time; more wait. With the size of a message, this bounds memory; for each role,
+/// so that readers do not keep the MDM waiting.
+const IN_FLIGHT: usize = 64;
+
+/// Puts a [`Gated`] in front of a service.
+#[derive(Clone, Debug)]
+pub struct Gate([Arc<Semaphore>; 4]);
+
+impl Default for Gate {
+    fn default() -> Self {
+        Self(std::array::from_fn(|_| Arc::new(Semaphore::new(IN_FLIGHT))))
+    }
+}
+
+impl<S> Layer<S> for Gate {
+    type Service = Gated<S>;
+    fn layer(&self, inner: S) -> Gated<S> {
+        Gated {
+            gate: self.clone(),
+            inner,
+        }
+    }
+}
+
+/// A service behind the gate.
+#[derive(Clone, Debug)]
+pub struct Gated<S> {
+    gate: Gate,
+    inner: S,
+}
+
+impl<S> Service<http::Request<Body>> for Gated<S>
+where
+    S: Service<http::Request<Body>, Response = http::Response<Body>> + Clone + Send + 'static,
+    S::Future: Send + 'static,
+    S::Error: Send,
+{
+    type Response = S::Response;
+    type Error = S::Error;
+    type Future = Pin<Box<dyn Future<Output = Result<S::Response, S::Error>> + Send>>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
+        self.inner.poll_ready(cx)
+    }
+
+    fn call(&mut self, mut request: http::Request<Body>) -> Self::Future {
+        let peer = request.extensions().get::<Peer>();
+        let identity = match judge(peer, request.uri().path(), SystemTime::now()) {
+            Ok(identity) => identity,
+            Err(status) => {
+                let name = peer.map_or("unknown", Peer::name);
+                let path: String = escape(request.uri().path()).chars().take(128).collect();
+                tracing::info!(peer = name, path, reason = status.message(), "call refused");
+                return Box::pin(std::future::ready(Ok(status.into_http())));
+            }
+        };
+        let slots = self.gate.0[identity.role as usize].clone();
+        request.extensions_mut().insert(identity);
+        // The service that was polled ready is the one that is called; its clone is polled anew.
+        let fresh = self.inner.clone();
+        let mut ready = std::mem::replace(&mut self.inner, fresh);
+        Box::pin(async move {
+            let Ok(_slot) = slots.acquire().await else {
+                return Ok(status(Code::Unavailable, "BUSY", [], "the gateway is shutting down").into_http());
+            };
+            ready.call(request).await
+        })
+    }
+}
+
+/// Who calls, if he may call this.
+fn judge(peer: Option<&Peer>, path: &str, now: SystemTime) -> Result<Identity, Status> {
+    match peer {
+        None => Err(status(Code::Unauthenticated, "NO_IDENTITY", [], "the caller is not known")),
+        Some(Peer::Refused { reason, sentence, .. }) => Err(status(Code::Unauthenticated, reason, [], sentence)),
+        Some(Peer::Known { until: Some(until), .. }) if *until < now => Err(status(
+            Code::Unauthenticated,
+            "CERTIFICATE_EXPIRED",
+            [],
+            "the certificate has expired since the connection was made",
+        )),
+        Some(Peer::Known { identity, .. }) if allowed(path, identity.role) => Ok(identity.clone()),
+        Some(Peer::Known { identity, .. }) => {
+            let role: Role = identity.role;
+            let sentence = format!("the role {} may not call this", roles::name(role));
+            Err(status(
+                Code::PermissionDenied,
+                "ROLE_NOT_ALLOWED",
+                [("role", roles::name(role).to_owned())],
+                &sentence,
+            ))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use tonic_types::StatusExt as _;
+
+    use super::*;
+
+    #[test]
+    fn judged_by_table_identity_and_time() {
+        let now = SystemTime::now();
+        let known = |role, until| Peer::Known {
+            identity: Identity { role, name: "x".into() },
+            until,
+        };
+        let reason = |peer: Option<&Peer>, path: &str| {
+            judge(peer, path, now)
+                .map(|i| i.role)
+                .map_err(|s| (s.code(), s.get_details_error_info().unwrap().reason))
+        };
+        let path = "/lazaret.v1.DeviceService/ReportPolicyApplied";
+        let later = Some(now + Duration::from_secs(1));
+        assert_eq!(reason(Some(&known(Role::Mdm, later)), path), Ok(Role::Mdm));
+        assert_eq!(reason(Some(&known(Role::Operator, None)), path), Ok(Role::Operator));
+        let denied = (Code::PermissionDenied, "ROLE_NOT_ALLOWED".into());
+        assert_eq!(reason(Some(&known(Role::Viewer, later)), path), Err(denied.clone()));
+        assert_eq!(reason(Some(&known(Role::Operator, later)), "/x"), Err(denied));
+        let ended = Some(now - Duration::from_secs(1));
+        assert_eq!(
+            reason(Some(&known(Role::Mdm, ended)), path),
+            Err((Code::Unauthenticated, "CERTIFICATE_EXPIRED".into()))
+        );
+        assert_eq!(reason(None, path), Err((Code::Unauthenticated, "NO_IDENTITY".into())));
+        let stranger = Peer::from_credentials(1000, &[], None, None);
+        assert_eq!(
+            reason(Some(&stranger), path),
+            Err((Code::Unauthenticated, "NOT_AUTHORISED".into()))
+        );
+    }
+}

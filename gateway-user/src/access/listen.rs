@@ -1,0 +1,377 @@
+//! The listeners. Both are bound before anything else is touched. A connection reaches HTTP/2 only after its handshake and the client's
+//! connection preface, within a time limit; how many may be under way, and how many open, is bounded.
+
+use std::{
+    convert::Infallible,
+    future::Future,
+    io,
+    net::SocketAddr,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+    time::{Duration, SystemTime},
+};
+
+use tokio::{
+    io::{AsyncRead, AsyncReadExt as _, AsyncWrite, ReadBuf},
+    net::{TcpListener, UnixListener},
+    sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch},
+};
+use tokio_rustls::TlsAcceptor;
+use tokio_stream::{StreamExt as _, wrappers::ReceiverStream};
+use tonic::{
+    service::Routes,
+    transport::{Server, server::Connected},
+};
+
+use super::{
+    gate::Gate,
+    peer::Peer,
+    socket::{self, SocketError},
+    tls::{self, ServerTls, TlsError},
+};
+use crate::config::Config;
+
+/// A call that is not a stream takes no longer, its request's body included.
+const CALL_TIMEOUT: Duration = Duration::from_secs(30);
+/// A peer that is silent for so long is asked whether it lives,
+const KEEPALIVE: Duration = Duration::from_secs(30);
+/// and has so long to answer.
+const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(15);
+/// Most bytes of a request's headers.
+const MAX_HEADERS: u32 = 16 << 10;
+/// Streams that a peer may reset before they are taken in (CVE-2023-44487).
+const MAX_PENDING_RESETS: usize = 32;
+/// A certificate that ends within this time is warned about.
+const EXPIRY_WARNING: Duration = Duration::from_secs(14 * 86_400);
+
+/// Connections of local processes, and the limits of `[api]` when the network API is not configured.
+const LOCAL: Limits = Limits {
+    connections: 256,
+    streams: 128,
+    handshake: Duration::from_secs(5),
+};
+
+/// Both listeners, bound.
+#[derive(Debug)]
+pub struct Listeners {
+    tcp: Option<Tcp>,
+    unix: socket::Bound,
+}
+
+#[derive(Debug)]
+struct Tcp {
+    listener: std::net::TcpListener,
+    address: SocketAddr,
+    tls: ServerTls,
+    limits: Limits,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Limits {
+    connections: usize,
+    streams: u32,
+    handshake: Duration,
+}
+
+/// Why a listener could not be made.
+#[derive(Debug, thiserror::Error)]
+pub enum BindError {
+    /// Certificates or key.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
+    /// The Unix socket.
+    #[error(transparent)]
+    Socket(#[from] SocketError),
+    /// The TCP port, for instance in use.
+    #[error("cannot listen on {address} (api.listen): {error}")]
+    Tcp {
+        /// Which.
+        address: SocketAddr,
+        /// Why.
+        #[source]
+        error: io::Error,
+    },
+}
+
+/// Why serving ended.
+#[derive(Debug, thiserror::Error)]
+pub enum ServeError {
+    /// A listener could not be handed to the runtime.
+    #[error("listener: {0}")]
+    Listener(#[from] io::Error),
+    /// HTTP/2 serving ended with an error.
+    #[error("server: {0}")]
+    Transport(#[from] tonic::transport::Error),
+}
+
+impl Listeners {
+    /// Reads certificates and key, binds the TCP port and makes the Unix socket. Touches nothing else.
+    ///
+    /// # Errors
+    /// See [`BindError`].
+    pub fn bind(config: &Config) -> Result<Self, BindError> {
+        let tcp = match &config.api {
+            None => None,
+            Some(api) => {
+                let tls = tls::load(api)?;
+                let failed = |error| BindError::Tcp {
+                    address: api.listen,
+                    error,
+                };
+                let listener = std::net::TcpListener::bind(api.listen).map_err(failed)?;
+                listener.set_nonblocking(true).map_err(failed)?;
+                let address = listener.local_addr().map_err(failed)?;
+                let limits = Limits {
+                    connections: api.max_connections,
+                    streams: api.max_streams,
+                    handshake: api.handshake_timeout,
+                };
+                Some(Tcp {
+                    listener,
+                    address,
+                    tls,
+                    limits,
+                })
+            }
+        };
+        let unix = socket::open(&config.socket)?;
+        Ok(Self { tcp, unix })
+    }
+
+    /// Where the network API listens; the port that the kernel chose, if the configuration says 0.
+    #[must_use]
+    pub fn address(&self) -> Option<SocketAddr> {
+        self.tcp.as_ref().map(|t| t.address)
+    }
+
+    /// Serves on both until `stopped` is true and the connections have ended.
+    ///
+    /// # Errors
+    /// See [`ServeError`].
+    pub async fn serve(self, routes: Routes, stopped: watch::Receiver<bool>) -> Result<(), ServeError> {
+        let Self { tcp, unix } = self;
+        let gate = Gate::default();
+        let tcp = async {
+            match tcp {
+                Some(tcp) => serve_tcp(tcp, routes.clone(), gate.clone(), stopped.clone()).await,
+                None => Ok(()),
+            }
+        };
+        tokio::try_join!(tcp, serve_unix(unix, routes.clone(), gate.clone(), stopped.clone()))?;
+        Ok(())
+    }
+}
+
+async fn serve_tcp(tcp: Tcp, routes: Routes, gate: Gate, stopped: watch::Receiver<bool>) -> Result<(), ServeError> {
+    let Tcp {
+        listener,
+        address,
+        tls,
+        limits,
+    } = tcp;
+    if let Ok(left) = tls.not_after.duration_since(SystemTime::now()) {
+        if left < EXPIRY_WARNING {
+            tracing::warn!(days = left.as_secs() / 86_400, "the API's certificate expires soon");
+        }
+    }
+    let listener = TcpListener::from_std(listener)?;
+    tracing::info!(%address, "the API listens");
+    let acceptor = TlsAcceptor::from(tls.config);
+    let accept = async || listener.accept().await;
+    let handshake = move |(stream, remote): (tokio::net::TcpStream, SocketAddr)| {
+        let acceptor = acceptor.clone();
+        async move {
+            stream.set_nodelay(true)?;
+            let stream = acceptor.accept(stream).await.map_err(|e| annotate(&e, &remote.to_string()))?;
+            let leaf = stream.get_ref().1.peer_certificates().and_then(|c| c.first());
+            let leaf = leaf.ok_or_else(|| io::Error::other("no client certificate"))?;
+            let peer = Peer::from_certificate(leaf);
+            tracing::debug!(%remote, peer = peer.name(), "connected");
+            Ok((stream, peer))
+        }
+    };
+    serve_on(accept, handshake, limits, routes, gate, stopped).await
+}
+
+async fn serve_unix(bound: socket::Bound, routes: Routes, gate: Gate, stopped: watch::Receiver<bool>) -> Result<(), ServeError> {
+    let socket::Bound { listener, file, groups } = bound;
+    listener.set_nonblocking(true)?;
+    let listener = UnixListener::from_std(listener)?;
+    let accept = async || listener.accept().await;
+    let handshake = move |(stream, _): (tokio::net::UnixStream, _)| async move {
+        let peer = groups.peer(&stream)?;
+        Ok((stream, peer))
+    };
+    let served = serve_on(accept, handshake, LOCAL, routes, gate, stopped).await;
+    drop(file);
+    served
+}
+
+/// Accepts and serves until told to stop.
+async fn serve_on<A, T, H, F, S>(
+    accept: A,
+    handshake: H,
+    limits: Limits,
+    routes: Routes,
+    gate: Gate,
+    mut stopped: watch::Receiver<bool>,
+) -> Result<(), ServeError>
+where
+    A: AsyncFn() -> io::Result<T>,
+    H: Fn(T) -> F,
+    F: Future<Output = io::Result<(S, Peer)>> + Send + 'static,
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let (made, connections) = mpsc::channel(16);
+    let stop = async move {
+        // An error means that the daemon is gone: stop as well.
+        let _ = stopped.wait_for(|s| *s).await;
+    };
+    let server = Server::builder()
+        .timeout(CALL_TIMEOUT)
+        .http2_keepalive_interval(Some(KEEPALIVE))
+        .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
+        .max_concurrent_streams(limits.streams)
+        .http2_max_header_list_size(MAX_HEADERS)
+        .http2_max_pending_accept_reset_streams(Some(MAX_PENDING_RESETS))
+        .layer(gate);
+    let incoming = ReceiverStream::new(connections).map(Ok::<_, Infallible>);
+    let serving = server.serve_with_incoming_shutdown(routes, incoming, stop);
+    let accepting = accept_loop(accept, handshake, limits, made);
+    let ((), served) = tokio::join!(accepting, serving);
+    Ok(served?)
+}
+
+/// Accepts until nobody takes the connections any more. A connection over a limit is closed at once: its client learns it now, and the
+/// kernel's queue stays free for others.
+async fn accept_loop<A, T, H, F, S>(accept: A, handshake: H, limits: Limits, made: mpsc::Sender<Connection<S>>)
+where
+    A: AsyncFn() -> io::Result<T>,
+    H: Fn(T) -> F,
+    F: Future<Output = io::Result<(S, Peer)>> + Send + 'static,
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    // Two bounds, so that peers that have shown nothing cannot hold the places of those that have.
+    let under_way = Arc::new(Semaphore::new(limits.connections));
+    let open = Arc::new(Semaphore::new(limits.connections));
+    // Peers without a role only hear that they have none; a few of them at a time are enough.
+    let strangers = Arc::new(Semaphore::new((limits.connections / 8).max(1)));
+    loop {
+        let accepted = tokio::select! {
+            a = accept() => a,
+            () = made.closed() => return,
+        };
+        let stream = match accepted {
+            Ok(stream) => stream,
+            Err(error) => {
+                // Out of descriptors or memory, mostly: what is open goes on, and some of it will end.
+                tracing::warn!(%error, "a connection could not be accepted");
+                tokio::time::sleep(Duration::from_millis(100)).await;
+                continue;
+            }
+        };
+        let Ok(place) = under_way.clone().try_acquire_owned() else {
+            tracing::warn!(
+                most = limits.connections,
+                "too many handshakes are under way; a connection is closed"
+            );
+            continue;
+        };
+        let (shaken, open, strangers, made) = (handshake(stream), open.clone(), strangers.clone(), made.clone());
+        tokio::spawn(async move {
+            let _place = place;
+            let ready = async {
+                let (mut stream, peer) = shaken.await?;
+                let mut preface = [0; PREFACE.len()];
+                stream.read_exact(&mut preface).await?;
+                if &preface == PREFACE {
+                    Ok((stream, peer))
+                } else {
+                    Err(io::Error::other("not HTTP/2"))
+                }
+            };
+            let (stream, peer) = match tokio::time::timeout(limits.handshake, ready).await {
+                Ok(Ok(ready)) => ready,
+                Ok(Err(error)) => return tracing::info!(%error, "a connection failed"),
+                Err(_) => return tracing::info!("a handshake took too long; the connection is cut"),
+            };
+            let places = if matches!(peer, Peer::Refused { .. }) {
+                strangers
+            } else {
+                open
+            };
+            match places.try_acquire_owned() {
+                // An error: the server has stopped.
+                Ok(place) => drop(
+                    made.send(Connection {
+                        stream,
+                        preface_read: 0,
+                        peer,
+                        _place: place,
+                    })
+                    .await,
+                ),
+                Err(_) => tracing::warn!(
+                    peer = peer.name(),
+                    most = limits.connections,
+                    "too many connections; one is closed"
+                ),
+            }
+        });
+    }
+}
+
+/// What an HTTP/2 client sends first (RFC 9113, section 3.4).
+const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+
+/// A connection with its peer, whose preface has been read and is given to the server again.
+#[derive(Debug)]
+struct Connection<S> {
+    stream: S,
+    preface_read: usize,
+    peer: Peer,
+    _place: OwnedSemaphorePermit,
+}
+
+impl<S> Connected for Connection<S> {
+    type ConnectInfo = Peer;
+    fn connect_info(&self) -> Peer {
+        self.peer.clone()
+    }
+}
+
+impl<S: AsyncRead + Unpin> AsyncRead for Connection<S> {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let left = &PREFACE[self.preface_read..];
+        if left.is_empty() {
+            return Pin::new(&mut self.stream).poll_read(cx, buffer);
+        }
+        let n = left.len().min(buffer.remaining());
+        buffer.put_slice(&left[..n]);
+        self.preface_read += n;
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl<S: AsyncWrite + Unpin> AsyncWrite for Connection<S> {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, data: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(cx, data)
+    }
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+    fn poll_write_vectored(mut self: Pin<&mut Self>, cx: &mut Context<'_>, data: &[io::IoSlice<'_>]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write_vectored(cx, data)
+    }
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+}
+
+fn annotate(error: &io::Error, remote: &str) -> io::Error {
+    io::Error::new(error.kind(), format!("TLS handshake with {remote}: {error}"))
+}

@@ -1,0 +1,187 @@
+//! THE table: RPC by role. What is not in it is denied. Pure.
+
+use crate::model::Role::{self, Mdm, Operator, Viewer, Vpn};
+
+/// One RPC with the roles that may call it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Rpc {
+    /// As in HTTP/2's `:path`: `/package.Service/Method`.
+    pub path: &'static str,
+    /// Who may call it.
+    pub roles: &'static [Role],
+}
+
+const MDM: &[Role] = &[Mdm, Operator];
+const VPN: &[Role] = &[Vpn, Operator];
+const DEVICE_READS: &[Role] = &[Mdm, Operator, Viewer];
+const SESSION_READS: &[Role] = &[Vpn, Operator, Viewer];
+const STATUS: &[Role] = &[Vpn, Operator, Viewer];
+const READS: &[Role] = &[Operator, Viewer];
+const ALL: &[Role] = &[Mdm, Vpn, Operator, Viewer];
+
+/// Every RPC that is served, in the order of the .proto files; health and reflection last.
+pub const TABLE: &[Rpc] = &[
+    Rpc {
+        path: "/lazaret.v1.DeviceService/RegisterDevices",
+        roles: MDM,
+    },
+    Rpc {
+        path: "/lazaret.v1.DeviceService/ReportPolicyApplied",
+        roles: MDM,
+    },
+    Rpc {
+        path: "/lazaret.v1.DeviceService/ReportPolicyRevoked",
+        roles: MDM,
+    },
+    Rpc {
+        path: "/lazaret.v1.DeviceService/RetireDevice",
+        roles: MDM,
+    },
+    Rpc {
+        path: "/lazaret.v1.DeviceService/GetDevice",
+        roles: DEVICE_READS,
+    },
+    Rpc {
+        path: "/lazaret.v1.DeviceService/ListDevices",
+        roles: DEVICE_READS,
+    },
+    Rpc {
+        path: "/lazaret.v1.DeviceService/WatchGatewayUris",
+        roles: DEVICE_READS,
+    },
+    Rpc {
+        path: "/lazaret.v1.InspectService/GetStatus",
+        roles: STATUS,
+    },
+    Rpc {
+        path: "/lazaret.v1.InspectService/ListPools",
+        roles: READS,
+    },
+    Rpc {
+        path: "/lazaret.v1.InspectService/ListAddresses",
+        roles: READS,
+    },
+    Rpc {
+        path: "/lazaret.v1.InspectService/GetCounters",
+        roles: READS,
+    },
+    Rpc {
+        path: "/lazaret.v1.InspectService/ListDenials",
+        roles: READS,
+    },
+    Rpc {
+        path: "/lazaret.v1.SessionService/OpenSession",
+        roles: VPN,
+    },
+    Rpc {
+        path: "/lazaret.v1.SessionService/CloseSession",
+        roles: VPN,
+    },
+    Rpc {
+        path: "/lazaret.v1.SessionService/SynchroniseSessions",
+        roles: VPN,
+    },
+    Rpc {
+        path: "/lazaret.v1.SessionService/ListSessions",
+        roles: SESSION_READS,
+    },
+    Rpc {
+        path: "/grpc.health.v1.Health/Check",
+        roles: ALL,
+    },
+    Rpc {
+        path: "/grpc.health.v1.Health/Watch",
+        roles: ALL,
+    },
+    Rpc {
+        path: "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo",
+        roles: ALL,
+    },
+    Rpc {
+        path: "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo",
+        roles: ALL,
+    },
+];
+
+/// Whether a role may call the RPC at `path`, which is compared as it came: no other spelling is the same RPC.
+#[must_use]
+pub fn allowed(path: &str, role: Role) -> bool {
+    TABLE.iter().any(|rpc| rpc.path == path && rpc.roles.contains(&role))
+}
+
+/// A role by name, as certificates, configuration and CLI write it.
+#[must_use]
+pub fn by_name(name: &str) -> Option<Role> {
+    ALL.iter().copied().find(|r| self::name(*r) == name)
+}
+
+/// Its name.
+#[must_use]
+pub const fn name(role: Role) -> &'static str {
+    match role {
+        Mdm => "mdm",
+        Vpn => "vpn",
+        Operator => "operator",
+        Viewer => "viewer",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use prost::Message as _;
+    use prost_types::FileDescriptorSet;
+
+    use super::*;
+
+    #[test]
+    fn the_table_has_exactly_the_rpcs_of_the_api() {
+        let set = FileDescriptorSet::decode(lazaret_proto::DESCRIPTORS).unwrap();
+        let described: BTreeSet<String> = set
+            .file
+            .iter()
+            .flat_map(|f| f.service.iter().map(move |s| (f.package(), s)))
+            .flat_map(|(package, s)| s.method.iter().map(move |m| format!("/{package}.{}/{}", s.name(), m.name())))
+            .collect();
+        let own: Vec<&str> = TABLE.iter().map(|r| r.path).filter(|p| p.starts_with("/lazaret.")).collect();
+        assert_eq!(own.iter().map(ToString::to_string).collect::<BTreeSet<_>>(), described);
+        let all: BTreeSet<&str> = TABLE.iter().map(|r| r.path).collect();
+        assert_eq!(all.len(), TABLE.len(), "no RPC stands twice");
+    }
+
+    #[test]
+    fn what_is_not_in_the_table_is_denied() {
+        for path in [
+            "",
+            "/",
+            "/lazaret.v1.DeviceService/",
+            "/lazaret.v1.DeviceService/getDevice",
+            "/lazaret.v1.DeviceService/GetDevice/",
+            "//lazaret.v1.DeviceService/GetDevice",
+            "/lazaret.v1.DeviceService/Get%44evice",
+            "/lazaret.v2.DeviceService/GetDevice",
+        ] {
+            assert!(ALL.iter().all(|r| !allowed(path, *r)), "{path:?}");
+        }
+    }
+
+    #[test]
+    fn an_operator_may_everything_and_a_viewer_changes_nothing() {
+        for rpc in TABLE {
+            assert!(rpc.roles.contains(&Operator), "{}", rpc.path);
+            let method = rpc.path.rsplit('/').next().unwrap();
+            let reads = ["Get", "List", "Watch", "Check", "ServerReflectionInfo"]
+                .iter()
+                .any(|p| method.starts_with(p));
+            assert!(reads || !rpc.roles.contains(&Viewer), "{}", rpc.path);
+        }
+    }
+
+    #[test]
+    fn names_lead_back() {
+        assert!(ALL.iter().all(|r| by_name(name(*r)) == Some(*r)));
+        assert_eq!(by_name("Operator"), None);
+        assert_eq!(by_name(""), None);
+    }
+}

@@ -1,0 +1,303 @@
+//! DeviceService: for the MDM.
+
+use std::{pin::Pin, sync::Arc, vec};
+
+use futures_util::{Stream, stream};
+use lazaret_proto::v1::{self, device_service_server::DeviceService};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, broadcast, watch};
+use tonic::{Code, Request, Response, Status};
+
+use super::{identity, page, parse, render, status};
+use crate::{
+    access::answer,
+    config::Config,
+    controller::{Controller, UriChange},
+    model::{DeviceId, Revision},
+};
+
+/// Most watchers at a time, over all connections: each holds a connection's stream and a place in the broadcast.
+const MAX_WATCHERS: usize = 64;
+
+/// The service.
+#[derive(Debug)]
+pub(super) struct Devices {
+    config: Arc<Config>,
+    controller: Controller,
+    watchers: Arc<Semaphore>,
+    stopped: watch::Receiver<bool>,
+}
+
+impl Devices {
+    /// `stopped` ends the watches when it becomes true.
+    pub(super) fn new(config: Arc<Config>, controller: Controller, stopped: watch::Receiver<bool>) -> Self {
+        Self {
+            config,
+            controller,
+            watchers: Arc::new(Semaphore::new(MAX_WATCHERS)),
+            stopped,
+        }
+    }
+}
+
+#[tonic::async_trait]
+impl DeviceService for Devices {
+    async fn register_devices(
+        &self,
+        request: Request<v1::RegisterDevicesRequest>,
+    ) -> Result<Response<v1::RegisterDevicesResponse>, Status> {
+        let by = identity(&request)?;
+        let (context, devices) = parse::register(request.into_inner(), by).map_err(|e| status::invalid(&e))?;
+        let request_id = context.request.to_string();
+        let (devices, revision) = self
+            .controller
+            .register(context, devices)
+            .await
+            .map_err(|e| status::refused(&e))?;
+        Ok(Response::new(v1::RegisterDevicesResponse {
+            request_id,
+            devices: devices.into_iter().map(|d| render::device(&self.config, d)).collect(),
+            store_revision: revision.0,
+        }))
+    }
+
+    async fn report_policy_applied(
+        &self,
+        request: Request<v1::ReportPolicyAppliedRequest>,
+    ) -> Result<Response<v1::SignalResponse>, Status> {
+        let by = identity(&request)?;
+        let (context, device, revision) = parse::policy_applied(request.into_inner(), by).map_err(|e| status::invalid(&e))?;
+        let id = context.request.clone();
+        let outcome = self
+            .controller
+            .policy_applied(context, device, revision)
+            .await
+            .map_err(|e| status::refused(&e))?;
+        Ok(Response::new(render::signal(&self.config, &id, outcome)))
+    }
+
+    async fn report_policy_revoked(
+        &self,
+        request: Request<v1::ReportPolicyRevokedRequest>,
+    ) -> Result<Response<v1::SignalResponse>, Status> {
+        let by = identity(&request)?;
+        let (context, device, reason) = parse::policy_revoked(request.into_inner(), by).map_err(|e| status::invalid(&e))?;
+        let id = context.request.clone();
+        let outcome = self
+            .controller
+            .policy_revoked(context, device, reason)
+            .await
+            .map_err(|e| status::refused(&e))?;
+        Ok(Response::new(render::signal(&self.config, &id, outcome)))
+    }
+
+    async fn retire_device(&self, request: Request<v1::RetireDeviceRequest>) -> Result<Response<v1::SignalResponse>, Status> {
+        let by = identity(&request)?;
+        let (context, device) = parse::retire(request.into_inner(), by).map_err(|e| status::invalid(&e))?;
+        let id = context.request.clone();
+        let outcome = self
+            .controller
+            .retire(context, device)
+            .await
+            .map_err(|e| status::refused(&e))?;
+        Ok(Response::new(render::signal(&self.config, &id, outcome)))
+    }
+
+    async fn get_device(&self, request: Request<v1::GetDeviceRequest>) -> Result<Response<v1::GetDeviceResponse>, Status> {
+        let device = parse::get_device(request.into_inner()).map_err(|e| status::invalid(&e))?;
+        let view = self.controller.device(device).await.map_err(|e| status::refused(&e))?;
+        Ok(Response::new(v1::GetDeviceResponse {
+            device: Some(render::device(&self.config, view)),
+        }))
+    }
+
+    async fn list_devices(&self, request: Request<v1::ListDevicesRequest>) -> Result<Response<v1::ListDevicesResponse>, Status> {
+        let r = request.into_inner();
+        let state = parse::state_filter(r.state).map_err(|e| status::invalid(&e))?;
+        let list = format!("devices/{}", r.state);
+        let page = page::parse(&list, r.page_size, &r.page_token).map_err(|e| status::invalid(&e))?;
+        let after: Option<DeviceId> = page
+            .after
+            .map(DeviceId::try_from)
+            .transpose()
+            .map_err(|_| status::invalid(&page::invalid()))?;
+        // One more than is answered tells whether there is a next page.
+        let mut views = self
+            .controller
+            .devices(after, page.size + 1, state)
+            .await
+            .map_err(|e| status::refused(&e))?;
+        let size = page.size as usize;
+        let more = views.len() > size;
+        views.truncate(size);
+        let next_page_token = match views.last() {
+            Some(last) if more => page::token(&list, last.device.id.as_str()),
+            _ => String::new(),
+        };
+        let devices = views.into_iter().map(|d| render::device(&self.config, d)).collect();
+        Ok(Response::new(v1::ListDevicesResponse {
+            devices,
+            next_page_token,
+        }))
+    }
+
+    type WatchGatewayUrisStream = Pin<Box<dyn Stream<Item = Result<v1::WatchGatewayUrisResponse, Status>> + Send>>;
+
+    async fn watch_gateway_uris(
+        &self,
+        request: Request<v1::WatchGatewayUrisRequest>,
+    ) -> Result<Response<Self::WatchGatewayUrisStream>, Status> {
+        let after = parse::watch(request.into_inner());
+        let permit = self.watchers.clone().try_acquire_owned().map_err(|_| {
+            let most = [("most", MAX_WATCHERS.to_string())];
+            answer::status(
+                Code::ResourceExhausted,
+                "TOO_MANY_WATCHERS",
+                most,
+                "as many watchers as the gateway serves are connected",
+            )
+        })?;
+        let (kept, live) = self
+            .controller
+            .watch_gateway_uris(after)
+            .await
+            .map_err(|e| status::refused(&e))?;
+        let watcher = Watcher {
+            last: kept.last().map(|c| c.revision).max(after),
+            kept: kept.into_iter(),
+            live,
+            stopped: self.stopped.clone(),
+            _permit: permit,
+        };
+        let changes = stream::unfold(Some(watcher), |watcher| async {
+            let mut watcher = watcher?;
+            let change = watcher.next().await;
+            let ended = change.is_err();
+            Some((change.map(render::uri_change), (!ended).then_some(watcher)))
+        });
+        Ok(Response::new(Box::pin(changes)))
+    }
+}
+
+/// A watch: first what was kept, then what happens, until an error ends it.
+struct Watcher {
+    kept: vec::IntoIter<UriChange>,
+    live: broadcast::Receiver<UriChange>,
+    /// Up to which revision `kept` goes; `live` may begin before it.
+    last: Option<Revision>,
+    stopped: watch::Receiver<bool>,
+    _permit: OwnedSemaphorePermit,
+}
+
+impl Watcher {
+    async fn next(&mut self) -> Result<UriChange, Status> {
+        if let Some(change) = self.kept.next() {
+            return Ok(change);
+        }
+        loop {
+            let received = tokio::select! {
+                r = self.live.recv() => r,
+                _ = self.stopped.wait_for(|s| *s) => Err(broadcast::error::RecvError::Closed),
+            };
+            match received {
+                Ok(change) if Some(change.revision) > self.last => return Ok(change),
+                Ok(_) => {}
+                Err(broadcast::error::RecvError::Lagged(missed)) => {
+                    let sentence =
+                        "the watcher read too slowly and changes were not sent; watch again from the last revision received";
+                    return Err(answer::status(
+                        Code::DataLoss,
+                        "WATCH_LAGGED",
+                        [("missed", missed.to_string())],
+                        sentence,
+                    ));
+                }
+                Err(broadcast::error::RecvError::Closed) => {
+                    let sentence = "the gateway is shutting down; watch again from the last revision received";
+                    return Err(answer::status(Code::Unavailable, "SHUTTING_DOWN", [], sentence));
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tonic_types::StatusExt as _;
+
+    use super::*;
+    use crate::model::WallTime;
+
+    fn change(revision: u64) -> UriChange {
+        UriChange {
+            revision: Revision(revision),
+            device: "d".parse().unwrap(),
+            old: "a".into(),
+            new: "b".into(),
+            at: WallTime(0),
+            reason: "policy_applied".into(),
+        }
+    }
+
+    struct Fixture {
+        live: broadcast::Sender<UriChange>,
+        stop: watch::Sender<bool>,
+        watcher: Watcher,
+    }
+
+    async fn watcher(kept: Vec<UriChange>) -> Fixture {
+        let (live, receiver) = broadcast::channel(2);
+        let (stop, stopped) = watch::channel(false);
+        let permit = Arc::new(Semaphore::new(1)).acquire_owned().await.unwrap();
+        let last = kept.last().map(|c| c.revision);
+        let watcher = Watcher {
+            kept: kept.into_iter(),
+            live: receiver,
+            last,
+            stopped,
+            _permit: permit,
+        };
+        Fixture { live, stop, watcher }
+    }
+
+    #[tokio::test]
+    async fn what_was_kept_comes_first_and_nothing_twice() {
+        let mut f = watcher(vec![change(3), change(4)]).await;
+        f.live.send(change(4)).unwrap();
+        f.live.send(change(5)).unwrap();
+        for want in [3, 4, 5] {
+            assert_eq!(f.watcher.next().await.unwrap().revision, Revision(want));
+        }
+        f.live.send(change(6)).unwrap();
+        f.live.send(change(6)).unwrap();
+        for _ in 0..2 {
+            assert_eq!(
+                f.watcher.next().await.unwrap().revision,
+                Revision(6),
+                "one revision can change two devices"
+            );
+        }
+    }
+
+    #[tokio::test]
+    async fn a_slow_watcher_is_told() {
+        let mut f = watcher(vec![]).await;
+        for r in 1..=3 {
+            f.live.send(change(r)).unwrap();
+        }
+        let e = f.watcher.next().await.unwrap_err();
+        assert_eq!(
+            (e.code(), e.get_details_error_info().unwrap().reason.as_str()),
+            (Code::DataLoss, "WATCH_LAGGED")
+        );
+    }
+
+    #[tokio::test]
+    async fn a_watch_ends_with_the_daemon() {
+        let mut f = watcher(vec![]).await;
+        f.stop.send_replace(true);
+        assert_eq!(f.watcher.next().await.unwrap_err().code(), Code::Unavailable);
+        let mut f = watcher(vec![]).await;
+        drop(f.live);
+        assert_eq!(f.watcher.next().await.unwrap_err().code(), Code::Unavailable);
+    }
+}

@@ -1,0 +1,584 @@
+//! Protobuf to domain: one conversion for each request that carries something, and one error that names the field. Nothing is left out,
+//! repaired or guessed: one bad element refuses the request. Texts of the caller are never repeated in an error; they may hold anything.
+
+use std::{
+    collections::HashSet,
+    fmt::Display,
+    net::{IpAddr, Ipv6Addr},
+    str::FromStr,
+};
+
+use lazaret_proto::v1;
+use prost_types::Timestamp;
+
+use crate::{
+    controller::{Registration, SessionReport, SignalContext},
+    model::{
+        DeviceId, DeviceState, Fingerprint, Identity, InterfaceName, PolicyRevision, PoolName, RequestId, Revision, SessionId,
+        SourceName, WallTime,
+    },
+};
+
+/// Most devices in one registration.
+pub const MAX_REGISTRATIONS: usize = 1000;
+/// Most reports in one synchronisation.
+pub const MAX_REPORTS: usize = 65_536;
+/// Most addresses of a session.
+pub const MAX_ADDRESSES: usize = 16;
+/// Most common names, and most certificates, of a device.
+pub const MAX_ALIASES: usize = 64;
+/// Most characters of a text for people.
+pub const MAX_TEXT: usize = 256;
+
+/// A request with a field that is missing or wrong.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{field}: {problem}")]
+pub struct Invalid {
+    reason: &'static str,
+    field: String,
+    problem: String,
+}
+
+impl Invalid {
+    /// A field with what is wrong with it. The reason is `INVALID_ARGUMENT`.
+    pub fn new(field: impl Into<String>, problem: impl Display) -> Self {
+        Self::with_reason("INVALID_ARGUMENT", field, problem)
+    }
+    /// Likewise with a reason of its own.
+    pub fn with_reason(reason: &'static str, field: impl Into<String>, problem: impl Display) -> Self {
+        Self {
+            reason,
+            field: field.into(),
+            problem: problem.to_string(),
+        }
+    }
+    /// For programs.
+    #[must_use]
+    pub fn reason(&self) -> &'static str {
+        self.reason
+    }
+    /// Path of the field, e.g. `devices[3].aliases.common_names[0]`.
+    #[must_use]
+    pub fn field(&self) -> &str {
+        &self.field
+    }
+    /// What is wrong, for people.
+    #[must_use]
+    pub fn problem(&self) -> &str {
+        &self.problem
+    }
+    fn within(mut self, outer: impl Display) -> Self {
+        self.field = format!("{outer}.{}", self.field);
+        self
+    }
+    fn element(self, list: &str, index: usize) -> Self {
+        self.within(format_args!("{list}[{index}]"))
+    }
+}
+
+/// Devices to register.
+pub(super) fn register(r: v1::RegisterDevicesRequest, by: Identity) -> Result<(SignalContext, Vec<Registration>), Invalid> {
+    let context = context(r.context, by)?;
+    if r.devices.is_empty() || r.devices.len() > MAX_REGISTRATIONS {
+        return Err(Invalid::new(
+            "devices",
+            format_args!("must have 1 to {MAX_REGISTRATIONS} elements"),
+        ));
+    }
+    let mut seen = HashSet::with_capacity(r.devices.len());
+    let mut devices = Vec::with_capacity(r.devices.len());
+    for (i, device) in r.devices.into_iter().enumerate() {
+        let device = registration(device).map_err(|e| e.element("devices", i))?;
+        if !seen.insert(device.id.clone()) {
+            return Err(Invalid::new(format!("devices[{i}].device_id"), "stands twice in the request"));
+        }
+        devices.push(device);
+    }
+    Ok((context, devices))
+}
+
+/// A policy that is applied. `observed_at` is required: it tells an old signal from a new one.
+pub(super) fn policy_applied(
+    r: v1::ReportPolicyAppliedRequest,
+    by: Identity,
+) -> Result<(SignalContext, DeviceId, PolicyRevision), Invalid> {
+    let context = context(r.context, by)?;
+    if context.observed_at.is_none() {
+        return Err(Invalid::new(
+            "context.observed_at",
+            "is required: when the device was seen with its policy applied",
+        ));
+    }
+    Ok((
+        context,
+        name("device_id", r.device_id)?,
+        name("policy_revision", r.policy_revision)?,
+    ))
+}
+
+/// A policy that no longer holds.
+pub(super) fn policy_revoked(
+    r: v1::ReportPolicyRevokedRequest,
+    by: Identity,
+) -> Result<(SignalContext, DeviceId, String), Invalid> {
+    let context = context(r.context, by)?;
+    let device = name("device_id", r.device_id)?;
+    let reason = text("reason", r.reason)?;
+    optional_name::<PolicyRevision>("policy_revision", r.policy_revision)?;
+    Ok((context, device, reason))
+}
+
+/// A device that is no longer managed.
+pub(super) fn retire(r: v1::RetireDeviceRequest, by: Identity) -> Result<(SignalContext, DeviceId), Invalid> {
+    Ok((context(r.context, by)?, name("device_id", r.device_id)?))
+}
+
+/// A device that is asked for.
+pub(super) fn get_device(r: v1::GetDeviceRequest) -> Result<DeviceId, Invalid> {
+    name("device_id", r.device_id)
+}
+
+/// The state that a list is limited to.
+pub(super) fn state_filter(state: i32) -> Result<Option<DeviceState>, Invalid> {
+    let known = v1::DeviceState::try_from(state).map_err(|_| Invalid::new("state", "is no DeviceState"))?;
+    Ok(match known {
+        v1::DeviceState::Unspecified => None,
+        v1::DeviceState::Registered => Some(DeviceState::Registered),
+        v1::DeviceState::Quarantined => Some(DeviceState::Quarantined),
+        v1::DeviceState::Released => Some(DeviceState::Released),
+        v1::DeviceState::Blocked => Some(DeviceState::Blocked),
+        v1::DeviceState::Retired => Some(DeviceState::Retired),
+    })
+}
+
+/// Where a watch starts; `None`: now.
+pub(super) fn watch(r: v1::WatchGatewayUrisRequest) -> Option<Revision> {
+    r.after_revision.map(Revision)
+}
+
+/// A session that opens.
+pub(super) fn open_session(
+    r: v1::OpenSessionRequest,
+    by: Identity,
+) -> Result<(SignalContext, SourceName, SessionReport), Invalid> {
+    let context = context(r.context, by)?;
+    let source = name("source", r.source)?;
+    let session = r.session.ok_or_else(|| Invalid::new("session", "is required"))?;
+    Ok((context, source, session_report(session).map_err(|e| e.within("session"))?))
+}
+
+/// A session that has ended.
+pub(super) fn close_session(r: v1::CloseSessionRequest, by: Identity) -> Result<(SignalContext, SessionId), Invalid> {
+    let context = context(r.context, by)?;
+    match r.session_id {
+        0 => Err(Invalid::new(
+            "session_id",
+            "is required: the number that OpenSession answered",
+        )),
+        id => Ok((context, SessionId(id))),
+    }
+}
+
+/// The whole list of a VPN server. An address stands in one report only.
+pub(super) fn synchronise(
+    r: v1::SynchroniseSessionsRequest,
+    by: Identity,
+) -> Result<(SignalContext, SourceName, Vec<SessionReport>), Invalid> {
+    let context = context(r.context, by)?;
+    let source = name("source", r.source)?;
+    if r.sessions.len() > MAX_REPORTS {
+        return Err(Invalid::new(
+            "sessions",
+            format_args!("must have at most {MAX_REPORTS} elements"),
+        ));
+    }
+    let mut seen = HashSet::with_capacity(r.sessions.len());
+    let mut reports = Vec::with_capacity(r.sessions.len());
+    for (i, report) in r.sessions.into_iter().enumerate() {
+        let report = session_report(report).map_err(|e| e.element("sessions", i))?;
+        if let Some(j) = report.addresses.iter().position(|a| !seen.insert(*a)) {
+            return Err(Invalid::new(
+                format!("sessions[{i}].prefixes[{j}]"),
+                "stands twice in the request",
+            ));
+        }
+        reports.push(report);
+    }
+    Ok((context, source, reports))
+}
+
+/// An address that is asked for; `None`: no limit to one.
+pub(super) fn address_filter(address: &str) -> Result<Option<IpAddr>, Invalid> {
+    if address.is_empty() {
+        return Ok(None);
+    }
+    let wrong = || Invalid::with_reason("INVALID_ADDRESS", "address", "must be an IPv4 or IPv6 address");
+    plain(address.parse().map_err(|_| wrong())?).map(Some).ok_or_else(wrong)
+}
+
+fn context(c: Option<v1::SignalContext>, by: Identity) -> Result<SignalContext, Invalid> {
+    let c = c.ok_or_else(|| Invalid::new("context", "is required"))?;
+    let inner = || -> Result<SignalContext, Invalid> {
+        Ok(SignalContext {
+            by,
+            request: name::<RequestId>("request_id", c.request_id)?,
+            observed_at: c.observed_at.map(wall_time).transpose()?,
+        })
+    };
+    inner().map_err(|e| e.within("context"))
+}
+
+fn wall_time(t: Timestamp) -> Result<WallTime, Invalid> {
+    /// The years 1 to 9999, as `google.protobuf.Timestamp` documents its range.
+    const SECONDS: std::ops::RangeInclusive<i64> = -62_135_596_800..=253_402_300_799;
+    if !SECONDS.contains(&t.seconds) || !(0..1_000_000_000).contains(&t.nanos) {
+        return Err(Invalid::new(
+            "observed_at",
+            "must be a google.protobuf.Timestamp: years 1 to 9999, nanos 0 to 999,999,999",
+        ));
+    }
+    Ok(WallTime(t.seconds * 1000 + i64::from(t.nanos / 1_000_000)))
+}
+
+fn registration(d: v1::DeviceRegistration) -> Result<Registration, Invalid> {
+    let aliases = d.aliases.unwrap_or_default();
+    let within = |e: Invalid| e.within("aliases");
+    Ok(Registration {
+        id: name("device_id", d.device_id)?,
+        owner: text("owner", d.owner)?,
+        full_service_pool: optional_name::<PoolName>("full_service_pool", d.full_service_pool)?,
+        common_names: list("common_names", aliases.common_names, |f, s| name(f, s)).map_err(within)?,
+        certificates: list("certificate_sha256", aliases.certificate_sha256, |f, s| fingerprint(f, &s)).map_err(within)?,
+    })
+}
+
+fn session_report(r: v1::SessionReport) -> Result<SessionReport, Invalid> {
+    let certificate = if r.certificate_sha256.is_empty() {
+        None
+    } else {
+        Some(fingerprint("certificate_sha256", &r.certificate_sha256)?)
+    };
+    if r.prefixes.is_empty() || r.prefixes.len() > MAX_ADDRESSES {
+        return Err(Invalid::new(
+            "prefixes",
+            format_args!("must have 1 to {MAX_ADDRESSES} elements"),
+        ));
+    }
+    let mut addresses = Vec::with_capacity(r.prefixes.len());
+    for (i, prefix) in r.prefixes.iter().enumerate() {
+        let address = single_address(prefix).map_err(|p| Invalid::new(format!("prefixes[{i}]"), p))?;
+        if addresses.contains(&address) {
+            return Err(Invalid::new(format!("prefixes[{i}]"), "stands twice in the session"));
+        }
+        addresses.push(address);
+    }
+    Ok(SessionReport {
+        device_name: name("device_name", r.device_name)?,
+        certificate,
+        addresses,
+        interface: name::<InterfaceName>("interface", r.interface)?,
+    })
+}
+
+/// "10.66.0.5", "10.66.0.5/32", "fd00::5", "fd00::5/128".
+fn single_address(text: &str) -> Result<IpAddr, &'static str> {
+    const WRONG: &str = "must be one IPv4 or IPv6 address, alone or with /32 or /128";
+    let (address, length) = text.split_once('/').map_or((text, None), |(a, l)| (a, Some(l)));
+    let address: IpAddr = address.parse().map_err(|_| WRONG)?;
+    match (address, length) {
+        (_, None) | (IpAddr::V4(_), Some("32")) | (IpAddr::V6(_), Some("128")) => plain(address).ok_or("must be written as IPv4"),
+        _ => Err(WRONG),
+    }
+}
+
+/// One address, one spelling: an IPv4 address inside an IPv6 one (RFC 4291, 2.5.5.2) is refused.
+fn plain(address: IpAddr) -> Option<IpAddr> {
+    match address {
+        IpAddr::V6(a) if Ipv6Addr::to_ipv4_mapped(&a).is_some() => None,
+        a => Some(a),
+    }
+}
+
+/// A name of the model, from its field.
+fn name<T>(field: &str, value: String) -> Result<T, Invalid>
+where
+    T: TryFrom<String>,
+    T::Error: Display,
+{
+    T::try_from(value).map_err(|e| Invalid::new(field, e))
+}
+
+/// A name that may be left empty.
+fn optional_name<T>(field: &str, value: String) -> Result<Option<T>, Invalid>
+where
+    T: TryFrom<String>,
+    T::Error: Display,
+{
+    if value.is_empty() {
+        Ok(None)
+    } else {
+        name(field, value).map(Some)
+    }
+}
+
+fn fingerprint(field: &str, value: &str) -> Result<Fingerprint, Invalid> {
+    Fingerprint::from_str(value).map_err(|e| Invalid::new(field, e))
+}
+
+/// At most [`MAX_ALIASES`] different elements.
+fn list<T: PartialEq>(
+    field: &str,
+    values: Vec<String>,
+    parse: impl Fn(&str, String) -> Result<T, Invalid>,
+) -> Result<Vec<T>, Invalid> {
+    if values.len() > MAX_ALIASES {
+        return Err(Invalid::new(field, format_args!("must have at most {MAX_ALIASES} elements")));
+    }
+    let mut parsed = Vec::with_capacity(values.len());
+    for (i, value) in values.into_iter().enumerate() {
+        let field = format!("{field}[{i}]");
+        let value = parse(&field, value)?;
+        if parsed.contains(&value) {
+            return Err(Invalid::new(field, "stands twice in the list"));
+        }
+        parsed.push(value);
+    }
+    Ok(parsed)
+}
+
+/// A text for people. Besides control characters, what turns the direction of a line or breaks it is refused: it would let one text
+/// show itself as another in a log or a table.
+fn text(field: &str, value: String) -> Result<String, Invalid> {
+    let harmful = |c: char| {
+        c.is_control() || matches!(c, '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{feff}')
+    };
+    if value.chars().count() > MAX_TEXT || value.chars().any(harmful) {
+        return Err(Invalid::new(
+            field,
+            format_args!("must have at most {MAX_TEXT} characters and no control characters"),
+        ));
+    }
+    Ok(value)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::Role;
+
+    fn by() -> Identity {
+        Identity {
+            role: Role::Mdm,
+            name: "test".into(),
+        }
+    }
+    fn context() -> Option<v1::SignalContext> {
+        Some(v1::SignalContext {
+            request_id: "r-1".into(),
+            observed_at: Some(Timestamp {
+                seconds: 1,
+                nanos: 2_999_999,
+            }),
+        })
+    }
+    fn report(prefixes: &[&str]) -> v1::SessionReport {
+        v1::SessionReport {
+            device_name: "d-1".into(),
+            prefixes: prefixes.iter().map(ToString::to_string).collect(),
+            interface: "tun0".into(),
+            ..Default::default()
+        }
+    }
+    fn open(report: v1::SessionReport) -> Result<SessionReport, Invalid> {
+        let r = v1::OpenSessionRequest {
+            context: context(),
+            source: "vpn-1".into(),
+            session: Some(report),
+        };
+        open_session(r, by()).map(|r| r.2)
+    }
+    fn device(id: &str) -> v1::DeviceRegistration {
+        v1::DeviceRegistration {
+            device_id: id.into(),
+            ..Default::default()
+        }
+    }
+    fn registering(devices: Vec<v1::DeviceRegistration>) -> Result<Vec<Registration>, Invalid> {
+        register(
+            v1::RegisterDevicesRequest {
+                context: context(),
+                devices,
+            },
+            by(),
+        )
+        .map(|r| r.1)
+    }
+    /// The field that a request was refused for.
+    fn field<T: std::fmt::Debug>(r: Result<T, Invalid>) -> String {
+        r.expect_err("must be refused").field().to_owned()
+    }
+
+    #[test]
+    fn a_context_is_required_whole() {
+        let applied = |context| {
+            policy_applied(
+                v1::ReportPolicyAppliedRequest {
+                    context,
+                    device_id: "d".into(),
+                    policy_revision: "1".into(),
+                },
+                by(),
+            )
+        };
+        assert_eq!(applied(context()).unwrap().0.observed_at, Some(WallTime(1002)));
+        assert_eq!(field(applied(None)), "context");
+        assert_eq!(field(applied(Some(v1::SignalContext::default()))), "context.request_id");
+        let with = |t| {
+            Some(v1::SignalContext {
+                request_id: "r".into(),
+                observed_at: t,
+            })
+        };
+        assert_eq!(field(applied(with(None))), "context.observed_at");
+        for (seconds, nanos) in [
+            (i64::MAX, 0),
+            (i64::MIN, 0),
+            (0, -1),
+            (0, 1_000_000_000),
+            (253_402_300_800, 0),
+        ] {
+            assert_eq!(
+                field(applied(with(Some(Timestamp { seconds, nanos })))),
+                "context.observed_at",
+                "{seconds} {nanos}"
+            );
+        }
+        let revoked = v1::ReportPolicyRevokedRequest {
+            context: with(None),
+            device_id: "d".into(),
+            ..Default::default()
+        };
+        assert!(policy_revoked(revoked, by()).is_ok(), "a restriction needs no time");
+    }
+
+    #[test]
+    fn sessions() {
+        let r = open(report(&["10.66.0.5/32", "fd00:66::5", "10.66.0.6"])).unwrap();
+        let want: Vec<IpAddr> = ["10.66.0.5", "fd00:66::5", "10.66.0.6"].map(|a| a.parse().unwrap()).to_vec();
+        assert_eq!(r.addresses, want);
+        for bad in [
+            "",
+            "10.66.0.0/24",
+            "10.66.0.5/",
+            "10.66.0.5/032",
+            "fd00::5/32",
+            "::ffff:10.66.0.5",
+            "10.66.0.5 ",
+            "mail",
+            "1/2/3",
+        ] {
+            assert_eq!(field(open(report(&["10.66.0.4", bad]))), "session.prefixes[1]", "{bad:?}");
+        }
+        assert_eq!(field(open(report(&["10.66.0.4", "10.66.0.4/32"]))), "session.prefixes[1]");
+        assert_eq!(field(open(report(&[]))), "session.prefixes");
+        assert_eq!(field(open(report(&["10.66.0.4"; MAX_ADDRESSES + 1]))), "session.prefixes");
+        let bad = v1::SessionReport {
+            device_name: "../../etc/passwd".into(),
+            ..report(&["10.66.0.4"])
+        };
+        assert_eq!(field(open(bad)), "session.device_name");
+        let bad = v1::SessionReport {
+            interface: "tun0\n".into(),
+            ..report(&["10.66.0.4"])
+        };
+        assert_eq!(field(open(bad)), "session.interface");
+        let bad = v1::SessionReport {
+            certificate_sha256: "ab".into(),
+            ..report(&["10.66.0.4"])
+        };
+        assert_eq!(field(open(bad)), "session.certificate_sha256");
+    }
+
+    #[test]
+    fn a_whole_list_is_refused_for_one_element() {
+        let list = |sessions| v1::SynchroniseSessionsRequest {
+            context: context(),
+            source: "vpn".into(),
+            sessions,
+        };
+        let good = synchronise(list(vec![report(&["10.66.0.4"]), report(&["10.66.0.5"])]), by()).unwrap();
+        assert_eq!(good.2.len(), 2);
+        assert_eq!(
+            field(synchronise(list(vec![report(&["10.66.0.4"]), report(&["x"])]), by())),
+            "sessions[1].prefixes[0]"
+        );
+        assert_eq!(
+            field(synchronise(
+                list(vec![report(&["10.66.0.4"]), report(&["fd00::1", "10.66.0.4"])]),
+                by()
+            )),
+            "sessions[1].prefixes[1]"
+        );
+        assert_eq!(
+            field(synchronise(list(vec![v1::SessionReport::default(); MAX_REPORTS + 1]), by())),
+            "sessions"
+        );
+    }
+
+    #[test]
+    fn registrations() {
+        assert_eq!(registering(vec![device("a"), device("b")]).unwrap().len(), 2);
+        assert_eq!(field(registering(vec![])), "devices");
+        assert_eq!(field(registering(vec![device("a"); MAX_REGISTRATIONS + 1])), "devices");
+        assert_eq!(field(registering(vec![device("a"), device("a")])), "devices[1].device_id");
+        assert_eq!(
+            field(registering(vec![device("a"), device("a\u{7f}")])),
+            "devices[1].device_id"
+        );
+        let aliases = |common_names: Vec<String>, certificate_sha256: Vec<String>| v1::DeviceRegistration {
+            aliases: Some(v1::Aliases {
+                common_names,
+                certificate_sha256,
+            }),
+            ..device("a")
+        };
+        assert_eq!(
+            field(registering(vec![aliases(vec!["a".into(), "a/b".into()], vec![])])),
+            "devices[0].aliases.common_names[1]"
+        );
+        let twice = vec!["ab".repeat(32), "AB:".repeat(31) + "AB"];
+        assert_eq!(
+            field(registering(vec![aliases(vec![], twice)])),
+            "devices[0].aliases.certificate_sha256[1]"
+        );
+        let many = (0..=MAX_ALIASES).map(|i| i.to_string()).collect();
+        assert_eq!(
+            field(registering(vec![aliases(many, vec![])])),
+            "devices[0].aliases.common_names"
+        );
+        for owner in ["a\nb", "a\u{1b}[31m", "a\u{202e}b", "a\u{2028}", &"x".repeat(MAX_TEXT + 1)] {
+            let d = v1::DeviceRegistration {
+                owner: owner.into(),
+                ..device("a")
+            };
+            assert_eq!(field(registering(vec![d])), "devices[0].owner", "{owner:?}");
+        }
+        let d = v1::DeviceRegistration {
+            owner: "Zoë Müller, Büro 3".into(),
+            ..device("a")
+        };
+        assert_eq!(registering(vec![d]).unwrap()[0].owner, "Zoë Müller, Büro 3");
+    }
+
+    #[test]
+    fn filters() {
+        assert_eq!(state_filter(0), Ok(None));
+        assert_eq!(state_filter(3), Ok(Some(DeviceState::Released)));
+        assert_eq!(field(state_filter(99)), "state");
+        assert_eq!(address_filter(""), Ok(None));
+        assert_eq!(address_filter("10.0.0.1"), Ok(Some([10, 0, 0, 1].into())));
+        for bad in ["10.0.0.1/32", "::ffff:10.0.0.1", "x", "\0"] {
+            assert_eq!(address_filter(bad).unwrap_err().reason(), "INVALID_ADDRESS", "{bad:?}");
+        }
+    }
+}

@@ -1,0 +1,99 @@
+//! SessionService: for the VPN server.
+
+use std::sync::Arc;
+
+use lazaret_proto::v1::{self, session_service_server::SessionService};
+use tonic::{Request, Response, Status};
+
+use super::{identity, page, parse, render, status};
+use crate::{config::Config, controller::Controller, model::SessionId};
+
+/// The service.
+#[derive(Debug)]
+pub(super) struct Sessions {
+    config: Arc<Config>,
+    controller: Controller,
+}
+
+impl Sessions {
+    pub(super) fn new(config: Arc<Config>, controller: Controller) -> Self {
+        Self { config, controller }
+    }
+}
+
+#[tonic::async_trait]
+impl SessionService for Sessions {
+    async fn open_session(&self, request: Request<v1::OpenSessionRequest>) -> Result<Response<v1::OpenSessionResponse>, Status> {
+        let by = identity(&request)?;
+        let (context, source, report) = parse::open_session(request.into_inner(), by).map_err(|e| status::invalid(&e))?;
+        let id = context.request.clone();
+        let outcome = self
+            .controller
+            .open_session(context, source, report)
+            .await
+            .map_err(|e| status::refused(&e))?;
+        Ok(Response::new(render::opened(&self.config, &id, outcome)))
+    }
+
+    async fn close_session(
+        &self,
+        request: Request<v1::CloseSessionRequest>,
+    ) -> Result<Response<v1::CloseSessionResponse>, Status> {
+        let by = identity(&request)?;
+        let (context, session) = parse::close_session(request.into_inner(), by).map_err(|e| status::invalid(&e))?;
+        let id = context.request.clone();
+        let outcome = self
+            .controller
+            .close_session(context, session)
+            .await
+            .map_err(|e| status::refused(&e))?;
+        Ok(Response::new(render::closed(&id, outcome)))
+    }
+
+    async fn synchronise_sessions(
+        &self,
+        request: Request<v1::SynchroniseSessionsRequest>,
+    ) -> Result<Response<v1::SynchroniseSessionsResponse>, Status> {
+        let by = identity(&request)?;
+        let (context, source, reports) = parse::synchronise(request.into_inner(), by).map_err(|e| status::invalid(&e))?;
+        let id = context.request.clone();
+        let outcome = self
+            .controller
+            .synchronise_sessions(context, source, reports)
+            .await
+            .map_err(|e| status::refused(&e))?;
+        Ok(Response::new(render::synchronised(&id, outcome)))
+    }
+
+    async fn list_sessions(
+        &self,
+        request: Request<v1::ListSessionsRequest>,
+    ) -> Result<Response<v1::ListSessionsResponse>, Status> {
+        const LIST: &str = "sessions";
+        let r = request.into_inner();
+        let page = page::parse(LIST, r.page_size, &r.page_token).map_err(|e| status::invalid(&e))?;
+        let after: Option<u64> = page
+            .after
+            .map(|a| a.parse())
+            .transpose()
+            .map_err(|_| status::invalid(&page::invalid()))?;
+        // One more than is answered tells whether there is a next page.
+        let mut views = self
+            .controller
+            .sessions(after.map(SessionId), page.size + 1)
+            .await
+            .map_err(|e| status::refused(&e))?;
+        let size = page.size as usize;
+        let more = views.len() > size;
+        views.truncate(size);
+        let next_page_token = match views.last() {
+            Some(last) if more => page::token(LIST, &last.session.id.to_string()),
+            _ => String::new(),
+        };
+        let sessions = views.into_iter().map(|s| render::session(&self.config, s)).collect();
+        Ok(Response::new(v1::ListSessionsResponse {
+            sessions,
+            next_page_token,
+        }))
+    }
+}

@@ -1,0 +1,94 @@
+//! The one table from what went wrong to gRPC: code, google.rpc.ErrorInfo (reason, domain "lazaret", metadata) for programs, a sentence for
+//! people. Codes follow google.rpc.Code's advice: FAILED_PRECONDITION where the same request can succeed once the state has changed,
+//! INVALID_ARGUMENT where it cannot, UNAVAILABLE where it may simply be repeated.
+
+use tonic::{Code, Status};
+use tonic_types::StatusExt as _;
+
+use super::parse::Invalid;
+use crate::{
+    access::answer::{escape, info, status},
+    controller::Refusal,
+};
+
+/// A refused command.
+pub(super) fn refused(refusal: &Refusal) -> Status {
+    let (code, reason, metadata) = entry(refusal);
+    status(code, reason, metadata, &refusal.to_string())
+}
+
+/// A request with a field that is missing or wrong: INVALID_ARGUMENT, with google.rpc.BadRequest beside the ErrorInfo.
+pub(super) fn invalid(e: &Invalid) -> Status {
+    let mut details = info(e.reason(), [("field", e.field().to_owned())]);
+    details.add_bad_request_violation(e.field(), e.problem());
+    Status::with_error_details(Code::InvalidArgument, escape(&e.to_string()), details)
+}
+
+/// A refusal's reason, as ErrorInfo has it.
+pub(super) fn reason(refusal: &Refusal) -> &'static str {
+    entry(refusal).1
+}
+
+/// At most one pair of metadata: what the refusal is about.
+type Entry = (Code, &'static str, [(&'static str, String); 1]);
+
+fn entry(refusal: &Refusal) -> Entry {
+    let about = |key: &'static str, value: &dyn std::fmt::Display| [(key, value.to_string())];
+    match refusal {
+        Refusal::UnknownDevice(d) => (Code::NotFound, "UNKNOWN_DEVICE", about("device", d)),
+        Refusal::DeviceRetired(d) => (Code::FailedPrecondition, "DEVICE_RETIRED", about("device", d)),
+        Refusal::UnknownPool(p) => (Code::InvalidArgument, "UNKNOWN_POOL", about("pool", p)),
+        Refusal::AliasTaken { owner, .. } => (Code::AlreadyExists, "ALIAS_TAKEN", about("owner", owner)),
+        Refusal::StaleSignal => (
+            Code::FailedPrecondition,
+            "STALE_SIGNAL",
+            about("field", &"context.observed_at"),
+        ),
+        Refusal::SignalFromFuture => (
+            Code::FailedPrecondition,
+            "SIGNAL_FROM_FUTURE",
+            about("field", &"context.observed_at"),
+        ),
+        Refusal::AddressOutsidePools(a) => (Code::InvalidArgument, "ADDRESS_OUTSIDE_POOLS", about("address", a)),
+        Refusal::AddressReserved(a) => (Code::InvalidArgument, "ADDRESS_RESERVED", about("address", a)),
+        Refusal::AddressTaken { session, .. } => (Code::AlreadyExists, "ADDRESS_TAKEN", about("session", session)),
+        Refusal::SessionLimit { live, .. } => (Code::ResourceExhausted, "SESSION_LIMIT", about("live", live)),
+        Refusal::FingerprintMismatch(d) => (Code::PermissionDenied, "FINGERPRINT_MISMATCH", about("device", d)),
+        Refusal::TableFull => (Code::ResourceExhausted, "TABLE_FULL", about("setting", &"tables.addresses")),
+        Refusal::StoreUnavailable(_) => (Code::Unavailable, "STORE_UNAVAILABLE", about("part", &"store")),
+        Refusal::RevisionTooOld { now, .. } => (Code::OutOfRange, "REVISION_TOO_OLD", about("now", now)),
+        Refusal::Kernel(_) => (Code::Internal, "KERNEL", about("part", &"kernel")),
+        Refusal::Busy => (Code::Unavailable, "BUSY", about("part", &"controller")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn details_can_be_read_back() {
+        let s = refused(&Refusal::UnknownDevice("d-1".parse().unwrap()));
+        assert_eq!(s.code(), Code::NotFound);
+        let info = s.get_details_error_info().unwrap();
+        assert_eq!((info.reason.as_str(), info.domain.as_str()), ("UNKNOWN_DEVICE", "lazaret"));
+        assert_eq!(info.metadata["device"], "d-1");
+
+        let s = invalid(&Invalid::new("devices[3].owner", "must be short"));
+        assert_eq!(
+            (s.code(), s.message()),
+            (Code::InvalidArgument, "devices[3].owner: must be short")
+        );
+        assert_eq!(s.get_details_error_info().unwrap().metadata["field"], "devices[3].owner");
+        assert_eq!(
+            s.get_details_bad_request().unwrap().field_violations[0].field,
+            "devices[3].owner"
+        );
+    }
+
+    #[test]
+    fn control_characters_are_escaped() {
+        let s = refused(&Refusal::Kernel("a\u{1b}[2J\nb".into()));
+        assert_eq!(s.message(), "the kernel refused: a\\u{1b}[2J\\nb");
+    }
+}

@@ -1,7 +1,12 @@
 //! The gRPC API: code generated from `lazaret/v1/*.proto`, which document it field by field.
 
 /// Version 1.
-#[allow(missing_docs, clippy::all, reason = "generated code")]
+#[allow(
+    missing_docs,
+    clippy::all,
+    clippy::allow_attributes_without_reason,
+    reason = "generated code"
+)]
 pub mod v1 {
     tonic::include_proto!("lazaret.v1");
 }

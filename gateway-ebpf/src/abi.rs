@@ -82,8 +82,16 @@ pub const fn mark(pool: u8, from_device: bool) -> u32 {
     MARK_GRANT | if from_device { MARK_FROM_DEVICE } else { 0 } | (pool as u32 & 0x3f) << 16
 }
 
-/// First word of the metadata that XDP leaves in front of a frame for the TC program; the second is the mark, 0 for "passed, not granted".
+/// The metadata that XDP leaves in front of a frame for the TC program of the same interface is two words: [`meta_magic`], and the mark,
+/// 0 for "passed, not granted".
 pub const META_MAGIC: u32 = 0x4c5a_5254;
+
+/// First word of the metadata. It names the interface: what a frame still carries from another one means nothing.
+#[inline(always)]
+#[must_use]
+pub const fn meta_magic(ifindex: u32) -> u32 {
+    META_MAGIC.wrapping_add(ifindex)
+}
 
 /// [`Control::flags`]: judge and count everything, drop nothing.
 pub const FLAG_OBSERVE: u32 = 1;

@@ -1,16 +1,27 @@
-//! The BPF object's entry points.
+//! The programs, for the BPF target only. On the host this is an empty program, so that the whole workspace builds with one command.
 #![cfg_attr(target_arch = "bpf", no_std, no_main)]
+
+#[cfg(target_arch = "bpf")]
+mod access;
+#[cfg(target_arch = "bpf")]
+mod hooks;
+#[cfg(target_arch = "bpf")]
+mod maps;
+#[cfg(target_arch = "bpf")]
+mod report;
 
 #[cfg(not(target_arch = "bpf"))]
 fn main() {}
 
+/// The kernel offers the helpers that are used here to programs under a GPL-compatible licence.
+#[cfg(target_arch = "bpf")]
+#[unsafe(link_section = "license")]
+#[unsafe(no_mangle)]
+static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";
+
+/// No program can reach it: the verifier refuses a loop without end.
 #[cfg(target_arch = "bpf")]
 #[panic_handler]
 fn panic(_: &core::panic::PanicInfo<'_>) -> ! {
     loop {}
 }
-
-#[cfg(target_arch = "bpf")]
-#[unsafe(no_mangle)]
-#[unsafe(link_section = "license")]
-pub static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";

@@ -1,1 +1,30 @@
-//! To be written.
+//! How the parser reaches a packet: the host reads a slice, the kernel reads packet memory or calls a helper. What the bytes mean is the
+//! parser's business.
+
+use crate::wire::Wire;
+
+/// No header begins beyond this offset; it bounds every read for the verifier. Two VLAN tags, IPv6 and a TCP header end at 82.
+pub const MAX_OFFSET: usize = 255;
+
+/// A packet, from the parser's offset 0 on.
+pub trait Packet {
+    /// Length in bytes. Where only a part can be reached (buffers in several pieces), the fast parser may be given the length of that
+    /// part: it takes a longer packet for rare.
+    fn size(&self) -> usize;
+    /// What lies at `offset`; `None` past the end or past [`MAX_OFFSET`].
+    fn load<T: Wire>(&self, offset: usize) -> Option<T>;
+}
+
+impl Packet for [u8] {
+    fn size(&self) -> usize {
+        self.len()
+    }
+    fn load<T: Wire>(&self, offset: usize) -> Option<T> {
+        if offset > MAX_OFFSET {
+            return None;
+        }
+        let bytes = self.get(offset..offset + size_of::<T>())?;
+        // SAFETY: `bytes` is as long as `T`, and every bit pattern is a `T`.
+        Some(unsafe { bytes.as_ptr().cast::<T>().read_unaligned() })
+    }
+}

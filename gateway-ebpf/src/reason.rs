@@ -73,7 +73,7 @@ reasons! {
     34 Llc "llc" drop: "An IEEE 802.3 length in place of an ethertype.", "Turn spanning tree or IPX off on the device side.";
     35 Vlan "vlan" drop: "A VLAN tag; tagged frames are not judged.", "Untag the port, or give Lazaret the VLAN's own interface.";
     36 Version "version" drop: "The IP version is neither 4 nor 6, or not the ethertype's.", "See who sends it with a capture on the interface.";
-    37 HeaderLength "header_length" drop: "The IPv4 header length is below 20 bytes.", "See who sends it with a capture on the interface.";
+    37 HeaderLength "header_length" drop: "The IPv4 or the TCP header length is below 20 bytes.", "See who sends it with a capture on the interface.";
     38 TotalLength "total_length" drop: "The IP length is longer than the packet or shorter than the header.",
         "If legitimate packets are hit, turn BIG TCP off on the interface.";
     39 IpOptions "ip_options" drop: "IPv4 options; they are not judged.", "Have the sender leave them out.";
@@ -84,6 +84,9 @@ reasons! {
     44 NeighbourUnsafe "neighbour_unsafe" drop: "Neighbour discovery with a hop limit below 255, a wrong code, a router's message from a device, or a redirect.",
         "Mend the sender; only solicitations and advertisements of neighbours pass.";
     45 UdpLength "udp_length" drop: "The UDP length does not fit the packet.", "See who sends it with a capture on the interface.";
+
+    46 Unjudged "unjudged" drop: "A packet left through a device interface without having been judged: a program is not attached there.",
+        "Start the daemon, or see `lazaret status`; it attaches the program again.";
 
     60 Internal "internal" drop: "A table of the program could not be read; it fails closed.", "Restart the daemon, and report it.";
 }

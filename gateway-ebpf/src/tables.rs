@@ -1,1 +1,209 @@
-//! To be written.
+//! What the decision reads, and how: the look-up code is written once, over a trait that the kernel implements by its maps and the host
+//! by borrowed memory ([`MemTables`]). Nothing here writes a table or decides.
+//!
+//! The tables are written by the daemon while they are read, by single stores of words and bytes. Every read of one is volatile, so that
+//! a value is read once and in the order of the source.
+
+use crate::{
+    abi::{
+        BUCKET6_SLOTS, Bucket6, CLASS_POOL, Class, Cold, ColdKey, Control, Home6, Homes6, LEVEL_NEXT, LEVEL_TABLES, Policy, mix6,
+    },
+    headers::{Address, protocol, words},
+};
+
+/// The tables and clocks behind the decision. `None` is a table that cannot be read: the decision then fails closed.
+pub trait Tables {
+    /// [`crate::abi::map::CONTROL`].
+    fn control(&self) -> Option<&Control>;
+    /// [`crate::abi::map::DIR4`] at the upper half of an IPv4 address.
+    fn directory4(&self, upper: u16) -> Option<u16>;
+    /// [`crate::abi::map::CHUNKS4`]: a chunk at the lower half of an IPv4 address.
+    fn chunk4(&self, chunk: u16, lower: u16) -> Option<Class>;
+    /// [`crate::abi::map::HASH6`] at an index.
+    fn bucket6(&self, index: u32) -> Option<&Bucket6>;
+    /// [`crate::abi::map::HOMES6`].
+    fn homes6(&self) -> Option<&Homes6>;
+    /// [`crate::abi::map::POLICY`] of a generation, 0 or 1.
+    fn policy(&self, generation: u32) -> Option<&Policy>;
+    /// [`crate::abi::map::COLD`]; here `None` is no entry.
+    fn cold(&self, key: &ColdKey) -> Option<Cold>;
+    /// The coarse monotonic clock, nanoseconds.
+    fn coarse_now(&self) -> u64;
+    /// The boot clock, nanoseconds.
+    fn boot_now(&self) -> u64;
+}
+
+/// The class byte of an address.
+#[inline(always)]
+pub fn class<T: Tables>(t: &T, control: &Control, version: u8, address: Address) -> Option<Class> {
+    match version {
+        4 => class4(t, u32::from_be(address[0])),
+        _ => {
+            let [hi, lo] = words(address);
+            // A class is a byte: anything above stands for `None`, so that the result is one register.
+            Class::try_from(class6(t, read(&control.hash6_bits), hi, lo)).ok()
+        }
+    }
+}
+
+#[inline(always)]
+fn class4<T: Tables>(t: &T, address: u32) -> Option<Class> {
+    match t.directory4((address >> 16) as u16)? {
+        0 => Some(0),
+        chunk => t.chunk4(chunk, address as u16),
+    }
+}
+
+const UNREADABLE: u32 = 0x100;
+
+/// A called function in the kernel: it keeps the IPv4 path small.
+#[inline(never)]
+fn class6<T: Tables>(t: &T, hash6_bits: u32, hi: u64, lo: u64) -> u32 {
+    // An empty slot has `hi == 0`, and what else it holds means nothing.
+    if hi != 0 {
+        let mixed = mix6([hi, lo]);
+        let mask = (1_u32 << (hash6_bits & 31)) - 1;
+        for index in [mixed as u32, (mixed >> 32) as u32] {
+            let Some(bucket) = t.bucket6(index & mask) else {
+                return UNREADABLE;
+            };
+            for slot in 0..BUCKET6_SLOTS {
+                if read(&bucket.keys[slot][0]) == hi && read(&bucket.keys[slot][1]) == lo {
+                    return read(&bucket.classes[slot]) as u32;
+                }
+            }
+        }
+    }
+    t.homes6().map_or(UNREADABLE, |homes| home_class(homes, hi, lo))
+}
+
+#[inline(always)]
+fn home_class(homes: &Homes6, hi: u64, lo: u64) -> u32 {
+    let count = read(&homes.count);
+    for (i, home) in homes.homes.iter().enumerate() {
+        if i as u64 >= count {
+            break;
+        }
+        let Home6 { prefix, mask, class } = home;
+        if (hi ^ read(&prefix[0])) & read(&mask[0]) == 0 && (lo ^ read(&prefix[1])) & read(&mask[1]) == 0 {
+            return read(class) as u32 & 0xff;
+        }
+    }
+    0
+}
+
+/// The destination group of an address under a policy; 0: named by no rule.
+#[inline(always)]
+pub fn group(policy: &Policy, version: u8, address: Address) -> u16 {
+    match version {
+        4 => group4(policy, u32::from_be(address[0])),
+        _ => {
+            let [hi, lo] = words(address);
+            group6(policy, hi, lo)
+        }
+    }
+}
+
+#[inline(always)]
+fn group4(policy: &Policy, address: u32) -> u16 {
+    let mut g = read(&policy.level1[(address >> 16) as usize & 0xffff]);
+    if g & LEVEL_NEXT != 0 {
+        g = read(&policy.level2[g as usize % LEVEL_TABLES][(address >> 8) as usize & 0xff]);
+        if g & LEVEL_NEXT != 0 {
+            g = read(&policy.level3[g as usize % LEVEL_TABLES][address as usize & 0xff]);
+        }
+    }
+    g
+}
+
+#[inline(never)]
+fn group6(policy: &Policy, hi: u64, lo: u64) -> u16 {
+    let count = read(&policy.dst6_count);
+    for (i, dst) in policy.dst6.iter().enumerate() {
+        if i as u64 >= count {
+            break;
+        }
+        if (hi ^ read(&dst.prefix[0])) & read(&dst.mask[0]) == 0 && (lo ^ read(&dst.prefix[1])) & read(&dst.mask[1]) == 0 {
+            return read(&dst.group) as u16;
+        }
+    }
+    0
+}
+
+/// The port group; 0: named by no rule. `port` in host byte order, for TCP and UDP.
+#[inline(always)]
+#[must_use]
+pub fn port_group(policy: &Policy, ip_protocol: u8, port: u16) -> u8 {
+    match ip_protocol {
+        protocol::TCP => read(&policy.tcp[port as usize]),
+        protocol::UDP => read(&policy.udp[port as usize]),
+        other => read(&policy.protocols[other as usize]),
+    }
+}
+
+/// The number of the rule that names the pair; 0: none.
+#[inline(always)]
+#[must_use]
+pub fn rule(policy: &Policy, pool: Class, group: u16, port_group: u8) -> u16 {
+    read(&policy.rules[(pool & CLASS_POOL) as usize][group as usize & 63][port_group as usize & 63])
+}
+
+/// Reads a word that the daemon may be writing.
+#[inline(always)]
+pub fn read<T: Copy>(from: &T) -> T {
+    // SAFETY: a reference is valid for reads.
+    unsafe { core::ptr::read_volatile(from) }
+}
+
+/// The tables in the host's memory: for tests, and to explain a decision.
+#[derive(Clone, Copy)]
+pub struct MemTables<'a> {
+    /// [`crate::abi::map::CONTROL`].
+    pub control: &'a Control,
+    /// [`crate::abi::map::DIR4`].
+    pub directory4: &'a [u16],
+    /// [`crate::abi::map::CHUNKS4`].
+    pub chunks4: &'a [[Class; 65536]],
+    /// [`crate::abi::map::HASH6`].
+    pub hash6: &'a [Bucket6],
+    /// [`crate::abi::map::HOMES6`].
+    pub homes6: &'a Homes6,
+    /// [`crate::abi::map::POLICY`].
+    pub policies: [&'a Policy; 2],
+    /// [`crate::abi::map::COLD`].
+    pub cold: &'a dyn Fn(&ColdKey) -> Option<Cold>,
+    /// The coarse monotonic clock, nanoseconds.
+    pub coarse_now: u64,
+    /// The boot clock, nanoseconds.
+    pub boot_now: u64,
+}
+
+impl Tables for MemTables<'_> {
+    fn control(&self) -> Option<&Control> {
+        Some(self.control)
+    }
+    fn directory4(&self, upper: u16) -> Option<u16> {
+        self.directory4.get(upper as usize).copied()
+    }
+    fn chunk4(&self, chunk: u16, lower: u16) -> Option<Class> {
+        self.chunks4.get(chunk as usize).map(|c| c[lower as usize])
+    }
+    fn bucket6(&self, index: u32) -> Option<&Bucket6> {
+        self.hash6.get(index as usize)
+    }
+    fn homes6(&self) -> Option<&Homes6> {
+        Some(self.homes6)
+    }
+    fn policy(&self, generation: u32) -> Option<&Policy> {
+        self.policies.get(generation as usize).copied()
+    }
+    fn cold(&self, key: &ColdKey) -> Option<Cold> {
+        (self.cold)(key)
+    }
+    fn coarse_now(&self) -> u64 {
+        self.coarse_now
+    }
+    fn boot_now(&self) -> u64 {
+        self.boot_now
+    }
+}

@@ -1,0 +1,103 @@
+//! The ways to a packet's bytes in the kernel: directly, for the fast parser, and by helper, for the full one. The only unsafe packet
+//! access there is.
+
+use core::mem::MaybeUninit;
+
+use aya_ebpf::{
+    bindings::{__sk_buff, xdp_md},
+    helpers::generated::{bpf_skb_load_bytes, bpf_xdp_get_buff_len, bpf_xdp_load_bytes},
+};
+use gateway_ebpf::{
+    packet::{MAX_OFFSET, Packet},
+    wire::Wire,
+};
+
+/// Packet memory between two pointers that the verifier knows as packet pointers. Offsets must be constants after inlining, so this must
+/// never cross a call: the fast parser only.
+pub(crate) struct Direct {
+    data: usize,
+    end: usize,
+}
+
+impl Direct {
+    /// The linear part of an XDP frame.
+    #[inline(always)]
+    pub(crate) fn xdp(ctx: *mut xdp_md) -> Self {
+        // SAFETY: the kernel gives a valid context.
+        unsafe {
+            Self {
+                data: (*ctx).data as usize,
+                end: (*ctx).data_end as usize,
+            }
+        }
+    }
+
+    /// The linear part of a socket buffer.
+    #[inline(always)]
+    pub(crate) fn skb(skb: *mut __sk_buff) -> Self {
+        // SAFETY: the kernel gives a valid context.
+        unsafe {
+            Self {
+                data: (*skb).data as usize,
+                end: (*skb).data_end as usize,
+            }
+        }
+    }
+}
+
+impl Packet for Direct {
+    #[inline(always)]
+    fn size(&self) -> usize {
+        self.end - self.data
+    }
+    #[inline(always)]
+    fn load<T: Wire>(&self, offset: usize) -> Option<T> {
+        let p = self.data + offset;
+        if p + size_of::<T>() > self.end {
+            return None;
+        }
+        // SAFETY: the comparison above is the one by which the verifier proves the access; every bit pattern is a `T`, and packet
+        // memory may be read at any alignment on the targets of this program.
+        Some(unsafe { *(p as *const T) })
+    }
+}
+
+/// An XDP frame, also in several pieces.
+pub(crate) struct XdpBytes(pub(crate) *mut xdp_md);
+
+impl Packet for XdpBytes {
+    #[inline(always)]
+    fn size(&self) -> usize {
+        // SAFETY: the context is the one that the kernel gave.
+        unsafe { bpf_xdp_get_buff_len(self.0) as usize }
+    }
+    #[inline(always)]
+    fn load<T: Wire>(&self, offset: usize) -> Option<T> {
+        let mut t = MaybeUninit::<T>::uninit();
+        // SAFETY: the helper writes all of `t` or fails.
+        let failed = offset > MAX_OFFSET
+            || unsafe { bpf_xdp_load_bytes(self.0, offset as u32, t.as_mut_ptr().cast(), size_of::<T>() as u32) } != 0;
+        // SAFETY: the helper has written all of it, and every bit pattern is a `T`.
+        if failed { None } else { Some(unsafe { t.assume_init() }) }
+    }
+}
+
+/// A socket buffer, linear or not.
+pub(crate) struct SkbBytes(pub(crate) *mut __sk_buff);
+
+impl Packet for SkbBytes {
+    #[inline(always)]
+    fn size(&self) -> usize {
+        // SAFETY: the kernel gives a valid context.
+        unsafe { (*self.0).len as usize }
+    }
+    #[inline(always)]
+    fn load<T: Wire>(&self, offset: usize) -> Option<T> {
+        let mut t = MaybeUninit::<T>::uninit();
+        // SAFETY: the helper writes all of `t` or fails.
+        let failed = offset > MAX_OFFSET
+            || unsafe { bpf_skb_load_bytes(self.0.cast(), offset as u32, t.as_mut_ptr().cast(), size_of::<T>() as u32) } != 0;
+        // SAFETY: the helper has written all of it, and every bit pattern is a `T`.
+        if failed { None } else { Some(unsafe { t.assume_init() }) }
+    }
+}

@@ -1,0 +1,308 @@
+//! The kernel entry points. Each parses, asks [`decide`], and does what its verdict table says: [`xdp_verdict`] or [`tc_verdict`].
+//!
+//! Three ways lead there. IPv4 without anything rare: parsed and decided inline, by direct packet access. IPv6: parsed inline, decided in
+//! a called function. The rest: parsed by helpers in one called function, decided in the other. Between functions the headers are kept
+//! in a map, not on the stack: the verifier then follows one state from there on, not one for each thing that the parser can say.
+
+use aya_ebpf::{
+    bindings::{__sk_buff, TC_ACT_SHOT, xdp_action, xdp_md},
+    helpers::generated::bpf_xdp_adjust_meta,
+    macros::{classifier, xdp},
+    programs::{TcContext, XdpContext},
+};
+use gateway_ebpf::{
+    abi::{FLAG_OBSERVE, MARK_GRANT, MARK_GRANT_MASK, MARK_OURS, hook, meta_magic},
+    decide::{Direction, Outcome, Place, Role, Verdict, decide},
+    headers::Headers,
+    parse::{Parsed, parse},
+    reason::Reason,
+    tables::{Tables, read},
+};
+
+use crate::{
+    access::{Direct, SkbBytes, XdpBytes},
+    maps::{Kernel, keep, kept},
+    report,
+};
+
+/// The next program on the hook, or the stack. TC_ACT_OK would keep the programs behind ours from running.
+const TCX_NEXT: i32 = -1;
+
+#[xdp(frags)]
+fn xdp_device(ctx: XdpContext) -> u32 {
+    xdp_judge::<true>(ctx.ctx)
+}
+#[xdp(frags)]
+fn xdp_core(ctx: XdpContext) -> u32 {
+    xdp_judge::<false>(ctx.ctx)
+}
+#[classifier]
+fn tc_device_eth(ctx: TcContext) -> i32 {
+    tc_companion::<DEVICE_ETH>(ctx.skb.skb)
+}
+#[classifier]
+fn tc_core_eth(ctx: TcContext) -> i32 {
+    tc_companion::<CORE_ETH>(ctx.skb.skb)
+}
+#[classifier]
+fn tc_device_ip(ctx: TcContext) -> i32 {
+    tc_judge::<DEVICE_IP, false>(ctx.skb.skb)
+}
+#[classifier]
+fn tc_core_ip(ctx: TcContext) -> i32 {
+    tc_judge::<CORE_IP, false>(ctx.skb.skb)
+}
+#[classifier]
+fn tc_egress_eth(ctx: TcContext) -> i32 {
+    tc_judge::<EGRESS_ETH, true>(ctx.skb.skb)
+}
+#[classifier]
+fn tc_egress_ip(ctx: TcContext) -> i32 {
+    tc_judge::<EGRESS_IP, false>(ctx.skb.skb)
+}
+#[classifier]
+fn tc_guard(ctx: TcContext) -> i32 {
+    guard(ctx.skb.skb)
+}
+
+/// XDP's verdict table. XDP cannot set the firewall mark: metadata in front of the frame carries it to the TC program.
+#[inline(always)]
+fn xdp_verdict<const KEPT: bool>(ctx: *mut xdp_md, hook: u8, verdict: &Verdict, h: &Headers) -> u32 {
+    // SAFETY: the kernel gives a valid context. Read in this one place: of two, the compiler makes one pointer into the context, which
+    // the verifier refuses.
+    let ifindex = unsafe { (*ctx).ingress_ifindex };
+    report::count(verdict, h.length);
+    let pass = match verdict.outcome() {
+        Outcome::Grant => Some(verdict.mark),
+        Outcome::Link | Outcome::NotOurs => Some(0),
+        Outcome::Deny => {
+            let observed = observing();
+            report::deny::<KEPT>(verdict, h, hook, ifindex, observed);
+            if observed { Some(0) } else { None }
+        }
+    };
+    match pass {
+        Some(mark) => leave_mark(ctx, ifindex, mark),
+        None => xdp_action::XDP_DROP,
+    }
+}
+
+/// TC's verdict table.
+#[inline(always)]
+fn tc_verdict<const KEPT: bool>(skb: *mut __sk_buff, ifindex: u32, hook: u8, verdict: &Verdict, h: &Headers) -> i32 {
+    report::count(verdict, h.length);
+    let pass = match verdict.outcome() {
+        Outcome::Grant => Some(verdict.mark),
+        // On its way out nothing is forwarded any more: the mark only tells the guard that we have judged.
+        Outcome::Link | Outcome::NotOurs if hook == hook::TC_EGRESS => Some(MARK_GRANT),
+        Outcome::Link | Outcome::NotOurs => Some(0),
+        Outcome::Deny => {
+            let observed = observing();
+            report::deny::<KEPT>(verdict, h, hook, ifindex, observed);
+            if observed { Some(0) } else { None }
+        }
+    };
+    match pass {
+        Some(mark) => set_mark(skb, mark),
+        None => TC_ACT_SHOT,
+    }
+}
+
+#[inline(always)]
+fn xdp_judge<const DEVICE: bool>(ctx: *mut xdp_md) -> u32 {
+    let mut h = Headers::default();
+    let kept = match parse::<_, true, false>(&Direct::xdp(ctx), &mut h) {
+        Parsed::Done if h.version == 4 => return xdp_decide::<DEVICE, false>(ctx, &h),
+        Parsed::Done => keep(&h),
+        Parsed::Rare => xdp_rare(ctx),
+    };
+    if kept { xdp_kept::<DEVICE>(ctx) } else { xdp_action::XDP_DROP }
+}
+
+#[inline(never)]
+fn xdp_rare(ctx: *mut xdp_md) -> bool {
+    let mut h = Headers::default();
+    parse::<_, true, true>(&XdpBytes(ctx), &mut h);
+    keep(&h)
+}
+
+#[inline(never)]
+fn xdp_kept<const DEVICE: bool>(ctx: *mut xdp_md) -> u32 {
+    match kept() {
+        Some(h) => xdp_decide::<DEVICE, true>(ctx, h),
+        None => xdp_action::XDP_DROP,
+    }
+}
+
+#[inline(always)]
+fn xdp_decide<const DEVICE: bool, const KEPT: bool>(ctx: *mut xdp_md, h: &Headers) -> u32 {
+    let (place, hook) = if DEVICE {
+        (at(DEVICE_ETH).0, hook::XDP_DEVICE)
+    } else {
+        (at(CORE_ETH).0, hook::XDP_CORE)
+    };
+    xdp_verdict::<KEPT>(ctx, hook, &decide(&Kernel, place, h), h)
+}
+
+/// On an interface with XDP: the metadata's mark, without judging or counting again. What has none (XDP is not attached, or could not
+/// write it), or comes with a VLAN tag that the NIC took off the frame before XDP saw it, is judged in full.
+#[inline(always)]
+fn tc_companion<const PLACE: u8>(skb: *mut __sk_buff) -> i32 {
+    let ifindex = ifindex(skb);
+    match metadata(skb, ifindex) {
+        Some(mark) if !is_tagged(skb) => set_mark(skb, mark),
+        _ => tc_fast::<PLACE, true>(skb, ifindex),
+    }
+}
+
+#[inline(always)]
+fn tc_judge<const PLACE: u8, const ETHERNET: bool>(skb: *mut __sk_buff) -> i32 {
+    tc_fast::<PLACE, ETHERNET>(skb, ifindex(skb))
+}
+
+#[inline(always)]
+fn tc_fast<const PLACE: u8, const ETHERNET: bool>(skb: *mut __sk_buff, ifindex: u32) -> i32 {
+    let mut h = Headers::default();
+    let parsed = if is_tagged(skb) {
+        Parsed::Rare
+    } else {
+        parse::<_, ETHERNET, false>(&Direct::skb(skb), &mut h)
+    };
+    let kept = match parsed {
+        Parsed::Done if h.version == 4 => return tc_decide::<PLACE, false>(skb, ifindex, &h),
+        Parsed::Done => keep(&h),
+        Parsed::Rare => tc_rare::<ETHERNET>(skb),
+    };
+    if kept { tc_kept::<PLACE>(skb, ifindex) } else { TC_ACT_SHOT }
+}
+
+#[inline(never)]
+fn tc_rare<const ETHERNET: bool>(skb: *mut __sk_buff) -> bool {
+    let mut h = Headers::default();
+    parse::<_, ETHERNET, true>(&SkbBytes(skb), &mut h);
+    if is_tagged(skb) {
+        h.problem = Some(Reason::Vlan);
+    }
+    keep(&h)
+}
+
+#[inline(never)]
+fn tc_kept<const PLACE: u8>(skb: *mut __sk_buff, ifindex: u32) -> i32 {
+    match kept() {
+        Some(h) => tc_decide::<PLACE, true>(skb, ifindex, h),
+        None => TC_ACT_SHOT,
+    }
+}
+
+#[inline(always)]
+fn tc_decide<const PLACE: u8, const KEPT: bool>(skb: *mut __sk_buff, ifindex: u32, h: &Headers) -> i32 {
+    let (place, hook) = at(PLACE);
+    tc_verdict::<KEPT>(skb, ifindex, hook, &decide(&Kernel, place, h), h)
+}
+
+/// Drops what no judge has marked. A mark from the ingress of a core interface satisfies it too: that packet was judged by the same
+/// decision, at most moments ago.
+#[inline(always)]
+fn guard(skb: *mut __sk_buff) -> i32 {
+    // SAFETY: the kernel gives a valid context.
+    let (mark, length) = unsafe { ((*skb).mark, (*skb).len) };
+    if mark & MARK_GRANT_MASK == MARK_GRANT {
+        return TCX_NEXT;
+    }
+    report::count(
+        &Verdict {
+            reason: Reason::Unjudged,
+            pool: 0,
+            mark: 0,
+        },
+        length,
+    );
+    if observing() { TCX_NEXT } else { TC_ACT_SHOT }
+}
+
+const DEVICE_ETH: u8 = 0;
+const CORE_ETH: u8 = 1;
+const DEVICE_IP: u8 = 2;
+const CORE_IP: u8 = 3;
+const EGRESS_ETH: u8 = 4;
+const EGRESS_IP: u8 = 5;
+
+/// The place behind a number, which a const parameter can be, and the name of its hook.
+#[inline(always)]
+const fn at(place: u8) -> (Place, u8) {
+    let (role, direction, hook) = match place {
+        DEVICE_ETH | DEVICE_IP => (Role::Device, Direction::Ingress, hook::TC_DEVICE),
+        CORE_ETH | CORE_IP => (Role::Core, Direction::Ingress, hook::TC_CORE),
+        _ => (Role::Device, Direction::Egress, hook::TC_EGRESS),
+    };
+    (
+        Place {
+            role,
+            direction,
+            ethernet: matches!(place, DEVICE_ETH | CORE_ETH | EGRESS_ETH),
+        },
+        hook,
+    )
+}
+
+/// Whether nothing is to be dropped. A control word that cannot be read enforces.
+#[inline(always)]
+fn observing() -> bool {
+    Kernel.control().is_some_and(|c| read(&c.flags) & FLAG_OBSERVE != 0)
+}
+
+#[inline(always)]
+fn ifindex(skb: *mut __sk_buff) -> u32 {
+    // SAFETY: the kernel gives a valid context.
+    unsafe { (*skb).ifindex }
+}
+
+#[inline(always)]
+fn is_tagged(skb: *mut __sk_buff) -> bool {
+    // SAFETY: the kernel gives a valid context.
+    unsafe { (*skb).vlan_present != 0 }
+}
+
+/// Passes a packet with a grant, or with 0 without one: other people's marks stay, unless they look like a grant of ours.
+#[inline(always)]
+fn set_mark(skb: *mut __sk_buff, grant: u32) -> i32 {
+    // SAFETY: the kernel gives a valid context, in which the mark may be written.
+    unsafe {
+        let mark = (*skb).mark;
+        if grant != 0 || mark & MARK_GRANT_MASK == MARK_GRANT {
+            (*skb).mark = mark & !MARK_OURS | grant;
+        }
+    }
+    TCX_NEXT
+}
+
+/// Two words in front of the frame: ours, for this interface, and the mark.
+type Meta = [u32; 2];
+
+/// Passes a frame with metadata. Without room for it, it passes without, and TC judges it in full.
+#[inline(always)]
+fn leave_mark(ctx: *mut xdp_md, ifindex: u32, mark: u32) -> u32 {
+    // SAFETY: the context is the one that the kernel gave.
+    if unsafe { bpf_xdp_adjust_meta(ctx, -(size_of::<Meta>() as i32)) } == 0 {
+        // SAFETY: likewise.
+        let (meta, data) = unsafe { ((*ctx).data_meta as usize, (*ctx).data as usize) };
+        if meta + size_of::<Meta>() <= data {
+            // SAFETY: the comparison proves the room; the kernel aligns metadata to 4 bytes.
+            unsafe { *(meta as *mut Meta) = [meta_magic(ifindex), mark] };
+        }
+    }
+    xdp_action::XDP_PASS
+}
+
+/// What [`leave_mark`] wrote on this interface: exactly two words, directly in front of the frame.
+#[inline(always)]
+fn metadata(skb: *mut __sk_buff, ifindex: u32) -> Option<u32> {
+    // SAFETY: the kernel gives a valid context.
+    let (meta, data) = unsafe { ((*skb).data_meta as usize, (*skb).data as usize) };
+    if meta + size_of::<Meta>() > data || meta + size_of::<Meta>() + 1 <= data {
+        return None;
+    }
+    // SAFETY: the first comparison proves the words; the kernel aligns metadata to 4 bytes.
+    let [magic, mark] = unsafe { *(meta as *const Meta) };
+    (magic == meta_magic(ifindex)).then_some(mark)
+}

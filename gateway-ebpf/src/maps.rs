@@ -1,0 +1,129 @@
+//! The maps, and the kernel's side of [`Tables`]. Names, keys and values are those of [`gateway_ebpf::abi`]; sizes that depend on the
+//! configuration are raised by the daemon when it loads the object.
+
+use aya_ebpf::{
+    bindings::BPF_F_NO_PREALLOC,
+    helpers::generated::{bpf_ktime_get_boot_ns, bpf_ktime_get_coarse_ns},
+    macros::map,
+    maps::{Array, HashMap, PerCpuArray, RingBuf},
+};
+use gateway_ebpf::{
+    abi::{Bucket6, Class, Cold, ColdKey, Control, Count, Homes6, MAX_POOLS, Policy, REASONS},
+    headers::Headers,
+    tables::{Tables, read},
+};
+
+/// User space may map the array and store to it.
+const MMAPABLE: u32 = 1 << 10;
+
+/// Key 0: [`Control`]. Written by the daemon through its mapping, read for each packet.
+#[map]
+static CONTROL: Array<Control> = Array::with_max_entries(1, MMAPABLE);
+
+/// Key 0: by the upper half of an IPv4 address, a chunk number. Written by the daemon when the configuration is loaded.
+#[map]
+static DIR4: Array<[u16; 65536]> = Array::with_max_entries(1, MMAPABLE);
+
+/// By chunk number: by the lower half of an IPv4 address, its class. Written by the daemon, a byte for each move. Sized by the daemon:
+/// a chunk for each /16 of the pools and the zero chunk. It cannot be full: what has no chunk is in no pool.
+#[map]
+static CHUNKS4: Array<[Class; 65536]> = Array::with_max_entries(2, MMAPABLE);
+
+/// By bucket number: [`Bucket6`]. Written by the daemon, an entry for each IPv6 address of a live session. Sized by the daemon, a power of
+/// two. Both buckets of an address full: the daemon refuses to open the session.
+#[map]
+static HASH6: Array<Bucket6> = Array::with_max_entries(1024, MMAPABLE);
+
+/// Key 0: [`Homes6`]. Written by the daemon when the configuration is loaded.
+#[map]
+static HOMES6: Array<Homes6> = Array::with_max_entries(1, MMAPABLE);
+
+/// By address: [`Cold`]. Written by the daemon, an entry for each address of a live session; read here only once a lease may have ended.
+/// Full: the daemon refuses to open the session.
+#[map]
+static COLD: HashMap<ColdKey, Cold> = HashMap::with_max_entries(65536, BPF_F_NO_PREALLOC);
+
+/// By generation: [`Policy`]. The daemon writes the generation that is not in force, then switches [`Control::generation`].
+#[map]
+static POLICY: Array<Policy> = Array::with_max_entries(2, MMAPABLE);
+
+/// By pool number, 0 for none: [`Count`] by reason. Written here, each CPU its own; read by the daemon.
+#[map]
+pub(crate) static COUNTERS: PerCpuArray<[Count; REASONS]> = PerCpuArray::with_max_entries(MAX_POOLS as u32 + 1, 0);
+
+/// Key 0: events suppressed by the rate limit, events lost to a full ring. Written here, each CPU its own; read by the daemon.
+#[map]
+pub(crate) static EVENTS_LOST: PerCpuArray<[u64; 2]> = PerCpuArray::with_max_entries(1, 0);
+
+/// Key 0: the state of the rate limit. Written and read here only, each CPU its own.
+#[map]
+pub(crate) static EVENT_RATE: PerCpuArray<crate::report::Rate> = PerCpuArray::with_max_entries(1, 0);
+
+/// Key 0: the headers of the packet that is being judged, on their way from one function to the next. Written and read here only, each
+/// CPU its own: all hooks run with bottom halves off, so that none interrupts another.
+#[map]
+static HEADERS: PerCpuArray<Headers> = PerCpuArray::with_max_entries(1, 0);
+
+/// [`gateway_ebpf::abi::Denial`] records. Written here, read by the daemon. Full: the record is lost and counted.
+#[map]
+pub(crate) static DENIALS: RingBuf = RingBuf::with_byte_size(1 << 20, 0);
+
+/// Keeps the headers for the next function; `false`: it failed.
+#[inline(always)]
+pub(crate) fn keep(h: &Headers) -> bool {
+    let Some(kept) = HEADERS.get_ptr_mut(0) else { return false };
+    // SAFETY: the map's value of this CPU, which nobody else holds.
+    unsafe { *kept = *h };
+    true
+}
+
+/// The headers that were kept last.
+#[inline(always)]
+pub(crate) fn kept() -> Option<&'static Headers> {
+    HEADERS.get(0)
+}
+
+/// The kernel's tables and clocks.
+pub(crate) struct Kernel;
+
+impl Tables for Kernel {
+    #[inline(always)]
+    fn control(&self) -> Option<&Control> {
+        CONTROL.get(0)
+    }
+    #[inline(always)]
+    fn directory4(&self, upper: u16) -> Option<u16> {
+        DIR4.get(0).map(|d| read(&d[upper as usize]))
+    }
+    #[inline(always)]
+    fn chunk4(&self, chunk: u16, lower: u16) -> Option<Class> {
+        CHUNKS4.get(chunk.into()).map(|c| read(&c[lower as usize]))
+    }
+    #[inline(always)]
+    fn bucket6(&self, index: u32) -> Option<&Bucket6> {
+        HASH6.get(index)
+    }
+    #[inline(always)]
+    fn homes6(&self) -> Option<&Homes6> {
+        HOMES6.get(0)
+    }
+    #[inline(always)]
+    fn policy(&self, generation: u32) -> Option<&Policy> {
+        POLICY.get(generation)
+    }
+    #[inline(always)]
+    fn cold(&self, key: &ColdKey) -> Option<Cold> {
+        // SAFETY: an entry of a hash without preallocation is replaced, not rewritten, and freed no earlier than this program returns.
+        unsafe { COLD.get(key) }.copied()
+    }
+    #[inline(always)]
+    fn coarse_now(&self) -> u64 {
+        // SAFETY: a helper without arguments.
+        unsafe { bpf_ktime_get_coarse_ns() }
+    }
+    #[inline(always)]
+    fn boot_now(&self) -> u64 {
+        // SAFETY: a helper without arguments.
+        unsafe { bpf_ktime_get_boot_ns() }
+    }
+}

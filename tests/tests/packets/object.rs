@@ -1,0 +1,268 @@
+//! The kernel's side: the object loaded into this kernel, never attached, its maps written by system call and its programs run by
+//! BPF_PROG_TEST_RUN. It shares no code with the daemon's table writer.
+
+use std::{
+    env, io,
+    os::fd::{AsFd as _, AsRawFd as _, BorrowedFd},
+    path::PathBuf,
+};
+
+use aya::{
+    Ebpf, EbpfLoader, TestRun as _, TestRunOptions,
+    maps::{Map, MapData},
+    programs::{Program, ProgramInfo},
+};
+use gateway_ebpf::abi::{Count, REASONS, map};
+
+/// Every program of the object.
+pub(crate) const PROGRAMS: [&str; 9] = {
+    use gateway_ebpf::abi::program as p;
+    [
+        p::XDP_DEVICE,
+        p::XDP_CORE,
+        p::TC_DEVICE_ETH,
+        p::TC_CORE_ETH,
+        p::TC_DEVICE_IP,
+        p::TC_CORE_IP,
+        p::TC_EGRESS_ETH,
+        p::TC_EGRESS_IP,
+        p::TC_GUARD,
+    ]
+};
+
+/// Index of the loopback interface, on which a test run takes place.
+pub(crate) const IFINDEX: u32 = 1;
+
+/// The loaded object.
+pub(crate) struct Object(Ebpf);
+
+/// What a program did.
+#[derive(Debug)]
+pub(crate) struct Run {
+    /// What it returned.
+    pub(crate) action: i32,
+    /// The packet, with its metadata in front.
+    pub(crate) data: Vec<u8>,
+    /// TC: the firewall mark afterwards.
+    pub(crate) mark: u32,
+}
+
+/// Where the object is.
+pub(crate) fn path() -> PathBuf {
+    env::var_os("LAZARET_BPF_OBJECT").map_or_else(
+        || {
+            PathBuf::from(concat!(
+                env!("CARGO_MANIFEST_DIR"),
+                "/../target/bpf/bpfel-unknown-none/bpf/gateway"
+            ))
+        },
+        PathBuf::from,
+    )
+}
+
+/// The loaded object, or `None` after saying why `test` is skipped; with CI=true a skip fails.
+pub(crate) fn open(test: &str) -> Option<Object> {
+    let reason = if !nix_root() {
+        "it needs root with CAP_BPF and CAP_NET_ADMIN".to_owned()
+    } else if !path().exists() {
+        format!("there is no BPF object at {}; `cargo xtask build` makes it", path().display())
+    } else {
+        return Some(Object::load(2));
+    };
+    assert!(env::var_os("CI").is_none_or(|v| v != "true"), "SKIPPED {test}: {reason}");
+    println!("SKIPPED {test}: {reason}");
+    None
+}
+
+fn nix_root() -> bool {
+    nix::unistd::geteuid().is_root()
+}
+
+impl Object {
+    /// Loads every program, with room for `chunks` chunks of IPv4 addresses.
+    pub(crate) fn load(chunks: u32) -> Self {
+        let mut ebpf = EbpfLoader::new()
+            .map_max_entries(map::CHUNKS4, chunks)
+            .load_file(path())
+            .unwrap_or_else(|e| panic!("{}: {e:#?}", path().display()));
+        for name in PROGRAMS {
+            let loaded = match ebpf.program_mut(name).unwrap_or_else(|| panic!("no program {name}")) {
+                Program::Xdp(p) => p.load(),
+                Program::SchedClassifier(p) => p.load(),
+                _ => panic!("{name} has another type"),
+            };
+            loaded.unwrap_or_else(|e| panic!("{name}: {}", tail(&format!("{e:#?}"))));
+        }
+        Self(ebpf)
+    }
+
+    /// What the kernel says of a program.
+    pub(crate) fn info(&self, name: &str) -> ProgramInfo {
+        match self.0.program(name).unwrap() {
+            Program::Xdp(p) => p.info().unwrap(),
+            Program::SchedClassifier(p) => p.info().unwrap(),
+            _ => unreachable!(),
+        }
+    }
+
+    /// Runs a program once. `mark`: TC, the firewall mark before.
+    pub(crate) fn run(&self, name: &str, packet: &[u8], mark: u32) -> Run {
+        let context = SkBuff { mark, ..SkBuff::new() };
+        self.run_with(name, packet, &context)
+            .unwrap_or_else(|e| panic!("{name} on {packet:02x?}: {e}"))
+    }
+
+    /// Runs a TC program once with a context of one's own; for XDP the context is ignored.
+    pub(crate) fn run_with(&self, name: &str, packet: &[u8], context: &SkBuff) -> Result<Run, aya::programs::ProgramError> {
+        let mut data = vec![0; packet.len() + 256];
+        let mut after = [0_u8; size_of::<SkBuff>()];
+        let before = context.bytes();
+        let mut options = TestRunOptions {
+            data_in: Some(packet),
+            data_out: Some(&mut data),
+            ..TestRunOptions::default()
+        };
+        let done = match self.0.program(name).unwrap() {
+            Program::Xdp(p) => p.test_run(options)?,
+            Program::SchedClassifier(p) => {
+                options.ctx_in = Some(&before);
+                options.ctx_out = Some(&mut after);
+                p.test_run(options)?
+            }
+            _ => unreachable!(),
+        };
+        data.truncate(done.data_size_out as usize);
+        let mark = u32::from_ne_bytes(after[8..12].try_into().unwrap());
+        Ok(Run {
+            action: done.return_value.cast_signed(),
+            data,
+            mark,
+        })
+    }
+
+    /// Writes one element.
+    pub(crate) fn set<K, V>(&self, name: &str, key: &K, value: &V) {
+        let attribute = Element::new(self.fd(name), key, value);
+        bpf(BPF_MAP_UPDATE_ELEM, &attribute).unwrap_or_else(|e| panic!("{name}: {e}"));
+    }
+
+    /// Removes one element; it need not exist.
+    pub(crate) fn remove<K>(&self, name: &str, key: &K) {
+        let _ = bpf(BPF_MAP_DELETE_ELEM, &Element::new(self.fd(name), key, &0_u8));
+    }
+
+    /// A counter array over all CPUs, and over all pools: `[pool][reason]`.
+    pub(crate) fn counters(&self) -> Vec<[Count; REASONS]> {
+        let cpus = aya::util::nr_cpus().unwrap();
+        (0..64_u32)
+            .map(|pool| {
+                let values = vec![[Count::default(); REASONS]; cpus];
+                bpf(BPF_MAP_LOOKUP_ELEM, &Element::new(self.fd(map::COUNTERS), &pool, &values[0])).unwrap();
+                let mut sum = [Count::default(); REASONS];
+                for cpu in &values {
+                    for (s, c) in sum.iter_mut().zip(cpu) {
+                        s.packets += c.packets;
+                        s.bytes += c.bytes;
+                    }
+                }
+                sum
+            })
+            .collect()
+    }
+
+    /// Events suppressed and lost, over all CPUs.
+    pub(crate) fn events_lost(&self) -> [u64; 2] {
+        let values = vec![[0_u64; 2]; aya::util::nr_cpus().unwrap()];
+        bpf(
+            BPF_MAP_LOOKUP_ELEM,
+            &Element::new(self.fd(map::EVENTS_LOST), &0_u32, &values[0]),
+        )
+        .unwrap();
+        values.iter().fold([0, 0], |a, v| [a[0] + v[0], a[1] + v[1]])
+    }
+
+    /// The ring of denials, taken out of the object.
+    pub(crate) fn take_ring(&mut self) -> aya::maps::RingBuf<MapData> {
+        self.0.take_map(map::DENIALS).unwrap().try_into().unwrap()
+    }
+
+    fn fd(&self, name: &str) -> BorrowedFd<'_> {
+        match self.0.map(name).unwrap_or_else(|| panic!("no map {name}")) {
+            Map::Array(m) | Map::HashMap(m) | Map::PerCpuArray(m) | Map::RingBuf(m) => m.fd().as_fd(),
+            _ => panic!("{name} has another type"),
+        }
+    }
+}
+
+/// `struct __sk_buff` of linux/bpf.h, as far as test runs take it.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub(crate) struct SkBuff {
+    len: u32,
+    packet_type: u32,
+    pub(crate) mark: u32,
+    queue_and_vlan: [u32; 5],
+    priority: u32,
+    pub(crate) ingress_ifindex: u32,
+    pub(crate) ifindex: u32,
+    to_data: [u32; 8],
+    pub(crate) data: u32,
+    pub(crate) data_end: u32,
+    to_meta: [u32; 14],
+    pub(crate) data_meta: u32,
+    rest: [u64; 6],
+}
+const _: () = assert!(size_of::<SkBuff>() == 192 && std::mem::offset_of!(SkBuff, data_meta) == 140);
+
+impl SkBuff {
+    pub(crate) fn new() -> Self {
+        // SAFETY: integers only.
+        unsafe { std::mem::zeroed() }
+    }
+
+    fn bytes(&self) -> [u8; size_of::<Self>()] {
+        // SAFETY: integers only, without padding: all fields of four bytes up to an offset divisible by eight.
+        unsafe { std::mem::transmute_copy(self) }
+    }
+}
+
+const BPF_MAP_LOOKUP_ELEM: libc::c_long = 1;
+const BPF_MAP_UPDATE_ELEM: libc::c_long = 2;
+const BPF_MAP_DELETE_ELEM: libc::c_long = 3;
+
+/// bpf(2)'s attribute for commands on one element.
+#[repr(C)]
+struct Element {
+    map: u32,
+    pad: u32,
+    key: u64,
+    value: u64,
+    flags: u64,
+}
+
+impl Element {
+    fn new<K, V>(map: BorrowedFd<'_>, key: &K, value: &V) -> Self {
+        Self {
+            map: map.as_raw_fd().cast_unsigned(),
+            pad: 0,
+            key: std::ptr::from_ref(key) as u64,
+            value: std::ptr::from_ref(value) as u64,
+            flags: 0,
+        }
+    }
+}
+
+fn bpf(command: libc::c_long, attribute: &Element) -> io::Result<()> {
+    // SAFETY: the attribute points at a key and a value of the map's sizes, which the callers give.
+    match unsafe { libc::syscall(libc::SYS_bpf, command, std::ptr::from_ref(attribute), size_of::<Element>()) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+/// The last lines of a verifier's log.
+fn tail(log: &str) -> String {
+    let log = log.replace("\\n", "\n");
+    let lines: Vec<_> = log.lines().collect();
+    lines[lines.len().saturating_sub(60)..].join("\n")
+}

@@ -105,6 +105,11 @@ pub(crate) fn object(root: &Path) -> PathBuf {
     root.join("target/bpf/lazaret.bpf.o")
 }
 
+/// The benchmark's own programs, made beside it.
+pub(crate) fn bench_object(root: &Path) -> PathBuf {
+    root.join("target/bpf").join(TARGET).join("bpf/gateway-bench")
+}
+
 /// What the object is made from: cargo should look again when one of these changes.
 pub(crate) fn inputs(root: &Path) -> [PathBuf; 4] {
     ["gateway-ebpf/src", "gateway-ebpf/Cargo.toml", "Cargo.lock", "Cargo.toml"].map(|p| root.join(p))
@@ -136,8 +141,7 @@ pub(crate) fn build(root: &Path) -> Result<bool, Error> {
             "--locked",
             "--package",
             "gateway-ebpf",
-            "--bin",
-            "gateway",
+            "--bins",
             "--profile",
             "bpf",
             "--target",

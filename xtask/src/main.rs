@@ -103,7 +103,12 @@ impl Task {
                 setup::install(Scope::Bench)?;
                 build(root, true)?;
                 let bench = ["run", "--release", "--package", "lazaret-tests", "--bin", "bench", "--"];
-                check(cargo(root).args(bench).args(args))?;
+                check(
+                    cargo(root)
+                        .env("LAZARET_BENCH_OBJECT", bpf::bench_object(root))
+                        .args(bench)
+                        .args(args),
+                )?;
             }
             Self::Tidy => return tidy::run(root),
         }

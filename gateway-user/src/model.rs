@@ -124,6 +124,11 @@ impl Fingerprint {
     pub const fn new(digest: [u8; 32]) -> Self {
         Self(digest)
     }
+    /// The digest.
+    #[must_use]
+    pub const fn bytes(&self) -> &[u8; 32] {
+        &self.0
+    }
 }
 impl fmt::Display for Fingerprint {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -172,6 +177,11 @@ impl fmt::Display for SessionId {
 /// The store's revision: rises by one with each commit.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Revision(pub u64);
+impl fmt::Display for Revision {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
 
 /// A point of wall-clock time: milliseconds since 1970-01-01 UTC.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -263,6 +273,23 @@ pub struct Session {
     pub source: SourceName,
     /// When it opened.
     pub opened_at: WallTime,
+}
+
+/// A GatewayURI that changed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct UriChange {
+    /// The store's revision of it.
+    pub revision: Revision,
+    /// Whose.
+    pub device: DeviceId,
+    /// Before.
+    pub old: String,
+    /// After.
+    pub new: String,
+    /// When.
+    pub at: WallTime,
+    /// As `Device::state_reason`.
+    pub reason: String,
 }
 
 /// A role of the API's table.

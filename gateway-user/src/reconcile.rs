@@ -1,1 +1,225 @@
-//! To be written.
+//! From what should be to what the kernel has: [`plan`] compares and says what to do, in an order that never loosens early; [`apply`] is
+//! the one place that changes kernel state. Pure but for [`apply`] and [`observe`], which only speak to [`Kernel`].
+
+use std::{collections::BTreeMap, net::IpAddr};
+
+use crate::{
+    config::{Config, Pool, PoolKind},
+    kernel::{Assignment, Kernel, KernelError, Link},
+    model::{BootTime, Device, DeviceState, Now, PoolId, Session, SessionId},
+    transition::{lease_end, released_to},
+};
+
+/// What the kernel should have.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Desired {
+    /// By address of a live session.
+    pub addresses: BTreeMap<IpAddr, Assignment>,
+    /// The end of the lease that ends first.
+    pub earliest: Option<BootTime>,
+}
+
+/// What the kernel has.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Observed {
+    /// By assigned address.
+    pub addresses: BTreeMap<IpAddr, Held>,
+    /// As last set.
+    pub earliest: Option<BootTime>,
+}
+
+/// What the kernel has for one address. The policy after the lease cannot be read back.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Held {
+    /// Whose policy.
+    pub pool: Option<PoolId>,
+    /// Whose address.
+    pub session: Option<SessionId>,
+    /// Until when.
+    pub lease_end: Option<BootTime>,
+}
+
+/// A change of kernel state.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Op {
+    /// [`Kernel::clear`].
+    Clear(IpAddr),
+    /// [`Kernel::assign`].
+    Assign(IpAddr, Assignment),
+    /// [`Kernel::set_earliest_lease_end`].
+    EarliestLeaseEnd(Option<BootTime>),
+    /// [`Kernel::set_links`].
+    Links(Vec<Link>),
+}
+
+/// What an address of a live session is to be judged by. `None`: the configuration has it in no pool.
+#[must_use]
+pub fn assignment(
+    address: IpAddr,
+    session: SessionId,
+    device: Option<&Device>,
+    now: &Now,
+    config: &Config,
+) -> Option<Assignment> {
+    let home = config.home(address)?;
+    let resting = resting(device, home, config);
+    let released = device.and_then(|d| Some((d, released_to(d, now, config)?)));
+    Some(match released {
+        Some((device, pool)) => Assignment {
+            pool: pool.id,
+            session,
+            lease: device.lease.map(|l| (lease_end(&l, now), resting)),
+        },
+        None => Assignment {
+            pool: resting,
+            session,
+            lease: None,
+        },
+    })
+}
+
+/// The same, with a release left out: how an address starts, before the session is durable.
+#[must_use]
+pub fn unreleased(address: IpAddr, session: SessionId, device: Option<&Device>, config: &Config) -> Option<Assignment> {
+    let pool = resting(device, config.home(address)?, config);
+    Some(Assignment {
+        pool,
+        session,
+        lease: None,
+    })
+}
+
+/// What should be for these sessions. An address in no pool is left out.
+#[must_use]
+pub fn desired<'a>(
+    sessions: impl Iterator<Item = (&'a Session, Option<&'a Device>)>,
+    earliest: Option<BootTime>,
+    now: &Now,
+    config: &Config,
+) -> Desired {
+    let of = |(session, device): (&'a Session, Option<&'a Device>)| {
+        let one = move |a: &IpAddr| Some((*a, assignment(*a, session.id, device, now, config)?));
+        session.addresses.iter().filter_map(one)
+    };
+    Desired {
+        addresses: sessions.flat_map(of).collect(),
+        earliest,
+    }
+}
+
+/// What the kernel has now, address by address. `earliest` is what was last set: the programs' word cannot be read back.
+///
+/// # Errors
+/// See [`KernelError`].
+pub fn observe(kernel: &dyn Kernel, earliest: Option<BootTime>) -> Result<Observed, KernelError> {
+    let mut addresses = BTreeMap::new();
+    for address in kernel.assigned()? {
+        let r = kernel.read(address)?;
+        addresses.insert(
+            address,
+            Held {
+                pool: r.pool,
+                session: r.session,
+                lease_end: r.lease_end,
+            },
+        );
+    }
+    Ok(Observed { addresses, earliest })
+}
+
+/// What to do: first what restricts, then what loosens. The word that makes the programs look at leases moves forward before the first
+/// leased address appears, and back only when those whose leases are over have been restricted.
+#[must_use]
+pub fn plan(desired: &Desired, observed: &Observed, config: &Config) -> Vec<Op> {
+    let word = |t: Option<BootTime>| t.map_or(u64::MAX, |t| t.0);
+    let mut ops = Vec::new();
+    let sooner = if word(desired.earliest) < word(observed.earliest) {
+        desired.earliest
+    } else {
+        observed.earliest
+    };
+    if sooner != observed.earliest {
+        ops.push(Op::EarliestLeaseEnd(sooner));
+    }
+    ops.extend(
+        observed
+            .addresses
+            .keys()
+            .filter(|a| !desired.addresses.contains_key(a))
+            .map(|a| Op::Clear(*a)),
+    );
+    let differs = |(address, wanted): &(&IpAddr, &Assignment)| {
+        observed.addresses.get(*address)
+            != Some(&Held {
+                pool: Some(wanted.pool),
+                session: Some(wanted.session),
+                lease_end: wanted.lease.map(|l| l.0),
+            })
+    };
+    let (loosening, restricting): (Vec<_>, Vec<_>) = desired
+        .addresses
+        .iter()
+        .filter(differs)
+        .partition(|(_, wanted)| loosens(wanted.pool, config));
+    ops.extend(
+        restricting
+            .into_iter()
+            .chain(loosening)
+            .map(|(address, wanted)| Op::Assign(*address, *wanted)),
+    );
+    if desired.earliest != sooner {
+        ops.push(Op::EarliestLeaseEnd(desired.earliest));
+    }
+    ops
+}
+
+/// Whether judging by this pool is a release.
+#[must_use]
+pub fn loosens(pool: PoolId, config: &Config) -> bool {
+    config.pool_by_id(pool).is_none_or(|p| p.kind == PoolKind::FullService)
+}
+
+/// What came of a plan.
+#[derive(Debug, Default)]
+pub struct Applied {
+    /// What the kernel refused.
+    pub failed: Vec<(Op, KernelError)>,
+    /// The word for the first end of a lease, if it was set.
+    pub earliest: Option<Option<BootTime>>,
+}
+
+/// Does it, all of it: one failure does not keep the rest from being done. Only after a failure the word for the first end of a lease is
+/// not moved back: the programs go on looking at what could not be restricted.
+pub fn apply(ops: Vec<Op>, kernel: &mut dyn Kernel) -> Applied {
+    let mut applied = Applied::default();
+    for op in ops {
+        let result = match &op {
+            Op::Clear(address) => kernel.clear(*address),
+            Op::Assign(address, to) => kernel.assign(*address, *to),
+            Op::EarliestLeaseEnd(_) if !applied.failed.is_empty() => Ok(()),
+            Op::EarliestLeaseEnd(end) => {
+                kernel.set_earliest_lease_end(*end);
+                applied.earliest = Some(*end);
+                Ok(())
+            }
+            Op::Links(links) => {
+                kernel.set_links(links);
+                Ok(())
+            }
+        };
+        if let Err(error) = result {
+            applied.failed.push((op, error));
+        }
+    }
+    applied
+}
+
+/// The pool that judges an address of this device while it is not released.
+fn resting(device: Option<&Device>, home: &Pool, config: &Config) -> PoolId {
+    let shut = device.is_some_and(|d| matches!(d.state, DeviceState::Blocked | DeviceState::Retired));
+    let blocked = config.pools.iter().find(|p| shut && p.kind == PoolKind::Blocked);
+    blocked.map_or_else(|| config.resting(home), |p| p.id)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,398 +1,308 @@
 //! The single writer: takes commands from the API and sets of links from netlink, asks [`crate::transition`] what follows, commits it,
 //! puts it into the kernel by [`crate::reconcile`], reads it back, and answers. One thread owns store and kernel; everyone else holds a
-//! [`Controller`], a handle to its queue.
+//! [`Controller`], a handle to its queues.
 
-use std::net::IpAddr;
+mod inspect;
+mod refusal;
+mod registry;
+mod sessions;
+mod signals;
+mod types;
+mod writer;
 
-use gateway_ebpf::abi::Count;
-use tokio::sync::broadcast;
+use std::{fmt, io, net::IpAddr, sync::Arc, thread};
 
+use tokio::sync::{broadcast, mpsc, oneshot, watch};
+
+pub use refusal::Refusal;
+pub use types::*;
+pub use writer::Options;
+
+pub use crate::model::UriChange;
 use crate::{
-    config::Mode,
-    kernel::{AddressReading, InterfaceState, ReadBack},
-    model::{
-        Device, DeviceId, DeviceState, Fingerprint, Identity, InterfaceName, PolicyRevision, PoolId, PoolName, RequestId,
-        Revision, Session, SessionId, SourceName, WallTime,
-    },
+    clock::Clock,
+    config::Config,
+    kernel::{Kernel, KernelError, Link},
+    model::{DeviceId, DeviceState, PolicyRevision, Revision, SessionId, SourceName},
+    store::{Store, StoreError},
 };
+use writer::{Job, Writer};
 
-/// Why a command was refused: what the API turns into a gRPC status.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum Refusal {
-    /// The registry does not know it.
-    #[error("no device is registered as {0}")]
-    UnknownDevice(DeviceId),
-    /// It is no longer managed.
-    #[error("device {0} is retired; register a new device id")]
-    DeviceRetired(DeviceId),
-    /// Not a pool of kind full-service.
-    #[error("{0} is not a pool of kind full-service in the gateway's configuration")]
-    UnknownPool(String),
-    /// Another device has this common name or certificate.
-    #[error("alias {alias} belongs to device {owner}")]
-    AliasTaken {
-        /// Which.
-        alias: String,
-        /// Whose.
-        owner: DeviceId,
-    },
-    /// Observed no later than the last restriction.
-    #[error("the signal was observed no later than the device's last restriction")]
-    StaleSignal,
-    /// Dated more than two minutes ahead.
-    #[error("the signal is dated more than two minutes ahead of this gateway's clock")]
-    SignalFromFuture,
-    /// In no pool.
-    #[error("{0} is in no pool of this gateway")]
-    AddressOutsidePools(IpAddr),
-    /// The gateway's own.
-    #[error("{0} is reserved for the gateway itself")]
-    AddressReserved(IpAddr),
-    /// Another source holds it.
-    #[error("{address} is held by session {session} of source {source_name}")]
-    AddressTaken {
-        /// Which.
-        address: IpAddr,
-        /// By whom.
-        session: SessionId,
-        /// Of which source.
-        source_name: SourceName,
-    },
-    /// The device has as many live sessions as it may.
-    #[error("device {device} already has {live} live session(s), the most that the configuration allows")]
-    SessionLimit {
-        /// Which.
-        device: DeviceId,
-        /// How many.
-        live: u32,
-    },
-    /// Its certificates are registered, and this is none of them.
-    #[error("the certificate is not one of those registered for device {0}")]
-    FingerprintMismatch(DeviceId),
-    /// No room in the kernel's tables, or for one more address.
-    #[error("the gateway's address table is full; raise tables.addresses")]
-    TableFull,
-    /// The store cannot be written. Nothing that loosens was done.
-    #[error("the store cannot be written: {0}")]
-    StoreUnavailable(String),
-    /// The watcher asks for changes that are no longer kept.
-    #[error("changes after revision {asked} are no longer kept; list the devices, then watch from revision {now}")]
-    RevisionTooOld {
-        /// For which it asked.
-        asked: u64,
-        /// The current one.
-        now: u64,
-    },
-    /// The kernel refused.
-    #[error("the kernel refused: {0}")]
-    Kernel(String),
-    /// The daemon is going down, or the queue is full.
-    #[error("the gateway is busy or shutting down; try again")]
-    Busy,
-}
+/// Changes of GatewayURIs that a watcher may lag behind before it has to start again.
+const WATCH_BACKLOG: usize = 4096;
 
-/// What stands in every command that changes something.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct SignalContext {
-    /// Who asks.
-    pub by: Identity,
-    /// The caller's id for it.
-    pub request: RequestId,
-    /// When the caller saw what it reports.
-    pub observed_at: Option<WallTime>,
-}
-
-/// A device to be registered.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Registration {
-    /// Name.
-    pub id: DeviceId,
-    /// For people.
-    pub owner: String,
-    /// `None`: the only pool of kind full-service.
-    pub full_service_pool: Option<PoolName>,
-    /// Other names.
-    pub common_names: Vec<DeviceId>,
-    /// Certificates.
-    pub certificates: Vec<Fingerprint>,
-}
-
-/// A connection, as the VPN server reports it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct SessionReport {
-    /// A device id or a common name.
-    pub device_name: DeviceId,
-    /// Its certificate.
-    pub certificate: Option<Fingerprint>,
-    /// Its addresses; not empty, no duplicates.
-    pub addresses: Vec<IpAddr>,
-    /// On which its packets arrive.
-    pub interface: InterfaceName,
-}
-
-/// How far a change got; see `Enforcement` in types.proto.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Enforcement {
-    /// Durable, and read back everywhere.
-    Enforced,
-    /// Durable; no live session.
-    NoSession,
-    /// Durable, not everywhere in force.
-    Committed,
-    /// In force, not durable (restrictions only).
-    EnforcedNotDurable,
-}
-
-/// One address with what was read back for it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct AddressEnforcement {
-    /// Which.
-    pub address: IpAddr,
-    /// The pool that should judge it.
-    pub wanted: PoolId,
-    /// One for each program that should.
-    pub read_backs: Vec<ReadBack>,
-}
-
-/// A live session with the pool that judges it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct SessionView {
-    /// The session.
-    pub session: Session,
-    /// Whose policy judges it now.
-    pub current_pool: PoolId,
-}
-
-/// A device with its live sessions.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct DeviceView {
-    /// The device.
-    pub device: Device,
-    /// When its lease ends, on the wall clock.
-    pub lease_ends_at: Option<WallTime>,
-    /// Its live sessions.
-    pub sessions: Vec<SessionView>,
-}
-
-/// The answer to a signal.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct SignalOutcome {
-    /// The device after it.
-    pub device: DeviceView,
-    /// How far it got.
-    pub enforcement: Enforcement,
-    /// Each address of its sessions.
-    pub addresses: Vec<AddressEnforcement>,
-    /// The store's revision after it.
-    pub revision: Revision,
-}
-
-/// The answer to a session that opened.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct OpenOutcome {
-    /// The session.
-    pub session: SessionView,
-    /// How far it got.
-    pub enforcement: Enforcement,
-    /// Each of its addresses.
-    pub addresses: Vec<AddressEnforcement>,
-    /// The store's revision after it.
-    pub revision: Revision,
-    /// The device's GatewayURI, or the quarantine pool's for a device without a name.
-    pub gateway_uri: String,
-}
-
-/// The answer to a session that closed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct CloseOutcome {
-    /// False: it was not live any more.
-    pub ended: bool,
-    /// How far it got.
-    pub enforcement: Enforcement,
-    /// The store's revision after it.
-    pub revision: Revision,
-}
-
-/// The answer to a whole list of sessions.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct SynchroniseOutcome {
+/// What the controller is made of.
+pub struct Start {
+    /// Checked.
+    pub config: Arc<Config>,
     /// Opened.
-    pub opened: u32,
-    /// Kept.
-    pub kept: u32,
-    /// Ended.
-    pub ended: u32,
-    /// By index into the request.
-    pub refused: Vec<(u32, Refusal)>,
-    /// The store's revision after it.
-    pub revision: Revision,
+    pub store: Box<dyn Store>,
+    /// Loaded, with tables and policy in place; nothing is assigned or attached yet, or what an earlier daemon left.
+    pub kernel: Box<dyn Kernel>,
+    /// The machine's, or a test's.
+    pub clock: Box<dyn Clock>,
+    /// The interfaces that exist now.
+    pub links: Vec<Link>,
+    /// Times and sizes.
+    pub options: Options,
 }
 
-/// A GatewayURI that changed.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct UriChange {
-    /// The store's revision of it.
-    pub revision: Revision,
-    /// Whose.
-    pub device: DeviceId,
-    /// Before.
-    pub old: String,
-    /// After.
-    pub new: String,
-    /// When.
-    pub at: WallTime,
-    /// As `Device::state_reason`.
-    pub reason: String,
+/// Why the controller did not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The store cannot be read.
+    #[error("the store cannot be read: {0}")]
+    Store(#[from] StoreError),
+    /// The kernel's tables cannot be read.
+    #[error("the kernel's tables cannot be read: {0}")]
+    Kernel(#[from] KernelError),
+    /// No thread.
+    #[error("the controller's thread cannot be started: {0}")]
+    Thread(#[from] io::Error),
+    /// The thread ended before it was ready.
+    #[error(transparent)]
+    Died(#[from] WriterDied),
 }
 
-/// What `status` shows.
-#[derive(Clone, Debug)]
-pub struct Status {
-    /// Mode.
-    pub mode: Mode,
-    /// See [`crate::kernel::Kernel::floor`].
-    pub floor: String,
-    /// Interfaces.
-    pub interfaces: Vec<InterfaceState>,
-    /// The store's revision.
-    pub revision: Revision,
-    /// "ok", or what is wrong.
-    pub store: String,
-    /// Registered devices.
-    pub devices: u64,
-    /// Live sessions.
-    pub sessions: u64,
-    /// Since when the daemon runs.
-    pub started_at: WallTime,
-    /// What an operator should know; conflicts refused, interfaces without program, observe mode, ...
-    pub warnings: Vec<String>,
-    /// Restrictions in force but not committed.
-    pub not_durable: u64,
+/// The controller's thread ended without having been told to: nothing can be restricted any more, so the process must end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the controller's thread has died")]
+pub struct WriterDied;
+
+/// The controller's thread, to be watched.
+#[derive(Debug)]
+pub struct WriterThread(oneshot::Receiver<()>);
+
+impl WriterThread {
+    /// Waits for its end.
+    ///
+    /// # Errors
+    /// It died. The process must not go on without it.
+    pub async fn ended(&mut self) -> Result<(), WriterDied> {
+        (&mut self.0).await.map_err(|_| WriterDied)
+    }
 }
 
-/// An address with the session that holds it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct AddressView {
-    /// Which.
-    pub address: IpAddr,
-    /// As read from the kernel.
-    pub reading: AddressReading,
-    /// Of the session named in the reading.
-    pub device: Option<DeviceId>,
-    /// On the wall clock.
-    pub lease_ends_at: Option<WallTime>,
+/// A handle to the controller's queues. Restrictions have one of their own, which is served first.
+#[derive(Clone)]
+pub struct Controller {
+    normal: mpsc::Sender<Job>,
+    urgent: mpsc::Sender<Job>,
+    links: watch::Sender<Vec<Link>>,
 }
 
-/// A counter that is not zero.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct CounterView {
-    /// `None`: no pool.
-    pub pool: Option<PoolId>,
-    /// [`gateway_ebpf::reason::Reason`] as a number.
-    pub reason: u8,
-    /// Packets and bytes.
-    pub count: Count,
+impl fmt::Debug for Controller {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Controller").finish_non_exhaustive()
+    }
 }
 
-/// Counters.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Counters {
-    /// Those that are not zero, by pool, then reason.
-    pub counters: Vec<CounterView>,
-    /// Denial events suppressed by the rate limit.
-    pub suppressed: u64,
-    /// Denial events lost to a full ring.
-    pub lost: u64,
-}
-
-/// A handle to the controller's queue.
-#[derive(Clone, Debug)]
-pub struct Controller {}
-
-/// To be replaced by the controller's author: the signatures are what the API is written against.
-#[allow(
-    clippy::unused_async,
-    clippy::missing_errors_doc,
-    unused_variables,
-    reason = "signatures first"
-)]
 impl Controller {
+    /// Starts the thread. When this returns, every live session of the store is judged as it should be, nothing else is assigned, and the
+    /// programs are attached to the links given.
+    ///
+    /// # Errors
+    /// See [`StartError`].
+    pub async fn start(start: Start) -> Result<(Self, WriterThread), StartError> {
+        let (normal, normal_jobs) = mpsc::channel(start.options.queue);
+        let (urgent, urgent_jobs) = mpsc::channel(start.options.urgent_queue);
+        let (links, links_seen) = watch::channel(start.links.clone());
+        let (ready, is_ready) = oneshot::channel();
+        let (ended, has_ended) = oneshot::channel();
+        let uris = broadcast::Sender::new(WATCH_BACKLOG);
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build()?;
+        // The end of the thread by a panic drops `ended`, which is how the daemon learns of it.
+        thread::Builder::new().name("controller".to_owned()).spawn(move || {
+            let writer = match Writer::start(start, uris) {
+                Ok(writer) => writer,
+                Err(e) => return drop(ready.send(Err(e))),
+            };
+            if ready.send(Ok(())).is_ok() {
+                runtime.block_on(writer.run(urgent_jobs, normal_jobs, links_seen));
+                // The daemon may have stopped to look.
+                let _ = ended.send(());
+            }
+        })?;
+        is_ready.await.map_err(|_| WriterDied)??;
+        Ok((Self { normal, urgent, links }, WriterThread(has_ended)))
+    }
+
+    /// Tells which interfaces exist now.
+    pub fn set_links(&self, links: Vec<Link>) {
+        self.links.send_replace(links);
+    }
+
+    /// Finishes what is in the queues and ends the thread. The kernel goes on as it is.
+    pub async fn shutdown(&self) {
+        // A thread that is gone already is fine.
+        let _ = self.restrict(|w| w.stopping = true).await;
+    }
+
+    /// Adds or changes devices, all or none.
+    ///
+    /// # Errors
+    /// See [`Refusal`].
     pub async fn register(
         &self,
         context: SignalContext,
         devices: Vec<Registration>,
     ) -> Result<(Vec<DeviceView>, Revision), Refusal> {
-        Err(Refusal::Busy)
+        self.ask(move |w| w.register(&context, &devices)).await?
     }
+
+    /// Releases a device.
+    ///
+    /// # Errors
+    /// See [`Refusal`].
     pub async fn policy_applied(
         &self,
         context: SignalContext,
         device: DeviceId,
         revision: PolicyRevision,
     ) -> Result<SignalOutcome, Refusal> {
-        Err(Refusal::Busy)
+        self.ask(move |w| w.policy_applied(&context, &device, &revision)).await?
     }
+
+    /// Quarantines a device. `reason` is for people and the log.
+    ///
+    /// # Errors
+    /// [`Refusal::UnknownDevice`], [`Refusal::DeviceRetired`]; [`Refusal::Busy`] only when the controller is gone.
     pub async fn policy_revoked(
         &self,
         context: SignalContext,
         device: DeviceId,
         reason: String,
     ) -> Result<SignalOutcome, Refusal> {
-        Err(Refusal::Busy)
+        self.restrict(move |w| w.policy_revoked(&context, &device, &reason)).await?
     }
+
+    /// Ends the management of a device.
+    ///
+    /// # Errors
+    /// [`Refusal::UnknownDevice`]; [`Refusal::Busy`] only when the controller is gone.
     pub async fn retire(&self, context: SignalContext, device: DeviceId) -> Result<SignalOutcome, Refusal> {
-        Err(Refusal::Busy)
+        self.restrict(move |w| w.retire(&context, &device)).await?
     }
+
+    /// A device.
+    ///
+    /// # Errors
+    /// [`Refusal::UnknownDevice`], [`Refusal::Busy`].
     pub async fn device(&self, device: DeviceId) -> Result<DeviceView, Refusal> {
-        Err(Refusal::Busy)
+        self.ask(move |w| w.device(&device)).await?
     }
+
     /// By id, ascending, after `after`.
+    ///
+    /// # Errors
+    /// [`Refusal::Busy`].
     pub async fn devices(
         &self,
         after: Option<DeviceId>,
         limit: u32,
         state: Option<DeviceState>,
     ) -> Result<Vec<DeviceView>, Refusal> {
-        Err(Refusal::Busy)
+        self.ask(move |w| w.devices(after.as_ref(), limit, state)).await
     }
-    /// Changes after a revision that are kept, and those to come. `None`: only those to come.
+
+    /// Changes after a revision that are kept, and those to come. `None`: only those to come. A watcher that falls more than 4,096 changes
+    /// behind gets a lag error from the receiver and has to ask again.
+    ///
+    /// # Errors
+    /// [`Refusal::RevisionTooOld`], [`Refusal::StoreUnavailable`], [`Refusal::Busy`].
     pub async fn watch_gateway_uris(
         &self,
         after: Option<Revision>,
     ) -> Result<(Vec<UriChange>, broadcast::Receiver<UriChange>), Refusal> {
-        Err(Refusal::Busy)
+        self.ask(move |w| w.watch(after)).await?
     }
+
+    /// Opens a session.
+    ///
+    /// # Errors
+    /// See [`Refusal`].
     pub async fn open_session(
         &self,
         context: SignalContext,
         source: SourceName,
         report: SessionReport,
     ) -> Result<OpenOutcome, Refusal> {
-        Err(Refusal::Busy)
+        self.ask(move |w| w.open(&context, &source, report)).await?
     }
+
+    /// Ends a session, if it is still live.
+    ///
+    /// # Errors
+    /// [`Refusal::Busy`] only when the controller is gone.
     pub async fn close_session(&self, context: SignalContext, session: SessionId) -> Result<CloseOutcome, Refusal> {
-        Err(Refusal::Busy)
+        self.restrict(move |w| w.close(&context, session)).await
     }
+
+    /// Makes the live sessions of a source those of a list.
+    ///
+    /// # Errors
+    /// See [`Refusal`]; what is wrong with single reports is in the outcome.
     pub async fn synchronise_sessions(
         &self,
         context: SignalContext,
         source: SourceName,
         reports: Vec<SessionReport>,
     ) -> Result<SynchroniseOutcome, Refusal> {
-        Err(Refusal::Busy)
+        self.ask(move |w| w.synchronise(&context, &source, reports)).await?
     }
+
     /// By id, ascending, after `after`.
+    ///
+    /// # Errors
+    /// [`Refusal::Busy`].
     pub async fn sessions(&self, after: Option<SessionId>, limit: u32) -> Result<Vec<SessionView>, Refusal> {
-        Err(Refusal::Busy)
+        self.ask(move |w| w.sessions(after, limit)).await
     }
+
+    /// How the gateway stands.
+    ///
+    /// # Errors
+    /// [`Refusal::Busy`].
     pub async fn status(&self) -> Result<Status, Refusal> {
-        Err(Refusal::Busy)
+        self.ask(|w| w.status()).await
     }
+
     /// One, or those of all live sessions.
+    ///
+    /// # Errors
+    /// [`Refusal::Kernel`], [`Refusal::Busy`].
     pub async fn addresses(&self, address: Option<IpAddr>, limit: u32) -> Result<Vec<AddressView>, Refusal> {
-        Err(Refusal::Busy)
+        self.ask(move |w| w.addresses(address, limit)).await?
     }
+
+    /// What the programs counted.
+    ///
+    /// # Errors
+    /// [`Refusal::Kernel`], [`Refusal::Busy`].
     pub async fn counters(&self) -> Result<Counters, Refusal> {
-        Err(Refusal::Busy)
+        self.ask(|w| w.counters()).await?
+    }
+
+    /// Refused when the queue is full.
+    async fn ask<T: Send + 'static>(&self, f: impl FnOnce(&mut Writer) -> T + Send + 'static) -> Result<T, Refusal> {
+        let (job, answer) = job(f);
+        self.normal.try_send(job).map_err(|_| Refusal::Busy)?;
+        answer.await.map_err(|_| Refusal::Busy)
+    }
+
+    /// Waits for room in the queue: a restriction is not refused for load.
+    async fn restrict<T: Send + 'static>(&self, f: impl FnOnce(&mut Writer) -> T + Send + 'static) -> Result<T, Refusal> {
+        let (job, answer) = job(f);
+        self.urgent.send(job).await.map_err(|_| Refusal::Busy)?;
+        answer.await.map_err(|_| Refusal::Busy)
     }
 }
+
+fn job<T: Send + 'static>(f: impl FnOnce(&mut Writer) -> T + Send + 'static) -> (Job, oneshot::Receiver<T>) {
+    let (answer, answered) = oneshot::channel();
+    // A caller that has gone away has still asked.
+    (Box::new(move |w: &mut Writer| drop(answer.send(f(w)))), answered)
+}
+
+#[cfg(test)]
+mod tests;

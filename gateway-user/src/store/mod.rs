@@ -1,1 +1,143 @@
-//! To be written.
+//! What survives the process, in the domain's terms. Only [`crate::controller`] commits.
+
+mod files;
+mod rows;
+mod schema;
+mod sqlite;
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::PathBuf,
+};
+
+pub use sqlite::SqliteStore;
+
+use crate::model::{Device, DeviceId, Revision, Session, SessionId, UriChange};
+
+/// Changes of GatewayURIs that are kept for watchers that come back.
+pub const KEPT_URI_CHANGES: u64 = 100_000;
+
+/// Keeps the registry, the live sessions and the last changes of GatewayURIs.
+pub trait Store: Send {
+    /// All of it, but for the changes of GatewayURIs.
+    ///
+    /// # Errors
+    /// See [`StoreError`].
+    fn load(&mut self) -> Result<Snapshot, StoreError>;
+
+    /// Makes a change durable, all of it or none, and returns the new revision: one more than `expected`. Devices and changes of
+    /// GatewayURIs get it as theirs, whatever they carry.
+    ///
+    /// # Errors
+    /// See [`StoreError`]; nothing was changed.
+    fn commit(&mut self, changes: &ChangeSet, expected: Revision) -> Result<Revision, StoreError>;
+
+    /// Changes of GatewayURIs after a revision, oldest first; `None`: some of them are no longer kept.
+    ///
+    /// # Errors
+    /// See [`StoreError`].
+    fn uri_changes(&mut self, after: Revision) -> Result<Option<Vec<UriChange>>, StoreError>;
+}
+
+/// What was stored.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Snapshot {
+    /// Of the last commit; 0: there was none.
+    pub revision: Revision,
+    /// Above every number that a session ever had.
+    pub next_session: u64,
+    /// By id.
+    pub devices: Vec<Device>,
+    /// By number.
+    pub sessions: Vec<Session>,
+}
+
+/// A change.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ChangeSet {
+    /// Devices as they are now, new or known.
+    pub devices: BTreeMap<DeviceId, Device>,
+    /// Sessions that ended.
+    pub closed: BTreeSet<SessionId>,
+    /// Sessions that opened.
+    pub opened: BTreeMap<SessionId, Session>,
+    /// GatewayURIs that changed.
+    pub uris: Vec<UriChange>,
+}
+
+impl ChangeSet {
+    /// Whether there is nothing to do.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.devices.is_empty() && self.closed.is_empty() && self.opened.is_empty() && self.uris.is_empty()
+    }
+
+    /// Adds what happened after it.
+    pub fn then(&mut self, later: Self) {
+        self.devices.extend(later.devices);
+        self.closed.extend(later.closed);
+        self.opened.extend(later.opened);
+        self.uris.extend(later.uris);
+    }
+}
+
+/// Why the store did not do it.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// Another process has it open.
+    #[error("{0} is in use by another process")]
+    Busy(PathBuf),
+    /// No room.
+    #[error("the disk is full")]
+    Full,
+    /// What is stored makes no sense.
+    #[error("the database is damaged: {0}")]
+    Corrupt(String),
+    /// The file system does not let us write.
+    #[error("the database cannot be written: {0}")]
+    ReadOnly(String),
+    /// Somebody else has committed.
+    #[error("the database is at revision {found}, not at {expected}: something else writes to it")]
+    Conflict {
+        /// What the caller knew.
+        expected: u64,
+        /// What is stored.
+        found: u64,
+    },
+    /// A later version of Lazaret made it.
+    #[error("the database has schema version {found}; this binary knows versions up to {known}: run a newer lazaret")]
+    Newer {
+        /// Its version.
+        found: i64,
+        /// The last that is known here.
+        known: i64,
+    },
+    /// Not a database of ours.
+    #[error("{0} is not a database of lazaret")]
+    Foreign(PathBuf),
+    /// Others could read or write it.
+    #[error(
+        "{path} has mode {mode:04o} and belongs to uid {owner}; it must be no looser than {wanted:04o} and belong to uid {euid}"
+    )]
+    Loose {
+        /// Which file or directory.
+        path: PathBuf,
+        /// Its permission bits.
+        mode: u32,
+        /// Its owner.
+        owner: u32,
+        /// The loosest mode that is accepted.
+        wanted: u32,
+        /// Who we are.
+        euid: u32,
+    },
+    /// Not a plain file or directory: perhaps a symbolic link.
+    #[error("{0} is not a plain file or directory")]
+    NotPlain(PathBuf),
+    /// Input or output failed.
+    #[error("{0}")]
+    Io(String),
+}
+
+#[cfg(test)]
+mod tests;

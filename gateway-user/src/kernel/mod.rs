@@ -1,5 +1,8 @@
 //! What the controller needs of the kernel, as a trait: [`crate::dataplane`] does it, tests fake it. Nothing here names aya.
 
+#[cfg(any(test, feature = "fake-kernel"))]
+pub mod fake;
+
 use std::net::IpAddr;
 
 use gateway_ebpf::abi::{Count, REASONS};

@@ -1,0 +1,227 @@
+//! Questions, and the read-back that says how far a change got.
+
+use std::net::IpAddr;
+
+use gateway_ebpf::abi::Count;
+use tokio::sync::broadcast;
+
+use super::{AddressEnforcement, AddressView, CounterView, Counters, DeviceView, Refusal, SessionView, Status, writer::Writer};
+use crate::{
+    config::{Config, InterfaceRole, Mode},
+    kernel::{HookPoint, Link, ReadBack},
+    model::{
+        BootTime, Device, DeviceId, DeviceState, InterfaceName, Now, PoolId, Revision, Session, SessionId, UriChange, WallTime,
+    },
+    reconcile::assignment,
+    transition::{Directory as _, lease_end},
+};
+
+impl Writer {
+    pub(super) fn view(&self, device: &Device, now: &Now) -> DeviceView {
+        DeviceView {
+            device: device.clone(),
+            lease_ends_at: device.lease.map(|l| on_the_wall(lease_end(&l, now), now)),
+            sessions: self
+                .registry
+                .sessions_of(&device.id)
+                .map(|s| self.session_view(s, now))
+                .collect(),
+        }
+    }
+
+    /// Its pool is that of its first address: a released session's are all the same.
+    pub(super) fn session_view(&self, session: &Session, now: &Now) -> SessionView {
+        let device = self.registry.device_of(session);
+        let of = |a: &IpAddr| assignment(*a, session.id, device, now, &self.config);
+        let current_pool = session.addresses.iter().find_map(of).map_or(PoolId(0), |a| a.pool);
+        SessionView {
+            session: session.clone(),
+            current_pool,
+        }
+    }
+
+    /// Reads every address of these sessions through every program that is attached. The first result: all is as wanted, everywhere.
+    pub(super) fn read_back(&mut self, sessions: &[Session]) -> (bool, Vec<AddressEnforcement>) {
+        let now = self.clock.now();
+        let (mut all, mut out) = (true, Vec::new());
+        for session in sessions {
+            let device = self.registry.device_of(session).cloned();
+            for address in &session.addresses {
+                let wanted = assignment(*address, session.id, device.as_ref(), &now, &self.config).map_or(PoolId(0), |a| a.pool);
+                let read_backs = self.kernel.read_back(*address).unwrap_or_else(|e| {
+                    tracing::error!(%address, error = %e, "an address cannot be read back");
+                    Vec::new()
+                });
+                all &= in_force(&self.config, &self.links, &session.interface, wanted, &read_backs);
+                out.push(AddressEnforcement {
+                    address: *address,
+                    wanted,
+                    read_backs,
+                });
+            }
+        }
+        (all, out)
+    }
+
+    pub(super) fn device(&self, id: &DeviceId) -> Result<DeviceView, Refusal> {
+        let device = self.registry.device(id).ok_or_else(|| Refusal::UnknownDevice(id.clone()))?;
+        Ok(self.view(device, &self.clock.now()))
+    }
+
+    pub(super) fn devices(&self, after: Option<&DeviceId>, limit: u32, state: Option<DeviceState>) -> Vec<DeviceView> {
+        let now = self.clock.now();
+        let wanted = |d: &&Device| state.is_none_or(|s| s == d.state);
+        self.registry
+            .devices_after(after)
+            .filter(wanted)
+            .take(limit as usize)
+            .map(|d| self.view(d, &now))
+            .collect()
+    }
+
+    pub(super) fn sessions(&self, after: Option<SessionId>, limit: u32) -> Vec<SessionView> {
+        let now = self.clock.now();
+        self.registry
+            .sessions_after(after)
+            .take(limit as usize)
+            .map(|s| self.session_view(s, &now))
+            .collect()
+    }
+
+    /// This thread alone sends changes, so none can fall between what is stored and what is to come.
+    pub(super) fn watch(&mut self, after: Option<Revision>) -> Result<(Vec<UriChange>, broadcast::Receiver<UriChange>), Refusal> {
+        let live = self.uris.subscribe();
+        let Some(after) = after else { return Ok((Vec::new(), live)) };
+        let current = self.registry.revision;
+        let too_old = Refusal::RevisionTooOld {
+            asked: after.0,
+            now: current.0,
+        };
+        // A revision that is yet to come is from another database: what the watcher knows is not what is here.
+        if after > current {
+            return Err(too_old);
+        }
+        let kept = self
+            .store
+            .uri_changes(after)
+            .map_err(|e| Refusal::StoreUnavailable(e.to_string()))?;
+        Ok((kept.ok_or(too_old)?, live))
+    }
+
+    pub(super) fn status(&mut self) -> Status {
+        let (interfaces, floor, mode) = (self.kernel.interfaces(), self.kernel.floor(), self.kernel.mode());
+        let mut warnings = Vec::new();
+        if mode == Mode::Observe {
+            warnings.push("observe mode: nothing is denied and the floor is open".to_owned());
+        } else if floor != "closed" {
+            warnings.push(format!("the floor is {floor}"));
+        }
+        if self.not_durable() > 0 {
+            warnings.push(format!("{} restriction(s) are in force but not durable", self.not_durable()));
+        }
+        warnings.extend(
+            self.kernel_problem
+                .iter()
+                .map(|p| format!("the kernel refused a change; it is tried again: {p}")),
+        );
+        for i in &interfaces {
+            if i.ifindex.is_none() {
+                warnings.push(format!("interface {}: there is none yet; it is waited for", i.name));
+            }
+            let problems = i.hooks.iter().filter(|h| !h.problem.is_empty());
+            warnings.extend(problems.map(|h| format!("interface {}, {}: {}", i.name, hook_name(h.hook), h.problem)));
+        }
+        warnings.extend(self.conflicts.iter().map(|(_, what)| what.clone()));
+        Status {
+            mode,
+            floor,
+            interfaces,
+            revision: self.registry.revision,
+            store: self.store_problem.clone().unwrap_or_else(|| "ok".to_owned()),
+            devices: self.registry.device_count(),
+            sessions: self.registry.session_count(),
+            started_at: self.started_at,
+            warnings,
+            not_durable: self.not_durable(),
+        }
+    }
+
+    pub(super) fn addresses(&self, address: Option<IpAddr>, limit: u32) -> Result<Vec<AddressView>, Refusal> {
+        let wanted: Vec<IpAddr> = match address {
+            Some(address) => vec![address],
+            None => self
+                .registry
+                .sessions_after(None)
+                .flat_map(|s| s.addresses.iter().copied())
+                .take(limit as usize)
+                .collect(),
+        };
+        let now = self.clock.now();
+        let view = |address| {
+            let reading = self.kernel.read(address).map_err(|e| Refusal::Kernel(e.to_string()))?;
+            let session = reading.session.and_then(|id| self.registry.session(id));
+            Ok(AddressView {
+                address,
+                device: session.and_then(|s| s.device.clone()),
+                lease_ends_at: reading.lease_end.map(|end| on_the_wall(end, &now)),
+                reading,
+            })
+        };
+        wanted.into_iter().map(view).collect()
+    }
+
+    pub(super) fn counters(&self) -> Result<Counters, Refusal> {
+        let refused = |e: crate::kernel::KernelError| Refusal::Kernel(e.to_string());
+        let mut counters = Vec::new();
+        for (pool, by_reason) in self.kernel.counters().map_err(refused)? {
+            let pool = (pool != 0).then_some(PoolId(pool));
+            let counted = (0_u8..).zip(by_reason.iter()).filter(|(_, c)| **c != Count::default());
+            counters.extend(counted.map(|(reason, count)| CounterView {
+                pool,
+                reason,
+                count: *count,
+            }));
+        }
+        counters.sort_by_key(|c| (c.pool, c.reason));
+        let (suppressed, lost) = self.kernel.events_lost().map_err(refused)?;
+        Ok(Counters {
+            counters,
+            suppressed,
+            lost,
+        })
+    }
+}
+
+/// Whether an address is judged as wanted by every program that can meet its packets. Not so: no device interface exists, one of them
+/// lacks a judge at ingress or at egress, the session's own is not among them, or any program, core ones too, reads another pool.
+fn in_force(config: &Config, links: &[Link], own: &InterfaceName, wanted: PoolId, read_backs: &[ReadBack]) -> bool {
+    let is_device = |name: &InterfaceName| config.role(name) == Some(InterfaceRole::Device);
+    let reads = |link: &Link, hooks: &[HookPoint]| {
+        let here = |r: &&ReadBack| r.ifindex == link.ifindex && hooks.contains(&r.hook);
+        read_backs.iter().filter(here).any(|r| r.reading.is_some())
+    };
+    let devices: Vec<&Link> = links.iter().filter(|l| is_device(&l.name)).collect();
+    let judged = |l: &&Link| reads(l, &[HookPoint::Xdp, HookPoint::TcIngress]) && reads(l, &[HookPoint::TcEgress]);
+    devices.iter().any(|l| l.name == *own)
+        && devices.iter().all(judged)
+        && read_backs
+            .iter()
+            .all(|r| r.reading.is_some_and(|reading| reading.pool == Some(wanted)))
+}
+
+fn on_the_wall(end: BootTime, now: &Now) -> WallTime {
+    let ahead = i128::from(end.0) - i128::from(now.boot.0);
+    WallTime(
+        now.wall
+            .0
+            .saturating_add(i64::try_from(ahead / 1_000_000).unwrap_or(i64::MAX)),
+    )
+}
+
+fn hook_name(hook: HookPoint) -> &'static str {
+    match hook {
+        HookPoint::Xdp => "xdp",
+        HookPoint::TcIngress => "tc ingress",
+        HookPoint::TcEgress => "tc egress",
+    }
+}

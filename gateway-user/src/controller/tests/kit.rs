@@ -1,0 +1,362 @@
+//! What the tests share: a configuration, a gateway that can be restarted, a store that can be told to fail.
+
+use std::{
+    net::IpAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use tempfile::TempDir;
+
+use crate::{
+    clock::ManualClock,
+    config::{
+        Allow, Config, Devices, InterfacePattern, InterfaceRole, InterfaceRule, Log, LogFormat, Mode, Paths, Policy, Pool,
+        PoolKind, Socket, Tables, UnknownDevice, XdpMode,
+    },
+    controller::{
+        Controller, Enforcement, OpenOutcome, Options, Refusal, Registration, SessionReport, SignalContext, SignalOutcome, Start,
+        StartError, WriterThread,
+    },
+    kernel::{
+        Link,
+        fake::{Call, FakeKernel},
+    },
+    model::{BootTime, DeviceId, Identity, Now, PoolId, Revision, Role, Session, UriChange, WallTime},
+    store::{ChangeSet, Snapshot, SqliteStore, Store, StoreError},
+};
+
+pub(super) const QUARANTINE: PoolId = PoolId(1);
+pub(super) const OFFICE: PoolId = PoolId(2);
+pub(super) const LAB: PoolId = PoolId(3);
+pub(super) const BLOCKED: PoolId = PoolId(4);
+
+pub(super) const START: Now = Now {
+    wall: WallTime(1_800_000_000_000),
+    boot: BootTime(1_000_000_000_000),
+    boot_id: 1,
+};
+/// Lease of the pool `lab`.
+pub(super) const LEASE_MS: u64 = 3_600_000;
+
+/// Quarantine 10.66.0.0/24, office 10.66.1.0/24 without lease, lab 10.66.2.0/24 with one, blocked 10.66.3.0/24; each with an IPv6 prefix.
+pub(crate) fn config() -> Config {
+    let pool = |id: u8, name: &str, kind, fallback, lease| Pool {
+        id: PoolId(id),
+        name: name.parse().unwrap(),
+        kind,
+        prefixes: vec![
+            format!("10.66.{}.0/24", id - 1).parse().unwrap(),
+            format!("fd00:66:{}::/64", id - 1).parse().unwrap(),
+        ],
+        reserved: vec![format!("10.66.{}.1", id - 1).parse().unwrap()],
+        policy: "p".parse().unwrap(),
+        fallback,
+        gateway_uri: format!("{name}.vpn.example"),
+        lease,
+        table: None,
+    };
+    let interface = |name: &str, role| InterfaceRule {
+        name: InterfacePattern::Prefix(name.parse().unwrap()),
+        role,
+        xdp: XdpMode::Auto,
+    };
+    Config {
+        mode: Mode::Enforce,
+        paths: Paths {
+            state: "/nonexistent".into(),
+            pins: "/nonexistent".into(),
+        },
+        api: None,
+        socket: Socket {
+            path: "/nonexistent".into(),
+            vpn_group: None,
+            viewer_group: None,
+        },
+        log: Log {
+            level: "info".to_owned(),
+            format: LogFormat::Text,
+        },
+        devices: Devices {
+            unknown: UnknownDevice::Refuse,
+            sessions: 1,
+        },
+        tables: Tables {
+            addresses: 64,
+            buckets6: 64,
+            denials_bytes: 4096,
+        },
+        interfaces: vec![
+            interface("tun", InterfaceRole::Device),
+            interface("core", InterfaceRole::Core),
+        ],
+        pools: vec![
+            pool(1, "quarantine", PoolKind::Quarantine, None, None),
+            pool(2, "office", PoolKind::FullService, Some(QUARANTINE), None),
+            pool(
+                3,
+                "lab",
+                PoolKind::FullService,
+                Some(QUARANTINE),
+                Some(Duration::from_millis(LEASE_MS)),
+            ),
+            pool(4, "blocked", PoolKind::Blocked, None, None),
+        ],
+        policies: vec![Policy {
+            name: "p".parse().unwrap(),
+            allow: Allow::Nothing,
+        }],
+    }
+}
+
+pub(super) fn links() -> Vec<Link> {
+    let link = |ifindex, name: &str, ethernet| Link {
+        ifindex,
+        name: name.parse().unwrap(),
+        ethernet,
+    };
+    vec![link(2, "core0", true), link(3, "tun0", false)]
+}
+
+/// A gateway: a state directory, a kernel and a clock that outlive the controller.
+pub(super) struct Gateway {
+    pub(super) config: Arc<Config>,
+    pub(super) directory: TempDir,
+    pub(super) kernel: FakeKernel,
+    pub(super) clock: ManualClock,
+    pub(super) disk: Disk,
+    running: Option<(Controller, WriterThread)>,
+}
+
+impl Gateway {
+    pub(super) async fn new() -> Self {
+        Self::with(config()).await
+    }
+
+    pub(super) async fn with(config: Config) -> Self {
+        let config = Arc::new(config);
+        let directory = tempfile::tempdir().unwrap();
+        let kernel = FakeKernel::new(config.clone());
+        let mut gateway = Self {
+            config,
+            directory,
+            kernel,
+            clock: ManualClock::new(START),
+            disk: Disk::default(),
+            running: None,
+        };
+        gateway.start().await.unwrap();
+        gateway
+    }
+
+    pub(super) async fn start(&mut self) -> Result<(), StartError> {
+        let store = SqliteStore::open(&self.directory.path().join("state"))?;
+        let store = Limited {
+            store,
+            disk: self.disk.clone(),
+            kernel: self.kernel.clone(),
+            full: false,
+        };
+        let start = Start {
+            config: self.config.clone(),
+            store: Box::new(store),
+            kernel: Box::new(self.kernel.clone()),
+            clock: Box::new(self.clock.clone()),
+            links: links(),
+            options: Options {
+                check: Duration::from_millis(20),
+                retry: Duration::from_millis(10),
+                retry_max: Duration::from_millis(40),
+                ..Options::default()
+            },
+        };
+        self.running = Some(Controller::start(start).await?);
+        self.kernel.take_calls();
+        Ok(())
+    }
+
+    pub(super) async fn stop(&mut self) {
+        if let Some((controller, mut thread)) = self.running.take() {
+            controller.shutdown().await;
+            thread.ended().await.unwrap();
+        }
+    }
+
+    pub(super) async fn restart(&mut self) {
+        self.stop().await;
+        self.start().await.unwrap();
+    }
+
+    pub(super) fn controller(&self) -> &Controller {
+        &self.running.as_ref().unwrap().0
+    }
+
+    /// A context seen this many milliseconds from the gateway's now.
+    pub(super) fn seen(&self, offset_ms: i64) -> SignalContext {
+        use crate::clock::Clock as _;
+        SignalContext {
+            by: Identity {
+                role: Role::Mdm,
+                name: "test".to_owned(),
+            },
+            request: "r-1".parse().unwrap(),
+            observed_at: Some(WallTime(self.clock.now().wall.0 + offset_ms)),
+        }
+    }
+
+    pub(super) async fn register(&self, device: &str, pool: &str) {
+        self.controller()
+            .register(self.seen(0), vec![registration(device, pool)])
+            .await
+            .unwrap();
+    }
+
+    pub(super) async fn open(&self, device: &str, addresses: &[&str]) -> Result<OpenOutcome, Refusal> {
+        self.open_at("vpn-1", device, addresses).await
+    }
+
+    pub(super) async fn open_at(&self, source: &str, device: &str, addresses: &[&str]) -> Result<OpenOutcome, Refusal> {
+        self.controller()
+            .open_session(self.seen(0), source.parse().unwrap(), report(device, addresses))
+            .await
+    }
+
+    pub(super) async fn applied(&self, device: &str) -> Result<SignalOutcome, Refusal> {
+        self.applied_at(device, 0).await
+    }
+
+    pub(super) async fn applied_at(&self, device: &str, offset_ms: i64) -> Result<SignalOutcome, Refusal> {
+        self.controller()
+            .policy_applied(self.seen(offset_ms), id(device), "rev-1".parse().unwrap())
+            .await
+    }
+
+    pub(super) async fn revoked(&self, device: &str) -> Result<SignalOutcome, Refusal> {
+        self.controller()
+            .policy_revoked(self.seen(0), id(device), "test".to_owned())
+            .await
+    }
+
+    /// What the next packet is judged by.
+    pub(super) fn judged(&self, address: &str) -> PoolId {
+        use crate::clock::Clock as _;
+        self.kernel.judged_by(ip(address), self.clock.now().boot).unwrap()
+    }
+
+    /// Waits for something that the controller does by itself.
+    pub(super) async fn until(&self, what: &str, mut holds: impl AsyncFnMut(&Self) -> bool) {
+        for _ in 0..500 {
+            if holds(self).await {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        panic!("{what}: not within 5 s");
+    }
+}
+
+pub(super) fn id(device: &str) -> DeviceId {
+    device.parse().unwrap()
+}
+
+pub(super) fn ip(address: &str) -> IpAddr {
+    address.parse().unwrap()
+}
+
+pub(super) fn registration(device: &str, pool: &str) -> Registration {
+    Registration {
+        id: id(device),
+        owner: "someone".to_owned(),
+        full_service_pool: Some(pool.parse().unwrap()),
+        common_names: Vec::new(),
+        certificates: Vec::new(),
+    }
+}
+
+pub(super) fn report(device: &str, addresses: &[&str]) -> SessionReport {
+    SessionReport {
+        device_name: id(device),
+        certificate: None,
+        addresses: addresses.iter().map(|a| ip(a)).collect(),
+        interface: "tun0".parse().unwrap(),
+    }
+}
+
+pub(super) fn enforcement(outcome: Result<SignalOutcome, Refusal>) -> Enforcement {
+    outcome.unwrap().enforcement
+}
+
+/// Whether there is room for the database to grow.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Disk(Arc<AtomicBool>);
+
+impl Disk {
+    pub(super) fn fill(&self) {
+        self.0.store(true, Ordering::SeqCst);
+    }
+    pub(super) fn free(&self) {
+        self.0.store(false, Ordering::SeqCst);
+    }
+}
+
+/// The real store, on a disk that fills up: SQLite itself refuses to grow the file (SQLITE_FULL). Commits are noted among the kernel's
+/// calls, to show which came first.
+struct Limited {
+    store: SqliteStore,
+    disk: Disk,
+    kernel: FakeKernel,
+    full: bool,
+}
+
+impl Store for Limited {
+    fn load(&mut self) -> Result<Snapshot, StoreError> {
+        self.store.load()
+    }
+    fn commit(&mut self, changes: &ChangeSet, expected: Revision) -> Result<Revision, StoreError> {
+        let full = self.disk.0.load(Ordering::SeqCst);
+        if full != self.full {
+            self.full = full;
+            fill(&self.store, full);
+        }
+        let result = self.store.commit(changes, expected);
+        if full {
+            assert!(matches!(result, Err(StoreError::Full)), "{result:?}");
+        }
+        self.kernel
+            .state()
+            .calls
+            .push(Call::Note(if result.is_ok() { "committed" } else { "not committed" }));
+        result
+    }
+    fn uri_changes(&mut self, after: Revision) -> Result<Option<Vec<UriChange>>, StoreError> {
+        self.store.uri_changes(after)
+    }
+}
+
+/// Takes the room for growth away, or gives it back. Every page is in use, so that any insert needs a new one: the tables hold rows of
+/// most of a page.
+fn fill(store: &SqliteStore, full: bool) {
+    let c = store.connection();
+    let pages: i64 = c.pragma_query_value(None, "page_count", |r| r.get(0)).unwrap();
+    let most = if full { pages } else { 1_000_000 };
+    c.query_row(&format!("PRAGMA max_page_count = {most}"), [], |_| Ok(()))
+        .unwrap();
+    if full {
+        // A temporary trigger that needs room for each commit, whatever it changes.
+        c.execute_batch(
+            "CREATE TEMP TRIGGER IF NOT EXISTS grow BEFORE UPDATE ON main.meta
+             BEGIN INSERT INTO uri_changes (revision, device, old, new, at, reason) VALUES (0, 'x', hex(zeroblob(40000)), '', 0, ''); END",
+        )
+        .unwrap();
+    } else {
+        c.execute_batch("DROP TRIGGER IF EXISTS grow").unwrap();
+    }
+}
+
+/// The session of an outcome.
+pub(super) fn session(outcome: &OpenOutcome) -> &Session {
+    &outcome.session.session
+}

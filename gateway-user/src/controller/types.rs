@@ -1,0 +1,209 @@
+//! What is asked of the controller and what it answers, in the domain's terms.
+
+use std::net::IpAddr;
+
+use gateway_ebpf::abi::Count;
+
+use super::Refusal;
+use crate::{
+    config::Mode,
+    kernel::{AddressReading, InterfaceState, ReadBack},
+    model::{Device, DeviceId, Fingerprint, Identity, InterfaceName, PoolId, PoolName, RequestId, Revision, Session, WallTime},
+};
+
+/// What stands in every command that changes something.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SignalContext {
+    /// Who asks.
+    pub by: Identity,
+    /// The caller's id for it.
+    pub request: RequestId,
+    /// When the caller saw what it reports.
+    pub observed_at: Option<WallTime>,
+}
+
+/// A device to be registered.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Registration {
+    /// Name.
+    pub id: DeviceId,
+    /// For people.
+    pub owner: String,
+    /// `None`: the only pool of kind full-service.
+    pub full_service_pool: Option<PoolName>,
+    /// Other names.
+    pub common_names: Vec<DeviceId>,
+    /// Certificates.
+    pub certificates: Vec<Fingerprint>,
+}
+
+/// A connection, as the VPN server reports it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SessionReport {
+    /// A device id or a common name.
+    pub device_name: DeviceId,
+    /// Its certificate.
+    pub certificate: Option<Fingerprint>,
+    /// Its addresses; not empty, no duplicates.
+    pub addresses: Vec<IpAddr>,
+    /// On which its packets arrive.
+    pub interface: InterfaceName,
+}
+
+/// How far a change got; see `Enforcement` in types.proto.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Enforcement {
+    /// Durable, and read back everywhere.
+    Enforced,
+    /// Durable; no live session.
+    NoSession,
+    /// Durable, not everywhere in force.
+    Committed,
+    /// In force, not durable (restrictions only).
+    EnforcedNotDurable,
+}
+
+/// One address with what was read back for it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AddressEnforcement {
+    /// Which.
+    pub address: IpAddr,
+    /// The pool that should judge it.
+    pub wanted: PoolId,
+    /// One for each program that should.
+    pub read_backs: Vec<ReadBack>,
+}
+
+/// A live session with the pool that judges it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SessionView {
+    /// The session.
+    pub session: Session,
+    /// Whose policy judges it now.
+    pub current_pool: PoolId,
+}
+
+/// A device with its live sessions.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DeviceView {
+    /// The device.
+    pub device: Device,
+    /// When its lease ends, on the wall clock.
+    pub lease_ends_at: Option<WallTime>,
+    /// Its live sessions.
+    pub sessions: Vec<SessionView>,
+}
+
+/// The answer to a signal.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SignalOutcome {
+    /// The device after it.
+    pub device: DeviceView,
+    /// How far it got.
+    pub enforcement: Enforcement,
+    /// Each address of its sessions.
+    pub addresses: Vec<AddressEnforcement>,
+    /// The store's revision after it.
+    pub revision: Revision,
+}
+
+/// The answer to a session that opened.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct OpenOutcome {
+    /// The session.
+    pub session: SessionView,
+    /// How far it got.
+    pub enforcement: Enforcement,
+    /// Each of its addresses.
+    pub addresses: Vec<AddressEnforcement>,
+    /// The store's revision after it.
+    pub revision: Revision,
+    /// The device's GatewayURI, or the quarantine pool's for a device without a name.
+    pub gateway_uri: String,
+}
+
+/// The answer to a session that closed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CloseOutcome {
+    /// False: it was not live any more.
+    pub ended: bool,
+    /// How far it got.
+    pub enforcement: Enforcement,
+    /// The store's revision after it.
+    pub revision: Revision,
+}
+
+/// The answer to a whole list of sessions.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SynchroniseOutcome {
+    /// Opened.
+    pub opened: u32,
+    /// Kept.
+    pub kept: u32,
+    /// Ended.
+    pub ended: u32,
+    /// By index into the request.
+    pub refused: Vec<(u32, Refusal)>,
+    /// The store's revision after it.
+    pub revision: Revision,
+}
+
+/// What `status` shows.
+#[derive(Clone, Debug)]
+pub struct Status {
+    /// Mode.
+    pub mode: Mode,
+    /// See [`crate::kernel::Kernel::floor`].
+    pub floor: String,
+    /// Interfaces.
+    pub interfaces: Vec<InterfaceState>,
+    /// The store's revision.
+    pub revision: Revision,
+    /// "ok", or what is wrong.
+    pub store: String,
+    /// Registered devices.
+    pub devices: u64,
+    /// Live sessions.
+    pub sessions: u64,
+    /// Since when the daemon runs.
+    pub started_at: WallTime,
+    /// What an operator should know; conflicts refused, interfaces without program, observe mode, ...
+    pub warnings: Vec<String>,
+    /// Restrictions in force but not committed.
+    pub not_durable: u64,
+}
+
+/// An address with the session that holds it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AddressView {
+    /// Which.
+    pub address: IpAddr,
+    /// As read from the kernel.
+    pub reading: AddressReading,
+    /// Of the session named in the reading.
+    pub device: Option<DeviceId>,
+    /// On the wall clock.
+    pub lease_ends_at: Option<WallTime>,
+}
+
+/// A counter that is not zero.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CounterView {
+    /// `None`: no pool.
+    pub pool: Option<PoolId>,
+    /// [`gateway_ebpf::reason::Reason`] as a number.
+    pub reason: u8,
+    /// Packets and bytes.
+    pub count: Count,
+}
+
+/// Counters.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Counters {
+    /// Those that are not zero, by pool, then reason.
+    pub counters: Vec<CounterView>,
+    /// Denial events suppressed by the rate limit.
+    pub suppressed: u64,
+    /// Denial events lost to a full ring.
+    pub lost: u64,
+}

@@ -1,0 +1,509 @@
+//! The thread that owns store and kernel: its loop, and the two orders in which a change is made. What loosens is committed first and
+//! then put into the kernel; what restricts is put into the kernel first and is never refused for the store's sake.
+
+use std::{
+    collections::VecDeque,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use tokio::sync::{broadcast, mpsc, watch};
+use tracing::{error, info, warn};
+
+use super::{Refusal, SignalContext, registry::Registry};
+use crate::{
+    clock::Clock,
+    config::Config,
+    kernel::{Kernel, KernelError, Link},
+    model::{BootTime, DeviceId, Now, Revision, SessionId, UriChange, WallTime},
+    reconcile::{self, Held, Observed, Op},
+    store::{ChangeSet, Store, StoreError},
+    transition::{self, Directory as _, Signal, Step},
+};
+
+/// Something for the thread to do.
+pub(super) type Job = Box<dyn FnOnce(&mut Writer) + Send>;
+
+/// How the thread keeps time; the defaults are for the daemon.
+#[derive(Clone, Copy, Debug)]
+pub struct Options {
+    /// How often the programs' attachment is checked and repaired. Default 1 s.
+    pub check: Duration,
+    /// First wait before a commit that failed is tried again; doubled each time. Default 200 ms.
+    pub retry: Duration,
+    /// Longest such wait. Default 5 s.
+    pub retry_max: Duration,
+    /// Commands that may wait, beside restrictions; one more is refused as [`Refusal::Busy`]. Default 1,024.
+    pub queue: usize,
+    /// Restrictions that may wait; one more waits for room. Default 16,384.
+    pub urgent_queue: usize,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            check: Duration::from_secs(1),
+            retry: Duration::from_millis(200),
+            retry_max: Duration::from_secs(5),
+            queue: 1024,
+            urgent_queue: 16_384,
+        }
+    }
+}
+
+/// Conflicts that `status` remembers.
+const KEPT_CONFLICTS: usize = 16;
+/// How long after a failure of the kernel everything is compared and put right.
+const REPAIR_AFTER: Duration = Duration::from_secs(5);
+
+/// All that the thread owns.
+pub(super) struct Writer {
+    pub(super) config: Arc<Config>,
+    pub(super) store: Box<dyn Store>,
+    pub(super) kernel: Box<dyn Kernel>,
+    pub(super) clock: Box<dyn Clock>,
+    pub(super) links: Vec<Link>,
+    pub(super) registry: Registry,
+    /// In force, not durable.
+    pub(super) pending: ChangeSet,
+    /// What the store last said, if it was not "done".
+    pub(super) store_problem: Option<String>,
+    /// What the kernel last refused; cleared by a pass of reconciling that went through.
+    pub(super) kernel_problem: Option<String>,
+    pub(super) conflicts: VecDeque<(WallTime, String)>,
+    pub(super) uris: broadcast::Sender<UriChange>,
+    pub(super) started_at: WallTime,
+    pub(super) stopping: bool,
+    options: Options,
+    /// The programs' word for the first end of a lease, as last set.
+    earliest: Option<BootTime>,
+    next_check: Instant,
+    next_retry: Instant,
+    next_repair: Instant,
+    backoff: Duration,
+}
+
+/// Who is behind a change, for the log.
+#[derive(Clone, Copy)]
+pub(super) struct Cause<'a> {
+    pub(super) by: &'a str,
+    pub(super) request: &'a str,
+    /// The caller's own words; may be empty.
+    pub(super) note: &'a str,
+}
+
+impl<'a> Cause<'a> {
+    /// Nobody asked: time passed, or the daemon started.
+    pub(super) const GATEWAY: Cause<'static> = Cause {
+        by: "gateway",
+        request: "",
+        note: "",
+    };
+
+    pub(super) fn of(context: &'a SignalContext) -> Self {
+        Self {
+            by: &context.by.name,
+            request: context.request.as_str(),
+            note: "",
+        }
+    }
+}
+
+/// How a restriction went.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Restricted {
+    /// Committed.
+    pub(super) durable: bool,
+}
+
+impl Writer {
+    /// Loads the store and puts the kernel right: afterwards every live session is judged as it should be, and nothing else is assigned.
+    pub(super) fn start(start: super::Start, uris: broadcast::Sender<UriChange>) -> Result<Self, super::StartError> {
+        let super::Start {
+            config,
+            mut store,
+            kernel,
+            clock,
+            links,
+            options,
+        } = start;
+        let now = clock.now();
+        let snapshot = store.load()?;
+        let instant = Instant::now();
+        let mut writer = Self {
+            registry: Registry::new(snapshot, &now),
+            started_at: now.wall,
+            config,
+            store,
+            kernel,
+            clock,
+            links,
+            pending: ChangeSet::default(),
+            store_problem: None,
+            kernel_problem: None,
+            conflicts: VecDeque::new(),
+            uris,
+            stopping: false,
+            options,
+            earliest: None,
+            next_check: instant + options.check,
+            next_retry: instant,
+            next_repair: instant,
+            backoff: options.retry,
+        };
+        let (steps, closing) = writer.outdated(&now);
+        // Until all is compared, the programs look at every lease.
+        writer.apply(vec![Op::EarliestLeaseEnd(Some(BootTime(0)))]);
+        let changes = writer.take_restriction(&steps, &closing, &now);
+        writer.reconcile()?;
+        writer.commit_restriction(changes, &steps, &closing, Cause::GATEWAY);
+        let links = writer.links.clone();
+        reconcile::apply(vec![Op::Links(links)], writer.kernel.as_mut());
+        info!(
+            devices = writer.registry.device_count(),
+            sessions = writer.registry.session_count(),
+            revision = writer.registry.revision.0,
+            "the controller is ready"
+        );
+        Ok(writer)
+    }
+
+    /// Takes commands until there is nobody left to send any, or it is told to stop.
+    pub(super) async fn run(
+        mut self,
+        mut urgent: mpsc::Receiver<Job>,
+        mut normal: mpsc::Receiver<Job>,
+        mut links: watch::Receiver<Vec<Link>>,
+    ) {
+        let mut linked = true;
+        loop {
+            let wake = self.wake();
+            let job = tokio::select! {
+                biased;
+                job = urgent.recv() => match job { Some(job) => Some(job), None => break },
+                job = normal.recv() => match job { Some(job) => Some(job), None => break },
+                changed = links.changed(), if linked => {
+                    linked = changed.is_ok();
+                    self.links = links.borrow_and_update().clone();
+                    self.next_check = Instant::now();
+                    None
+                }
+                () = tokio::time::sleep(wake) => None,
+            };
+            self.maintain();
+            if let Some(job) = job {
+                job(&mut self);
+            }
+            if self.stopping {
+                urgent.close();
+                normal.close();
+            }
+        }
+        // Both queues belong to the same handles, so what is left came before the end.
+        urgent.close();
+        normal.close();
+        while let Ok(job) = urgent.try_recv() {
+            job(&mut self);
+        }
+        while let Ok(job) = normal.try_recv() {
+            job(&mut self);
+        }
+        if !self.pending.is_empty() && self.flush().is_err() {
+            error!(
+                not_durable = self.not_durable(),
+                "stopping with restrictions that are in force but not committed"
+            );
+        }
+        info!(
+            revision = self.registry.revision.0,
+            "the controller has stopped; the kernel goes on as it is"
+        );
+    }
+
+    /// What loosens, or changes nothing that is enforced: committed, and then true.
+    pub(super) fn commit(&mut self, changes: ChangeSet, steps: &[Step], cause: Cause<'_>) -> Result<(), Refusal> {
+        if changes.is_empty() {
+            return Ok(());
+        }
+        let now = self.clock.now();
+        self.flush().map_err(|e| Refusal::StoreUnavailable(e.to_string()))?;
+        let revision = self
+            .try_commit(&changes)
+            .map_err(|e| Refusal::StoreUnavailable(e.to_string()))?;
+        changes.closed.iter().for_each(|id| drop(self.registry.remove_session(*id)));
+        changes
+            .devices
+            .values()
+            .for_each(|d| self.registry.put_device(d.clone(), &now));
+        changes.opened.values().for_each(|s| self.registry.put_session(s.clone()));
+        self.committed(changes, revision);
+        self.log(steps, cause, true);
+        Ok(())
+    }
+
+    /// What restricts: true at once, in the kernel next, then committed, or kept until it can be.
+    pub(super) fn restrict(&mut self, steps: &[Step], closing: &[SessionId], cause: Cause<'_>) -> Restricted {
+        let now = self.clock.now();
+        let clearing: Vec<_> = closing
+            .iter()
+            .filter_map(|id| self.registry.session(*id))
+            .flat_map(|s| s.addresses.clone())
+            .collect();
+        let changes = self.take_restriction(steps, closing, &now);
+        let devices: Vec<&DeviceId> = steps.iter().map(|s| &s.device.id).collect();
+        self.enforce(&devices, &clearing);
+        self.commit_restriction(changes, steps, closing, cause)
+    }
+
+    /// Puts the sessions of these devices, and addresses that nobody holds any more, into the kernel as they should be now.
+    pub(super) fn enforce(&mut self, devices: &[&DeviceId], cleared: &[std::net::IpAddr]) {
+        let now = self.clock.now();
+        let sessions = devices
+            .iter()
+            .flat_map(|id| self.registry.sessions_of(id))
+            .map(|s| (s, self.registry.device_of(s)));
+        let wanted = reconcile::desired(sessions, self.registry.earliest_lease(), &now, &self.config);
+        let free = cleared.iter().filter(|a| self.registry.holder(**a).is_none());
+        let found = Observed {
+            addresses: free.map(|a| (*a, Held::default())).collect(),
+            earliest: self.earliest,
+        };
+        let ops = reconcile::plan(&wanted, &found, &self.config);
+        self.apply(ops);
+    }
+
+    /// Applies what a plan says; what fails is repaired later. Returns the first failure.
+    pub(super) fn apply(&mut self, ops: Vec<Op>) -> Option<KernelError> {
+        let applied = reconcile::apply(ops, self.kernel.as_mut());
+        self.earliest = applied.earliest.unwrap_or(self.earliest);
+        for (op, e) in &applied.failed {
+            error!(operation = ?op, error = %e, "the kernel refused; it is tried again");
+            self.kernel_problem = Some(e.to_string());
+            self.next_repair = Instant::now() + REPAIR_AFTER.min(self.options.check);
+        }
+        applied.failed.into_iter().next().map(|(_, e)| e)
+    }
+
+    pub(super) fn note_conflict(&mut self, what: String) {
+        warn!("{what}");
+        if self.conflicts.len() == KEPT_CONFLICTS {
+            self.conflicts.pop_front();
+        }
+        self.conflicts.push_back((self.clock.now().wall, what));
+    }
+
+    /// Restrictions in force but not committed.
+    pub(super) fn not_durable(&self) -> u64 {
+        (self.pending.devices.len() + self.pending.closed.len()) as u64
+    }
+
+    /// Ends leases that are over, tries again what failed, looks after the links: whatever is due.
+    fn maintain(&mut self) {
+        let (now, instant) = (self.clock.now(), Instant::now());
+        self.end_leases(&now);
+        if !self.pending.is_empty() && instant >= self.next_retry {
+            if let Err(e) = self.flush() {
+                error!(error = %e, not_durable = self.not_durable(), "restrictions are in force but still not durable");
+            }
+        }
+        if instant >= self.next_check {
+            self.next_check = instant + self.options.check;
+            let links = self.links.clone();
+            reconcile::apply(vec![Op::Links(links)], self.kernel.as_mut());
+        }
+        if self.kernel_problem.is_some() && instant >= self.next_repair {
+            self.next_repair = instant + REPAIR_AFTER;
+            match self.reconcile() {
+                Ok(()) => {}
+                Err(e) => error!(error = %e, "the kernel's tables cannot be read; it is tried again"),
+            }
+        }
+    }
+
+    fn wake(&self) -> Duration {
+        let instant = Instant::now();
+        let mut wake = self.next_check.saturating_duration_since(instant);
+        if !self.pending.is_empty() {
+            wake = wake.min(self.next_retry.saturating_duration_since(instant));
+        }
+        if let Some(end) = self.registry.earliest_lease() {
+            wake = wake.min(Duration::from_nanos(end.0.saturating_sub(self.clock.now().boot.0)));
+        }
+        wake
+    }
+
+    fn end_leases(&mut self, now: &Now) {
+        let over = self.registry.over(now);
+        if over.is_empty() {
+            return;
+        }
+        let end = |id| transition::step(self.registry.device(id)?, Signal::LeaseEnded, *now, &self.config).ok();
+        let steps: Vec<Step> = over.iter().filter_map(end).collect();
+        self.restrict(&steps, &[], Cause::GATEWAY);
+    }
+
+    /// What a start has to put right: leases of another boot, devices and sessions whose pools are gone.
+    fn outdated(&self, now: &Now) -> (Vec<Step>, Vec<SessionId>) {
+        let step = |d| {
+            transition::step(d, Signal::Start, *now, &self.config)
+                .ok()
+                .filter(|s| s.changed)
+        };
+        let steps = self.registry.devices_after(None).filter_map(step).collect();
+        let homeless = |s: &&crate::model::Session| s.addresses.iter().any(|a| self.config.home(*a).is_none());
+        let closing: Vec<SessionId> = self.registry.sessions_after(None).filter(homeless).map(|s| s.id).collect();
+        for id in &closing {
+            warn!(
+                session = id.0,
+                "a session ends: the configuration has no pool for one of its addresses"
+            );
+        }
+        (steps, closing)
+    }
+
+    /// Compares everything, and puts right what differs.
+    fn reconcile(&mut self) -> Result<(), KernelError> {
+        let now = self.clock.now();
+        let mut found = reconcile::observe(self.kernel.as_ref(), self.earliest)?;
+        // The pool after a lease cannot be read back, so what is leased is set anew.
+        found
+            .addresses
+            .values_mut()
+            .filter(|h| h.lease_end.is_some())
+            .for_each(|h| h.session = None);
+        let wanted = reconcile::desired(self.registry.live(), self.registry.earliest_lease(), &now, &self.config);
+        let ops = reconcile::plan(&wanted, &found, &self.config);
+        if self.apply(ops).is_none() {
+            self.kernel_problem = None;
+        }
+        Ok(())
+    }
+
+    /// Makes a restriction true in memory, and says what is to be stored.
+    fn take_restriction(&mut self, steps: &[Step], closing: &[SessionId], now: &Now) -> ChangeSet {
+        for step in steps {
+            self.registry.put_device(step.device.clone(), now);
+        }
+        let closed = closing
+            .iter()
+            .filter(|id| self.registry.remove_session(**id).is_some())
+            .copied()
+            .collect();
+        ChangeSet {
+            closed,
+            ..changes(steps, now)
+        }
+    }
+
+    fn commit_restriction(&mut self, changes: ChangeSet, steps: &[Step], closing: &[SessionId], cause: Cause<'_>) -> Restricted {
+        if changes.is_empty() {
+            return Restricted {
+                durable: self.holds(steps, closing),
+            };
+        }
+        let result = self.flush().and_then(|()| self.try_commit(&changes));
+        let durable = match result {
+            Ok(revision) => {
+                self.committed(changes, revision);
+                true
+            }
+            Err(e) => {
+                if self.pending.is_empty() {
+                    self.backoff = self.options.retry;
+                    self.next_retry = Instant::now() + self.backoff;
+                }
+                self.pending.then(changes);
+                error!(error = %e, not_durable = self.not_durable(), "a restriction is in force but not durable; it is tried again");
+                false
+            }
+        };
+        self.log(steps, cause, durable);
+        Restricted { durable }
+    }
+
+    /// Whether a restriction that changed nothing was durable already.
+    fn holds(&mut self, steps: &[Step], closing: &[SessionId]) -> bool {
+        let waits = |p: &ChangeSet| {
+            steps.iter().any(|s| p.devices.contains_key(&s.device.id)) || closing.iter().any(|id| p.closed.contains(id))
+        };
+        !waits(&self.pending) || self.flush().is_ok()
+    }
+
+    /// Commits what is in force but not durable.
+    pub(super) fn flush(&mut self) -> Result<(), StoreError> {
+        if self.pending.is_empty() {
+            return Ok(());
+        }
+        let changes = std::mem::take(&mut self.pending);
+        match self.try_commit(&changes) {
+            Ok(revision) => {
+                info!(revision = revision.0, "restrictions that were in force are durable now");
+                self.backoff = self.options.retry;
+                self.committed(changes, revision);
+                Ok(())
+            }
+            Err(e) => {
+                self.pending = changes;
+                self.backoff = (self.backoff * 2).clamp(self.options.retry, self.options.retry_max);
+                self.next_retry = Instant::now() + self.backoff;
+                Err(e)
+            }
+        }
+    }
+
+    fn try_commit(&mut self, changes: &ChangeSet) -> Result<Revision, StoreError> {
+        let result = self.store.commit(changes, self.registry.revision);
+        self.store_problem = result.as_ref().err().map(ToString::to_string);
+        result
+    }
+
+    fn committed(&mut self, changes: ChangeSet, revision: Revision) {
+        self.registry.revision = revision;
+        changes.devices.keys().for_each(|id| self.registry.stamp(id, revision));
+        for mut uri in changes.uris {
+            uri.revision = revision;
+            // Nobody listening is fine.
+            let _ = self.uris.send(uri);
+        }
+    }
+
+    fn log(&self, steps: &[Step], cause: Cause<'_>, durable: bool) {
+        for step in steps.iter().filter(|s| s.changed) {
+            info!(
+                device = %step.device.id,
+                from = ?step.from,
+                to = ?step.device.state,
+                reason = step.device.state_reason,
+                note = ?cause.note,
+                pool = %step.device.full_service_pool,
+                gateway_uri = step.device.gateway_uri,
+                by = cause.by,
+                request = cause.request,
+                revision = self.registry.revision.0,
+                durable,
+                "device"
+            );
+        }
+    }
+}
+
+/// What is to be stored of these steps.
+pub(super) fn changes(steps: &[Step], now: &Now) -> ChangeSet {
+    let changed = || steps.iter().filter(|s| s.changed);
+    let uri = |s: &Step| {
+        let old = s.old_uri.clone().filter(|old| *old != s.device.gateway_uri)?;
+        Some(UriChange {
+            revision: Revision(0),
+            device: s.device.id.clone(),
+            old,
+            new: s.device.gateway_uri.clone(),
+            at: now.wall,
+            reason: s.device.state_reason.clone(),
+        })
+    };
+    ChangeSet {
+        devices: changed().map(|s| (s.device.id.clone(), s.device.clone())).collect(),
+        uris: changed().filter_map(uri).collect(),
+        ..ChangeSet::default()
+    }
+}

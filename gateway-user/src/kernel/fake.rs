@@ -1,0 +1,258 @@
+//! A kernel in memory, for tests of what stands above [`Kernel`]. It keeps the trait's promises, among them that a lease runs out without
+//! the daemon, and it can be told to fail, to be full, or to have had a program detached by hand. Each promise that it is taught is held
+//! to the real kernel by a test of the data plane.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    io,
+    net::IpAddr,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use gateway_ebpf::abi::{Count, REASONS};
+
+use super::{
+    AddressReading, Assignment, HookPoint, HookState, InterfaceState, Kernel, KernelError, Link, ProgramReading, ReadBack,
+};
+use crate::{
+    config::{Config, InterfaceRole, Mode},
+    model::{BootTime, PoolId},
+};
+
+/// A call that changes something, as it arrived.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Call {
+    /// [`Kernel::assign`].
+    Assign(IpAddr, Assignment),
+    /// [`Kernel::clear`].
+    Clear(IpAddr),
+    /// [`Kernel::set_earliest_lease_end`].
+    EarliestLeaseEnd(Option<BootTime>),
+    /// [`Kernel::set_links`].
+    Links(usize),
+    /// Something else that a test wants to see in order with these.
+    Note(&'static str),
+}
+
+/// What the fake holds.
+#[derive(Debug, Default)]
+pub struct State {
+    /// Assigned addresses.
+    pub assigned: BTreeMap<IpAddr, Assignment>,
+    /// As last set.
+    pub earliest: Option<BootTime>,
+    /// As last set.
+    pub links: Vec<Link>,
+    /// Hooks that a foreign hand has emptied; [`Kernel::set_links`] repairs them unless `stuck`.
+    pub detached: BTreeSet<(u32, HookPoint)>,
+    /// Attaching fails.
+    pub stuck: bool,
+    /// Most assigned addresses.
+    pub capacity: usize,
+    /// The next calls of assign and clear fail: so many.
+    pub failing: u32,
+    /// What was called.
+    pub calls: Vec<Call>,
+    /// As counted by "packets".
+    pub counters: BTreeMap<u8, Box<[Count; REASONS]>>,
+    /// Answer of [`Kernel::floor`].
+    pub floor: String,
+}
+
+/// The fake. Clones share one state: a test keeps one and hands the other to the controller.
+#[derive(Clone, Debug)]
+pub struct FakeKernel {
+    config: Arc<Config>,
+    state: Arc<Mutex<State>>,
+}
+
+/// Kernel ids that the fake shows.
+pub const MAP_ID: u32 = 7;
+
+impl FakeKernel {
+    /// Empty, with room for what the configuration says.
+    #[must_use]
+    pub fn new(config: Arc<Config>) -> Self {
+        let capacity = usize::try_from(config.tables.addresses).unwrap_or(usize::MAX);
+        let state = State {
+            capacity,
+            floor: "closed".to_owned(),
+            ..State::default()
+        };
+        Self {
+            config,
+            state: Arc::new(Mutex::new(state)),
+        }
+    }
+
+    /// What it holds, to look at and to change.
+    pub fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The calls since the last time.
+    pub fn take_calls(&self) -> Vec<Call> {
+        std::mem::take(&mut self.state().calls)
+    }
+
+    /// What the next packet of an address is judged by, as the programs see it at this time.
+    #[must_use]
+    pub fn judged_by(&self, address: IpAddr, at: BootTime) -> Option<PoolId> {
+        let home = self.config.home(address)?;
+        let state = self.state();
+        Some(match state.assigned.get(&address) {
+            None => self.config.resting(home),
+            Some(Assignment {
+                lease: Some((end, fallback)),
+                ..
+            }) if state.earliest.is_some_and(|e| e <= at) && *end <= at => *fallback,
+            Some(a) => a.pool,
+        })
+    }
+
+    fn hooks(link: &Link, role: InterfaceRole) -> Vec<HookPoint> {
+        let xdp = link.ethernet.then_some(HookPoint::Xdp);
+        let egress = (role == InterfaceRole::Device).then_some(HookPoint::TcEgress);
+        xdp.into_iter().chain([HookPoint::TcIngress]).chain(egress).collect()
+    }
+
+    fn class(&self, state: &State, address: IpAddr) -> Option<PoolId> {
+        let home = self.config.home(address)?;
+        Some(
+            state
+                .assigned
+                .get(&address)
+                .map_or_else(|| self.config.resting(home), |a| a.pool),
+        )
+    }
+}
+
+impl State {
+    fn fails(&mut self) -> Result<(), KernelError> {
+        self.failing = match self.failing {
+            0 => return Ok(()),
+            n => n - 1,
+        };
+        Err(KernelError::System {
+            what: "fake".to_owned(),
+            error: io::Error::from_raw_os_error(libc::EIO),
+        })
+    }
+}
+
+impl Kernel for FakeKernel {
+    fn assign(&mut self, address: IpAddr, to: Assignment) -> Result<(), KernelError> {
+        if self.config.home(address).is_none() {
+            return Err(KernelError::OutsidePools(address));
+        }
+        let mut state = self.state();
+        state.fails()?;
+        if !state.assigned.contains_key(&address) && state.assigned.len() >= state.capacity {
+            return Err(KernelError::TableFull);
+        }
+        state.calls.push(Call::Assign(address, to));
+        state.assigned.insert(address, to);
+        Ok(())
+    }
+
+    fn clear(&mut self, address: IpAddr) -> Result<(), KernelError> {
+        let mut state = self.state();
+        state.calls.push(Call::Clear(address));
+        state.assigned.remove(&address);
+        state.fails()
+    }
+
+    fn assigned(&self) -> Result<Vec<IpAddr>, KernelError> {
+        Ok(self.state().assigned.keys().copied().collect())
+    }
+
+    fn set_earliest_lease_end(&mut self, end: Option<BootTime>) {
+        let mut state = self.state();
+        state.calls.push(Call::EarliestLeaseEnd(end));
+        state.earliest = end;
+    }
+
+    fn read_back(&mut self, address: IpAddr) -> Result<Vec<ReadBack>, KernelError> {
+        let state = self.state();
+        let pool = self.class(&state, address);
+        let mut out = Vec::new();
+        for link in &state.links {
+            let Some(role) = self.config.role(&link.name) else { continue };
+            for hook in Self::hooks(link, role) {
+                let attached = !state.detached.contains(&(link.ifindex, hook));
+                let reading = attached.then_some(ProgramReading {
+                    program_id: 100 + link.ifindex,
+                    map_id: MAP_ID,
+                    pool,
+                });
+                out.push(ReadBack {
+                    interface: link.name.clone(),
+                    ifindex: link.ifindex,
+                    hook,
+                    reading,
+                });
+            }
+        }
+        Ok(out)
+    }
+
+    fn read(&self, address: IpAddr) -> Result<AddressReading, KernelError> {
+        let state = self.state();
+        let held = state.assigned.get(&address);
+        Ok(AddressReading {
+            pool: self.class(&state, address),
+            session: held.map(|a| a.session),
+            lease_end: held.and_then(|a| a.lease).map(|l| l.0),
+            map_id: MAP_ID,
+        })
+    }
+
+    fn set_links(&mut self, links: &[Link]) {
+        let mut state = self.state();
+        state.calls.push(Call::Links(links.len()));
+        state.links = links.to_vec();
+        if !state.stuck {
+            state.detached.clear();
+        }
+    }
+
+    fn interfaces(&mut self) -> Vec<InterfaceState> {
+        let state = self.state();
+        let one = |link: &Link| {
+            let role = self.config.role(&link.name)?;
+            let hook = |hook: HookPoint| {
+                let attached = !state.detached.contains(&(link.ifindex, hook));
+                HookState {
+                    hook,
+                    mode: if attached { "tcx" } else { "" },
+                    program_id: attached.then_some(100 + link.ifindex),
+                    problem: if attached { String::new() } else { "not attached".to_owned() },
+                }
+            };
+            let hooks = Self::hooks(link, role).into_iter().map(hook).collect();
+            Some(InterfaceState {
+                name: link.name.to_string(),
+                ifindex: Some(link.ifindex),
+                role,
+                hooks,
+            })
+        };
+        state.links.iter().filter_map(one).collect()
+    }
+
+    fn floor(&mut self) -> String {
+        self.state().floor.clone()
+    }
+
+    fn counters(&self) -> Result<Vec<(u8, Box<[Count; REASONS]>)>, KernelError> {
+        Ok(self.state().counters.iter().map(|(pool, c)| (*pool, c.clone())).collect())
+    }
+
+    fn events_lost(&self) -> Result<(u64, u64), KernelError> {
+        Ok((0, 0))
+    }
+
+    fn mode(&self) -> Mode {
+        self.config.mode
+    }
+}

@@ -167,8 +167,27 @@ fn read(path: &Path) -> Result<(Vec<u8>, std::fs::Metadata), TlsError> {
     Ok((content, metadata))
 }
 
+/// A file of certificates.
+pub(crate) fn read_certificate(path: &Path) -> Result<Vec<u8>, TlsError> {
+    Ok(read(path)?.0)
+}
+
+/// A key's file, which nobody else can read.
+pub(crate) fn read_key(path: &Path) -> Result<Vec<u8>, TlsError> {
+    let (content, metadata) = read(path)?;
+    let mode = metadata.mode() & 0o7777;
+    if mode & 0o077 != 0 {
+        return Err(TlsError::LooseKey { path: path.into(), mode });
+    }
+    let uid = metadata.uid();
+    if uid != 0 && uid != nix::unistd::geteuid().as_raw() {
+        return Err(TlsError::KeyOwner { path: path.into(), uid });
+    }
+    Ok(content)
+}
+
 fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
-    let (content, _) = read(path)?;
+    let content = read_certificate(path)?;
     let parsed: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&content).collect();
     let parsed = parsed.map_err(|e| TlsError::Garbage {
         path: path.into(),
@@ -182,16 +201,7 @@ fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
 }
 
 fn key(path: &Path) -> Result<PrivateKeyDer<'static>, TlsError> {
-    let (content, metadata) = read(path)?;
-    let mode = metadata.mode() & 0o7777;
-    if mode & 0o077 != 0 {
-        return Err(TlsError::LooseKey { path: path.into(), mode });
-    }
-    let uid = metadata.uid();
-    if uid != 0 && uid != nix::unistd::geteuid().as_raw() {
-        return Err(TlsError::KeyOwner { path: path.into(), uid });
-    }
-    PrivateKeyDer::from_pem_slice(&content).map_err(|e| match e {
+    PrivateKeyDer::from_pem_slice(&read_key(path)?).map_err(|e| match e {
         pem::Error::NoItemsFound => TlsError::NoKey(path.into()),
         e => TlsError::Garbage {
             path: path.into(),
@@ -216,7 +226,7 @@ fn check_server(path: &Path, chain: &[CertificateDer<'_>], now: SystemTime) -> R
 }
 
 /// A trust anchor is not asked for its constraints at a handshake, so it is asked here.
-fn check_ca(path: &Path, der: &CertificateDer<'_>, now: SystemTime) -> Result<(), TlsError> {
+pub(crate) fn check_ca(path: &Path, der: &CertificateDer<'_>, now: SystemTime) -> Result<(), TlsError> {
     let certificate = parse(path, der)?;
     check_dates(path, &certificate, now)?;
     if certificate.is_ca() {

@@ -1,10 +1,15 @@
 //! What scenario tests, the demo and the benchmark share: network namespaces, processes in them, raw packets, and a gateway with its
 //! configuration and certificates.
 
+pub mod api;
+pub mod gateway;
 pub mod netns;
+pub mod openvpn;
 pub mod packets;
 pub mod process;
 pub mod require;
 pub mod scratch;
+pub mod services;
+pub mod site;
 
 pub use require::require;

@@ -89,6 +89,10 @@ pub struct Seen {
     pub ports: (u16, u16),
     /// Bytes from the IP header on.
     pub length: usize,
+    /// Index of the interface.
+    pub ifindex: u32,
+    /// Sent by the host through the interface, not received on it.
+    pub outgoing: bool,
 }
 
 /// Watches every packet of a namespace that `wanted` picks, in a thread of its own, until dropped.
@@ -170,6 +174,8 @@ pub fn parse(packet: &[u8], at: SystemTime) -> Option<Seen> {
         protocol,
         ports,
         length: packet.len(),
+        ifindex: 0,
+        outgoing: false,
     })
 }
 
@@ -186,11 +192,11 @@ fn open() -> Result<OwnedFd> {
 }
 
 fn receive(socket: &OwnedFd) -> Option<Seen> {
-    use nix::sys::socket::{ControlMessageOwned, MsgFlags, recvmsg};
+    use nix::sys::socket::{ControlMessageOwned, LinkAddr, MsgFlags, recvmsg};
     let mut data = [0; 128];
     let mut control = nix::cmsg_space!(libc::timespec);
     let mut io = [std::io::IoSliceMut::new(&mut data)];
-    let message = recvmsg::<()>(
+    let message = recvmsg::<LinkAddr>(
         socket.as_raw_fd(),
         &mut io,
         Some(&mut control),
@@ -203,9 +209,11 @@ fn receive(socket: &OwnedFd) -> Option<Seen> {
         }
         _ => None,
     })?;
-    let whole = message.bytes;
+    let (whole, link) = (message.bytes, message.address?);
     let mut seen = parse(&data[..whole.min(data.len())], at)?;
     seen.length = whole;
+    seen.ifindex = u32::try_from(link.ifindex()).unwrap_or(0);
+    seen.outgoing = link.pkttype() == libc::PACKET_OUTGOING;
     Some(seen)
 }
 
@@ -255,7 +263,9 @@ mod tests {
                     to,
                     protocol: 17,
                     ports: (1000, 53),
-                    length: packet.len()
+                    length: packet.len(),
+                    ifindex: 0,
+                    outgoing: false,
                 }
             );
             assert_eq!(parse(&syn((from, 7), (to, 80)), at).unwrap().ports, (7, 80));

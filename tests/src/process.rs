@@ -66,7 +66,7 @@ impl Process {
     ///
     /// # Errors
     /// It cannot be started.
-    pub fn spawn(mut command: Command, log: &Path) -> Result<Self> {
+    pub fn spawn(command: &mut Command, log: &Path) -> Result<Self> {
         let out = File::options()
             .create(true)
             .append(true)

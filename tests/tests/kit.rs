@@ -8,10 +8,13 @@ use std::{
 
 use lazaret_tests::{
     netns::{Namespace, Tun, veth},
+    openvpn,
     packets::{self, Watcher},
     process::Process,
     require,
     scratch::Scratch,
+    services,
+    site::{self, Site},
 };
 
 #[test]
@@ -92,9 +95,7 @@ fn a_bpffs_and_a_child_go_with_their_owners() {
     };
     assert!(mounted());
     let gw = Namespace::new("gw").unwrap();
-    let mut sleep = gw.command("sleep");
-    sleep.arg("60");
-    let child = Process::spawn(sleep, &scratch.path().join("log")).unwrap();
+    let child = Process::spawn(gw.command("sleep").arg("60"), &scratch.path().join("log")).unwrap();
     let id = child.id();
     assert_eq!(
         std::fs::read_link(format!("/proc/{id}/ns/net")).unwrap(),
@@ -104,4 +105,41 @@ fn a_bpffs_and_a_child_go_with_their_owners() {
     assert!(!Path::new(&format!("/proc/{id}")).exists());
     drop(scratch);
     assert!(!mounted());
+}
+
+#[test]
+fn openvpn_carries_both_families_to_the_cores_servers() {
+    require!(
+        Root,
+        Tun,
+        Program("openvpn"),
+        Program("dnsmasq"),
+        Program("python3"),
+        Program("curl")
+    );
+    let site = Site::new().unwrap();
+    site.underlay().unwrap();
+    let scratch = Scratch::new("openvpn").unwrap();
+    let _dm = services::http(&site.core, site::DM, "enrolment", 1, scratch.path()).unwrap();
+    let _mail = services::http(&site.core, site::MAIL6, "mail", 1, scratch.path()).unwrap();
+    let _resolver = services::resolver(&site.core, scratch.path()).unwrap();
+
+    let authority = openvpn::Authority::new(scratch.path()).unwrap();
+    let _server = openvpn::server(&site.gw, &authority, "").unwrap();
+    let (_client, addresses) = openvpn::connect(&site.device, &authority, "phone-17").unwrap();
+    assert!(
+        addresses.iter().any(|a| a.to_string().starts_with("10.66.0.")),
+        "{addresses:?}"
+    );
+    assert!(
+        addresses.iter().any(|a| a.to_string().starts_with("fd00:66::")),
+        "{addresses:?}"
+    );
+
+    let limit = Duration::from_secs(5);
+    let page = services::fetch(&site.device, &format!("http://{}/", site::DM_NAME), limit, scratch.path()).unwrap();
+    assert_eq!(page, "enrolment\n");
+    let page = services::fetch(&site.device, &format!("http://[{}]/", site::MAIL6), limit, scratch.path()).unwrap();
+    assert_eq!(page, "mail\n");
+    assert!(services::fetch(&site.device, "http://mail.example.test/", limit, scratch.path()).is_err());
 }

@@ -1,6 +1,9 @@
 //! The data plane, packet by packet: the decision as the host computes it and as the loaded kernel object does.
 
+mod frame;
 mod object;
+mod table;
+mod world;
 
 use object::{PROGRAMS, open};
 

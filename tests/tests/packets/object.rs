@@ -2,9 +2,8 @@
 //! BPF_PROG_TEST_RUN. It shares no code with the daemon's table writer.
 
 use std::{
-    env, io,
+    io,
     os::fd::{AsFd as _, AsRawFd as _, BorrowedFd},
-    path::PathBuf,
 };
 
 use aya::{
@@ -13,6 +12,8 @@ use aya::{
     programs::{Program, ProgramInfo},
 };
 use gateway_ebpf::abi::{Count, REASONS, map};
+use gateway_user::dataplane::object::OBJECT;
+use lazaret_tests::require::{Need, or_skip};
 
 /// Every program of the object.
 pub(crate) const PROGRAMS: [&str; 9] = {
@@ -37,7 +38,7 @@ pub(crate) const IFINDEX: u32 = 1;
 pub(crate) struct Object(Ebpf);
 
 /// What a program did.
-#[derive(Debug)]
+#[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Run {
     /// What it returned.
     pub(crate) action: i32,
@@ -47,35 +48,9 @@ pub(crate) struct Run {
     pub(crate) mark: u32,
 }
 
-/// Where the object is.
-pub(crate) fn path() -> PathBuf {
-    env::var_os("LAZARET_BPF_OBJECT").map_or_else(
-        || {
-            PathBuf::from(concat!(
-                env!("CARGO_MANIFEST_DIR"),
-                "/../target/bpf/bpfel-unknown-none/bpf/gateway"
-            ))
-        },
-        PathBuf::from,
-    )
-}
-
-/// The loaded object, or `None` after saying why `test` is skipped; with CI=true a skip fails.
+/// The loaded object, or `None` where the machine cannot load it; then `test` is listed as skipped.
 pub(crate) fn open(test: &str) -> Option<Object> {
-    let reason = if !nix_root() {
-        "it needs root with CAP_BPF and CAP_NET_ADMIN".to_owned()
-    } else if !path().exists() {
-        format!("there is no BPF object at {}; `cargo xtask build` makes it", path().display())
-    } else {
-        return Some(Object::load(2));
-    };
-    assert!(env::var_os("CI").is_none_or(|v| v != "true"), "SKIPPED {test}: {reason}");
-    println!("SKIPPED {test}: {reason}");
-    None
-}
-
-fn nix_root() -> bool {
-    nix::unistd::geteuid().is_root()
+    or_skip(test, &[Need::Root, Need::Bpf]).then(|| Object::load(8))
 }
 
 impl Object {
@@ -83,8 +58,8 @@ impl Object {
     pub(crate) fn load(chunks: u32) -> Self {
         let mut ebpf = EbpfLoader::new()
             .map_max_entries(map::CHUNKS4, chunks)
-            .load_file(path())
-            .unwrap_or_else(|e| panic!("{}: {e:#?}", path().display()));
+            .load(OBJECT)
+            .unwrap_or_else(|e| panic!("{e:#?}"));
         for name in PROGRAMS {
             let loaded = match ebpf.program_mut(name).unwrap_or_else(|| panic!("no program {name}")) {
                 Program::Xdp(p) => p.load(),

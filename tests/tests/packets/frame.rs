@@ -1,0 +1,178 @@
+//! From the description of a packet, as the table has it, to bytes.
+
+use std::net::{IpAddr, SocketAddr};
+
+use serde::Deserialize;
+
+/// A packet. What is not said is as it should be.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Packet {
+    /// Source: an address, or for TCP and UDP an address and a port.
+    from: Option<String>,
+    /// Destination, likewise.
+    to: Option<String>,
+    /// TCP, with these flags of SAFRPU.
+    tcp: Option<String>,
+    /// UDP.
+    #[serde(default)]
+    udp: bool,
+    /// ICMP or ICMPv6 by the family of the addresses: type and code.
+    icmp: Option<[u8; 2]>,
+    /// Another protocol, with eight bytes of payload.
+    protocol: Option<u8>,
+    /// TTL or hop limit.
+    hops: Option<u8>,
+    /// Address resolution: the operation.
+    arp: Option<u16>,
+
+    /// IP version nibble.
+    version: Option<u8>,
+    /// IPv4 header length in words of four bytes, without that there are more or less.
+    header_words: Option<u8>,
+    /// Words of IPv4 options, no-operations.
+    #[serde(default)]
+    options: u8,
+    /// IPv4 total length, IPv6 payload length.
+    length: Option<u16>,
+    /// IPv4 flags and fragment offset, as the field has them.
+    fragment: Option<u16>,
+    /// An IPv6 extension header of eight bytes in front of the transport.
+    extension: Option<u8>,
+    /// TCP data offset in words.
+    tcp_words: Option<u8>,
+    /// UDP length.
+    udp_length: Option<u16>,
+    /// ARP hardware type, protocol, lengths, in this order.
+    arp_form: Option<[u16; 4]>,
+    /// Bytes of the packet that are there, from the IP or ARP header on.
+    cut: Option<usize>,
+    /// Zeros behind the packet.
+    #[serde(default)]
+    padding: usize,
+    /// Ethertype, or below 0x600 a length.
+    ethertype: Option<u16>,
+    /// VLAN tag protocol identifiers, outermost first.
+    #[serde(default)]
+    tags: Vec<u16>,
+}
+
+impl Packet {
+    /// With an Ethernet header, or from the IP header on.
+    pub(crate) fn bytes(&self, ethernet: bool) -> Vec<u8> {
+        let (ethertype, mut packet) = if self.arp.is_some() {
+            (0x0806, self.arp())
+        } else {
+            match self.ends() {
+                (SocketAddr::V4(from), SocketAddr::V4(to)) => (0x0800, self.ipv4(from.ip().octets(), to.ip().octets())),
+                (SocketAddr::V6(from), SocketAddr::V6(to)) => (0x86dd, self.ipv6(from.ip().octets(), to.ip().octets())),
+                (from, to) => panic!("{from} and {to} are of different families"),
+            }
+        };
+        packet.truncate(self.cut.unwrap_or(usize::MAX));
+        packet.resize(packet.len() + self.padding, 0);
+        if !ethernet {
+            return packet;
+        }
+        let mut frame = vec![2, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 2];
+        for tag in &self.tags {
+            frame.extend(tag.to_be_bytes());
+            frame.extend([0, 7]);
+        }
+        frame.extend(self.ethertype.unwrap_or(ethertype).to_be_bytes());
+        frame.append(&mut packet);
+        frame
+    }
+
+    fn ends(&self) -> (SocketAddr, SocketAddr) {
+        let end = |text: &Option<String>| {
+            let text = text.as_ref().expect("from and to");
+            text.parse()
+                .unwrap_or_else(|_| SocketAddr::new(text.parse::<IpAddr>().unwrap_or_else(|e| panic!("{text}: {e}")), 0))
+        };
+        (end(&self.from), end(&self.to))
+    }
+
+    fn arp(&self) -> Vec<u8> {
+        let [hardware, protocol, hardware_length, protocol_length] = self.arp_form.unwrap_or([1, 0x0800, 6, 4]);
+        let mut arp = [hardware.to_be_bytes(), protocol.to_be_bytes()].concat();
+        arp.extend([hardware_length as u8, protocol_length as u8]);
+        arp.extend(self.arp.unwrap().to_be_bytes());
+        arp.extend([2, 0, 0, 0, 0, 2, 10, 66, 0, 5, 0, 0, 0, 0, 0, 0, 10, 66, 0, 1]);
+        arp
+    }
+
+    fn ipv4(&self, from: [u8; 4], to: [u8; 4]) -> Vec<u8> {
+        let (protocol, transport) = self.transport(1);
+        let words = 5 + self.options;
+        let total = u16::from(words) * 4 + transport.len() as u16;
+        let mut ip = vec![self.version.unwrap_or(4) << 4 | self.header_words.unwrap_or(words), 0];
+        ip.extend(self.length.unwrap_or(total).to_be_bytes());
+        ip.extend([0x12, 0x34]);
+        ip.extend(self.fragment.unwrap_or(0x4000).to_be_bytes());
+        ip.extend([self.hops.unwrap_or(64), protocol, 0, 0]);
+        ip.extend(from);
+        ip.extend(to);
+        ip.resize(usize::from(words) * 4, 1);
+        ip.extend(transport);
+        ip
+    }
+
+    fn ipv6(&self, from: [u8; 16], to: [u8; 16]) -> Vec<u8> {
+        let (protocol, transport) = self.transport(58);
+        let payload = match self.extension {
+            Some(_) => [vec![protocol, 0, 1, 4, 0, 0, 0, 0], transport].concat(),
+            None => transport,
+        };
+        let mut ip = vec![self.version.unwrap_or(6) << 4, 0, 0, 0];
+        ip.extend(self.length.unwrap_or(payload.len() as u16).to_be_bytes());
+        ip.extend([self.extension.unwrap_or(protocol), self.hops.unwrap_or(64)]);
+        ip.extend(from);
+        ip.extend(to);
+        ip.extend(payload);
+        ip
+    }
+
+    /// Protocol number and bytes. Checksums are 0: nothing that is tested here looks at them.
+    fn transport(&self, icmp: u8) -> (u8, Vec<u8>) {
+        let ports = || {
+            let (from, to) = self.ends();
+            [from.port().to_be_bytes(), to.port().to_be_bytes()].concat()
+        };
+        if let Some(flags) = &self.tcp {
+            let bits = flags
+                .chars()
+                .map(|c| 1 << "FSRPAU".find(c).expect("a flag of SAFRPU"))
+                .sum::<u8>();
+            let mut tcp = ports();
+            tcp.extend([
+                0,
+                0,
+                0,
+                1,
+                0,
+                0,
+                0,
+                2,
+                self.tcp_words.unwrap_or(5) << 4,
+                bits,
+                1,
+                0,
+                0,
+                0,
+                0,
+                0,
+            ]);
+            (6, tcp)
+        } else if self.udp {
+            let mut udp = ports();
+            udp.extend(self.udp_length.unwrap_or(12).to_be_bytes());
+            udp.extend([0, 0, 1, 2, 3, 4]);
+            (17, udp)
+        } else if let Some([kind, code]) = self.icmp {
+            (icmp, vec![kind, code, 0, 0, 0, 1, 0, 1])
+        } else {
+            (self.protocol.expect("tcp, udp, icmp, arp or protocol"), vec![0; 8])
+        }
+    }
+}

@@ -1,0 +1,251 @@
+//! The table of packets, `tests/data/packets.toml`: each entry through the host's build of the decision, and through every kernel entry
+//! point that it applies to.
+
+use gateway_ebpf::{
+    abi::{Count, MARK_GRANT, REASONS, mark, meta_magic, program},
+    decide::{Direction, Outcome, Place, Role, Verdict, decide},
+    headers::Headers,
+    parse::{Parsed, parse},
+    reason::Reason,
+};
+use serde::Deserialize;
+
+use crate::{
+    frame::Packet,
+    object::{IFINDEX, Object, Run},
+    world::{Description, World},
+};
+
+const DATA: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/data/packets.toml");
+
+/// What a TC program returns.
+pub(crate) const TCX_NEXT: i32 = -1;
+pub(crate) const TC_ACT_SHOT: i32 = 2;
+/// What an XDP program returns.
+pub(crate) const XDP_DROP: i32 = 1;
+pub(crate) const XDP_PASS: i32 = 2;
+
+/// The whole table.
+#[derive(Deserialize)]
+pub(crate) struct Table {
+    #[serde(flatten)]
+    pub(crate) world: Description,
+    pub(crate) packet: Vec<Entry>,
+}
+
+/// An entry.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Entry {
+    /// What it shows.
+    pub(crate) name: String,
+    /// "device" or "core" (ingress), or "egress" (of a device interface).
+    at: String,
+    /// "ethernet" or "ip"; otherwise both.
+    link: Option<String>,
+    /// Some lease has ended, and the daemon has not moved the hot word on.
+    #[serde(default)]
+    late: bool,
+    /// The packet.
+    is: Packet,
+    /// Reason.
+    expect: String,
+    /// The verdict's pool; otherwise none.
+    pool: Option<String>,
+}
+
+/// A program, and how a packet looks to it.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct EntryPoint {
+    pub(crate) name: &'static str,
+    pub(crate) place: Place,
+    pub(crate) xdp: bool,
+}
+
+/// Every entry point that judges.
+pub(crate) const ENTRY_POINTS: [EntryPoint; 8] = {
+    const fn at(name: &'static str, role: Role, direction: Direction, ethernet: bool, xdp: bool) -> EntryPoint {
+        EntryPoint {
+            name,
+            place: Place {
+                role,
+                direction,
+                ethernet,
+            },
+            xdp,
+        }
+    }
+    use Direction::{Egress, Ingress};
+    [
+        at(program::XDP_DEVICE, Role::Device, Ingress, true, true),
+        at(program::XDP_CORE, Role::Core, Ingress, true, true),
+        at(program::TC_DEVICE_ETH, Role::Device, Ingress, true, false),
+        at(program::TC_CORE_ETH, Role::Core, Ingress, true, false),
+        at(program::TC_DEVICE_IP, Role::Device, Ingress, false, false),
+        at(program::TC_CORE_IP, Role::Core, Ingress, false, false),
+        at(program::TC_EGRESS_ETH, Role::Device, Egress, true, false),
+        at(program::TC_EGRESS_IP, Role::Device, Egress, false, false),
+    ]
+};
+
+impl Table {
+    pub(crate) fn read() -> Self {
+        let text = std::fs::read_to_string(DATA).unwrap();
+        toml::from_str(&text).unwrap_or_else(|e| panic!("{DATA}: {e}"))
+    }
+}
+
+impl Entry {
+    pub(crate) fn applies_to(&self, point: &EntryPoint) -> bool {
+        let at = match (point.place.role, point.place.direction) {
+            (_, Direction::Egress) => "egress",
+            (Role::Device, _) => "device",
+            (Role::Core, _) => "core",
+        };
+        let link = if point.place.ethernet { "ethernet" } else { "ip" };
+        assert!(
+            matches!(self.at.as_str(), "device" | "core" | "egress"),
+            "{}: at {}",
+            self.name,
+            self.at
+        );
+        self.at == at && self.link.as_ref().is_none_or(|l| l == link)
+    }
+}
+
+/// The host's verdict, and the headers that it saw.
+pub(crate) fn judge(world: &World, place: Place, packet: &[u8]) -> (Verdict, Headers) {
+    let mut h = Headers::default();
+    let parsed = if place.ethernet {
+        parse::<_, true, true>(packet, &mut h)
+    } else {
+        parse::<_, false, true>(packet, &mut h)
+    };
+    assert_eq!(parsed, Parsed::Done, "the full parser never calls anything rare");
+    (world.judged(|tables| decide(tables, place, &h)), h)
+}
+
+/// Whether the kernel's entry point did what the verdict says: action, bytes, mark, and exactly one counter. `Ok(false)`: the kernel does
+/// not take so short a packet for a test run.
+pub(crate) fn agrees(object: &Object, point: &EntryPoint, packet: &[u8], verdict: &Verdict, h: &Headers) -> Result<bool, String> {
+    let before = object.counters();
+    let run = match object.run_with(point.name, packet, &crate::object::SkBuff::new()) {
+        // bpf_prog_test_run_skb wants an Ethernet header, and behind some ethertypes an IP header.
+        Err(_) if packet.len() < 54 && !point.xdp => return Ok(false),
+        other => other.map_err(|e| e.to_string())?,
+    };
+    let expected = expected(point, packet, verdict);
+    if run != expected {
+        return Err(format!("{}: {run:x?} instead of {expected:x?}", point.name));
+    }
+    let mut counters = before;
+    let count = &mut counters[usize::from(verdict.pool)][verdict.reason as usize];
+    count.packets += 1;
+    count.bytes += u64::from(h.length);
+    let after = object.counters();
+    if after != counters {
+        return Err(format!("{}: counters {}", point.name, difference(&counters, &after)));
+    }
+    Ok(true)
+}
+
+/// What the entry point does with a verdict; no mark before.
+fn expected(point: &EntryPoint, packet: &[u8], verdict: &Verdict) -> Run {
+    let from_device = point.place.direction == Direction::Ingress && point.place.role == Role::Device;
+    let (pass, grant) = match verdict.outcome() {
+        Outcome::Grant => (true, mark(verdict.pool, from_device)),
+        Outcome::Link | Outcome::NotOurs if point.place.direction == Direction::Egress => (true, MARK_GRANT),
+        Outcome::Link | Outcome::NotOurs => (true, 0),
+        Outcome::Deny => (false, 0),
+    };
+    let (action, data) = match (point.xdp, pass) {
+        (true, true) => (
+            XDP_PASS,
+            [&meta_magic(IFINDEX).to_ne_bytes(), &grant.to_ne_bytes(), packet].concat(),
+        ),
+        (true, false) => (XDP_DROP, packet.to_vec()),
+        (false, true) => (TCX_NEXT, packet.to_vec()),
+        (false, false) => (TC_ACT_SHOT, packet.to_vec()),
+    };
+    Run {
+        action,
+        data,
+        mark: if point.xdp { 0 } else { grant },
+    }
+}
+
+fn difference(expected: &[[Count; REASONS]], found: &[[Count; REASONS]]) -> String {
+    let mut text = String::new();
+    for (pool, (e, f)) in expected.iter().zip(found).enumerate() {
+        for (reason, (e, f)) in e.iter().zip(f).enumerate() {
+            if e != f {
+                text += &format!("[pool {pool}, reason {reason}: {f:?} instead of {e:?}]");
+            }
+        }
+    }
+    text
+}
+
+/// Every entry gives the expected reason and pool on the host; every reason that a packet can have has an entry.
+#[test]
+fn the_table_on_the_host() {
+    let table = Table::read();
+    assert!(table.packet.len() >= 80, "{} entries", table.packet.len());
+    let mut world = World::new(&table.world);
+    let mut wrong = Vec::new();
+    let mut seen = std::collections::HashSet::new();
+    for entry in &table.packet {
+        world.control.earliest_lease_end = if entry.late { 0 } else { u64::MAX };
+        let mut applied = false;
+        for point in ENTRY_POINTS.iter().filter(|p| !p.xdp && entry.applies_to(p)) {
+            applied = true;
+            let packet = entry.is.bytes(point.place.ethernet);
+            let (verdict, _) = judge(&world, point.place, &packet);
+            let pool = entry.pool.as_ref().map_or(0, |p| world.number(p));
+            seen.insert(verdict.reason);
+            if (verdict.reason.name(), verdict.pool) != (entry.expect.as_str(), pool) {
+                wrong.push(format!(
+                    "{} at {}: {verdict:?} instead of {} {pool}",
+                    entry.name, point.name, entry.expect
+                ));
+            }
+        }
+        assert!(applied, "{} applies nowhere", entry.name);
+    }
+    assert!(wrong.is_empty(), "\n{}", wrong.join("\n"));
+    let missing: Vec<_> = Reason::ALL.iter().filter(|r| !seen.contains(r)).collect();
+    // Only the guard says `Unjudged`; only a table that cannot be read gives `Internal`.
+    assert_eq!(missing, [&Reason::Unjudged, &Reason::Internal]);
+}
+
+/// The loaded object does with every entry what the host's build says.
+#[test]
+fn the_table_in_the_kernel() {
+    let Some(object) = crate::object::open("the_table_in_the_kernel") else {
+        return;
+    };
+    let table = Table::read();
+    let mut world = World::new(&table.world);
+    world.write(&object);
+    let mut wrong = Vec::new();
+    let (mut runs, mut short) = (0, 0);
+    for entry in &table.packet {
+        world.control.earliest_lease_end = if entry.late { 0 } else { u64::MAX };
+        object.set(gateway_ebpf::abi::map::CONTROL, &0_u32, &world.control);
+        for point in ENTRY_POINTS.iter().filter(|p| entry.applies_to(p)) {
+            let packet = entry.is.bytes(point.place.ethernet);
+            let (verdict, h) = judge(&world, point.place, &packet);
+            match agrees(&object, point, &packet, &verdict, &h) {
+                Ok(true) => runs += 1,
+                Ok(false) => short += 1,
+                Err(e) => wrong.push(format!("{}: {e}", entry.name)),
+            }
+        }
+    }
+    println!(
+        "{runs} runs of {} entries, {short} too short for a test run",
+        table.packet.len()
+    );
+    assert!(short <= 4, "{short} packets are not run in the kernel");
+    assert!(wrong.is_empty(), "\n{}", wrong.join("\n"));
+}

@@ -1,4 +1,79 @@
-//! To be written.
-pub fn main() -> std::process::ExitCode {
-    std::process::ExitCode::SUCCESS
+//! The command line: what can be typed, and what becomes of it. It asks the daemon over its Unix socket; only `run`, `floor` and `detach`
+//! touch the kernel, through the modules that do.
+
+mod args;
+mod check;
+pub(crate) mod client;
+mod commands;
+mod json;
+mod show;
+mod table;
+
+use std::process::ExitCode;
+
+use clap::Parser as _;
+
+pub(crate) use self::table::escaped;
+use self::{
+    args::{Cli, Command, HookCommand, PkiCommand},
+    client::Failure,
+};
+
+/// Does what the process's arguments say. Exit codes are in `lazaret --help`.
+#[must_use]
+pub fn main() -> ExitCode {
+    // clap prints and exits with 2 on a wrong command line, with 0 after --help.
+    let cli = Cli::parse();
+    match run(&cli.command) {
+        Ok(outcome) => ExitCode::from(outcome as u8),
+        Err(failure) => {
+            complain(&failure.to_string());
+            ExitCode::from(failure.exit_code())
+        }
+    }
+}
+
+/// How a command that was not refused ended, as its exit code.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Outcome {
+    Done = 0,
+    /// It said why.
+    Failed = 1,
+    NotEnforced = 4,
+}
+
+fn run(command: &Command) -> Result<Outcome, Failure> {
+    if let Some(done) = commands::run(command) {
+        return done;
+    }
+    match command {
+        Command::Run(a) => local(crate::daemon::run(&a.config)),
+        Command::Check(a) => check::run(a),
+        Command::Hook(HookCommand::Openvpn(a)) => Ok(if crate::hook::openvpn::run(a) {
+            Outcome::Done
+        } else {
+            Outcome::Failed
+        }),
+        Command::Pki(PkiCommand::Init(a)) => made(crate::pki::init(a)),
+        Command::Pki(PkiCommand::Issue(a)) => made(crate::pki::issue(a)),
+        _ => Err(Failure::Local("this build does not have it".into())),
+    }
+}
+
+fn local(result: anyhow::Result<()>) -> Result<Outcome, Failure> {
+    result.map(|()| Outcome::Done).map_err(|e| Failure::Local(format!("{e:#}")))
+}
+
+fn made(result: Result<crate::pki::Made, crate::pki::PkiError>) -> Result<Outcome, Failure> {
+    let made = result.map_err(|e| Failure::Local(e.to_string()))?;
+    table::write_out(&format!("{made}\n")).map_err(|e| Failure::Local(format!("standard output: {e}")))?;
+    Ok(Outcome::Done)
+}
+
+/// One sentence to standard error.
+fn complain(sentence: &str) {
+    use std::io::Write as _;
+    // Nothing can be said of a standard error that cannot be written to. Line ends stay: a configuration's mistakes come one a line.
+    let lines: Vec<String> = sentence.lines().map(escaped).collect();
+    let _ = writeln!(std::io::stderr(), "lazaret: {}", lines.join("\n"));
 }

@@ -1,0 +1,323 @@
+//! What can be typed: subcommands, options and their help.
+
+use std::{net::IpAddr, path::PathBuf};
+
+use clap::{Args, Parser, Subcommand};
+
+use crate::{config::Socket, model};
+
+/// Network quarantine gateway for VPN hosts.
+#[derive(Debug, Parser)]
+#[command(
+    name = "lazaret",
+    version,
+    max_term_width = 110,
+    subcommand_required = true,
+    arg_required_else_help = true,
+    after_help = EXIT_CODES
+)]
+pub(super) struct Cli {
+    #[command(subcommand)]
+    pub(super) command: Command,
+}
+
+const EXIT_CODES: &str = "\
+Examples:
+  lazaret check /etc/lazaret/lazaret.toml
+  lazaret status
+  lazaret device release phone-17
+  lazaret denials --address 10.66.0.5
+
+Exit codes:
+  0  done; for `status`: the gateway does its work
+  1  refused, or failed; the sentence on stderr says why
+  2  the command line is wrong
+  3  the daemon cannot be reached, or does not answer in time
+  4  not enforced: committed but not in force everywhere, or in force but not durable; for `status`: degraded, or in observe mode
+  5  not allowed in the caller's role";
+
+#[derive(Debug, Subcommand)]
+pub(super) enum Command {
+    /// Run the daemon in the foreground
+    #[command(after_help = "Example:\n  lazaret run --config /etc/lazaret/lazaret.toml")]
+    Run(ConfigArgs),
+    /// Check a configuration without running it: every mistake with its line, and what may not be meant
+    #[command(
+        after_help = "Exit codes: 0 it can be run (there may be warnings), 1 it cannot.\n\nExample:\n  lazaret check /etc/lazaret/lazaret.toml"
+    )]
+    Check(CheckArgs),
+    /// Close the floor and nothing else: what is not granted by the programs is denied by the kernel itself (for boot, before the network)
+    #[command(after_help = "Example:\n  lazaret floor --config /etc/lazaret/lazaret.toml")]
+    Floor(ConfigArgs),
+    /// Whether the gateway does its work: mode, floor, store, interfaces and hooks
+    #[command(after_help = "Exit codes: 0 it does, 4 degraded or in observe mode, 3 the daemon cannot be reached.")]
+    Status(Connection),
+    /// The pools: what they hold, and what passed and was dropped under each
+    Pools(Connection),
+    /// Addresses of live sessions, or one address, as the kernel's map has them
+    #[command(after_help = "Examples:\n  lazaret addresses\n  lazaret addresses 10.66.0.5")]
+    Addresses(AddressesArgs),
+    /// The registered devices
+    #[command(after_help = "Example:\n  lazaret devices --state quarantined")]
+    Devices(DevicesArgs),
+    /// One device: show, register, release, quarantine, retire
+    #[command(subcommand)]
+    Device(DeviceCommand),
+    /// The live sessions
+    Sessions(Connection),
+    /// One session: open, close
+    #[command(subcommand)]
+    Session(SessionCommand),
+    /// Exact packets and bytes by pool and reason
+    Counters(CountersArgs),
+    /// The last denied packets, newest last, each with its reason and what to do about it
+    #[command(after_help = "Examples:\n  lazaret denials --limit 10\n  lazaret denials --address 10.66.0.5 --reason no_rule")]
+    Denials(DenialsArgs),
+    /// A small certificate authority for the gRPC API, so that nobody starts with plaintext
+    #[command(subcommand)]
+    Pki(PkiCommand),
+    /// Take a VPN server's calls
+    #[command(subcommand)]
+    Hook(HookCommand),
+}
+
+/// The daemon's configuration.
+#[derive(Debug, Args)]
+pub(super) struct ConfigArgs {
+    /// The configuration file
+    #[arg(long, value_name = "FILE")]
+    pub(super) config: PathBuf,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct CheckArgs {
+    /// The configuration file
+    #[arg(value_name = "FILE")]
+    pub(super) file: PathBuf,
+    /// Print JSON
+    #[arg(long)]
+    pub(super) json: bool,
+}
+
+/// How to reach the daemon.
+#[derive(Clone, Debug, Args)]
+pub(super) struct Connection {
+    /// The daemon's Unix socket
+    #[arg(long, value_name = "PATH", env = "LAZARET_SOCKET", default_value = Socket::PATH)]
+    pub(super) socket: PathBuf,
+    /// How long to wait for an answer, in seconds
+    #[arg(long, value_name = "SECONDS", default_value_t = 10, value_parser = clap::value_parser!(u64).range(1..=600))]
+    pub(super) timeout: u64,
+    /// Print JSON, with stable keys
+    #[arg(long)]
+    pub(super) json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct AddressesArgs {
+    /// Only this one
+    #[arg(value_name = "IP")]
+    pub(super) address: Option<IpAddr>,
+    /// At most so many
+    #[arg(long, default_value_t = 1000)]
+    pub(super) limit: u32,
+    #[command(flatten)]
+    pub(super) connection: Connection,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct DevicesArgs {
+    /// Only those in this state
+    #[arg(long)]
+    pub(super) state: Option<State>,
+    #[command(flatten)]
+    pub(super) connection: Connection,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub(super) enum State {
+    Registered,
+    Quarantined,
+    Released,
+    Blocked,
+    Retired,
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum DeviceCommand {
+    /// Everything that the registry holds of a device, and its live sessions
+    Show(DeviceArgs),
+    /// Add a device to the registry, or change its owner, pool and aliases
+    #[command(after_help = "Example:\n  lazaret device register phone-17 --owner 'A. Person' --common-name a.person")]
+    Register(RegisterArgs),
+    /// Release a device to its full-service pool, as the MDM does when policy is applied
+    #[command(
+        after_help = "Prints each address with the interface, hook and map where it was read back.\n\nExample:\n  lazaret device release phone-17"
+    )]
+    Release(ReleaseArgs),
+    /// Put a device back into quarantine; its live connections are cut at the next packet
+    #[command(after_help = "Example:\n  lazaret device quarantine phone-17 --reason 'reported stolen'")]
+    Quarantine(QuarantineArgs),
+    /// End a device's management, for good: no new session of it opens
+    Retire(DeviceArgs),
+}
+
+#[derive(Debug, Args)]
+pub(super) struct DeviceArgs {
+    /// The device
+    #[arg(value_name = "ID")]
+    pub(super) device: model::DeviceId,
+    #[command(flatten)]
+    pub(super) connection: Connection,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct ReleaseArgs {
+    /// The device
+    #[arg(value_name = "ID")]
+    pub(super) device: model::DeviceId,
+    /// The version of the device policy that is applied
+    #[arg(long, default_value = "operator")]
+    pub(super) policy_revision: model::PolicyRevision,
+    #[command(flatten)]
+    pub(super) connection: Connection,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct QuarantineArgs {
+    /// The device
+    #[arg(value_name = "ID")]
+    pub(super) device: model::DeviceId,
+    /// Why, for people and logs
+    #[arg(long, default_value = "by an operator")]
+    pub(super) reason: String,
+    #[command(flatten)]
+    pub(super) connection: Connection,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct RegisterArgs {
+    /// The device
+    #[arg(value_name = "ID")]
+    pub(super) device: model::DeviceId,
+    /// Who uses it
+    #[arg(long, default_value = "")]
+    pub(super) owner: String,
+    /// The full-service pool that a release moves it to; needed if there are several
+    #[arg(long)]
+    pub(super) pool: Option<model::PoolName>,
+    /// Another name that it authenticates with; may be repeated
+    #[arg(long, value_name = "NAME")]
+    pub(super) common_name: Vec<model::DeviceId>,
+    /// SHA-256 of its VPN certificate, 64 hexadecimal digits; may be repeated
+    #[arg(long, value_name = "SHA256")]
+    pub(super) certificate: Vec<model::Fingerprint>,
+    #[command(flatten)]
+    pub(super) connection: Connection,
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum SessionCommand {
+    /// Report that a device has connected, as a VPN server does
+    #[command(
+        after_help = "Example:\n  lazaret session open --device phone-17 --address 10.66.0.5 --interface tun0 --source by-hand"
+    )]
+    Open(OpenArgs),
+    /// Report that a session has ended
+    #[command(after_help = "Example:\n  lazaret session close 42")]
+    Close(CloseArgs),
+}
+
+#[derive(Debug, Args)]
+pub(super) struct OpenArgs {
+    /// The name that the device authenticated with
+    #[arg(long, value_name = "NAME")]
+    pub(super) device: model::DeviceId,
+    /// Its address; may be repeated
+    #[arg(long, value_name = "IP", required = true)]
+    pub(super) address: Vec<IpAddr>,
+    /// The interface on which its packets arrive
+    #[arg(long)]
+    pub(super) interface: model::InterfaceName,
+    /// The VPN server that reports it
+    #[arg(long)]
+    pub(super) source: model::SourceName,
+    /// SHA-256 of its certificate
+    #[arg(long, value_name = "SHA256")]
+    pub(super) certificate: Option<model::Fingerprint>,
+    #[command(flatten)]
+    pub(super) connection: Connection,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct CloseArgs {
+    /// The session's number, as `lazaret sessions` shows it
+    #[arg(value_name = "ID")]
+    pub(super) session: u64,
+    #[command(flatten)]
+    pub(super) connection: Connection,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct CountersArgs {
+    /// Only this pool
+    #[arg(long)]
+    pub(super) pool: Option<model::PoolName>,
+    #[command(flatten)]
+    pub(super) connection: Connection,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct DenialsArgs {
+    /// At most so many
+    #[arg(long, default_value_t = 50)]
+    pub(super) limit: u32,
+    /// Only with this source or destination
+    #[arg(long, value_name = "IP")]
+    pub(super) address: Option<IpAddr>,
+    /// Only with this reason's name
+    #[arg(long, value_name = "NAME")]
+    pub(super) reason: Option<String>,
+    #[command(flatten)]
+    pub(super) connection: Connection,
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum PkiCommand {
+    /// Make a CA
+    #[command(after_help = "Example:\n  lazaret pki init --dir /root/lazaret-ca")]
+    Init(crate::pki::InitArgs),
+    /// Make a key, and a certificate that the CA signs, for a client's role or for the gateway itself
+    #[command(after_help = PKI_EXAMPLES)]
+    Issue(crate::pki::IssueArgs),
+}
+
+const PKI_EXAMPLES: &str = "\
+Examples:
+  lazaret pki issue --dir /root/lazaret-ca --server --name gateway --dns gateway.example.org --out /etc/lazaret
+  lazaret pki issue --dir /root/lazaret-ca --role mdm --name mdm-1 --out /root/for-the-mdm";
+
+#[derive(Debug, Subcommand)]
+pub(super) enum HookCommand {
+    /// The script that OpenVPN calls: client-connect, client-disconnect, learn-address, up, down
+    Openvpn(crate::hook::openvpn::HookArgs),
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::Cli;
+
+    #[test]
+    fn the_command_line_is_consistent_and_every_subcommand_is_described() {
+        fn walk(command: &clap::Command) {
+            for sub in command.get_subcommands() {
+                assert!(sub.get_about().is_some(), "{} has no description", sub.get_name());
+                walk(sub);
+            }
+        }
+        Cli::command().debug_assert();
+        walk(&Cli::command());
+    }
+}

@@ -1,0 +1,143 @@
+//! `lazaret check`: what is wrong with a configuration, what may not be meant, and what it says in short. Reads; changes nothing.
+
+use std::{fs, path::Path};
+
+use serde_json::json;
+
+use super::{
+    Outcome,
+    args::CheckArgs,
+    client::Failure,
+    table::{Cell, Page, Tone, toned, write_out},
+};
+use crate::{
+    config::{Allow, Config, InterfacePattern, InterfaceRule},
+    model::InterfaceName,
+};
+
+pub(super) fn run(args: &CheckArgs) -> Result<Outcome, Failure> {
+    let (config, mut errors) = match Config::load(&args.file) {
+        Ok(config) => (Some(config), Vec::new()),
+        Err(errors) => (None, errors.0.iter().map(ToString::to_string).collect()),
+    };
+    let mut warnings = Vec::new();
+    if let Some(config) = &config {
+        errors.extend(beyond_the_file(config));
+        warnings = config.warnings();
+        warnings.extend(on_this_host(config, Path::new("/sys/class/net")));
+    }
+    let good = errors.is_empty();
+    let written = if args.json {
+        write_out(&format!(
+            "{:#}\n",
+            json!({ "ok": good, "errors": errors, "warnings": warnings })
+        ))
+    } else {
+        let mut page = Page::new();
+        for error in &errors {
+            page.line(toned(error, Tone::Bad));
+        }
+        for warning in &warnings {
+            page.line(toned(format!("warning: {warning}"), Tone::Warn));
+        }
+        match &config {
+            Some(config) if good => summary(&mut page, config),
+            _ => page.line(format!(
+                "{}: {} error(s); nothing was touched",
+                args.file.display(),
+                errors.len()
+            )),
+        }
+        page.print()
+    };
+    written.map_err(|e| Failure::Local(format!("standard output: {e}")))?;
+    Ok(if good { Outcome::Done } else { Outcome::Failed })
+}
+
+/// What a right file may still name wrongly: errors that would stop the daemon.
+fn beyond_the_file(config: &Config) -> Vec<String> {
+    let mut errors = Vec::new();
+    for (key, group) in [
+        ("vpn_group", &config.socket.vpn_group),
+        ("viewer_group", &config.socket.viewer_group),
+    ] {
+        if let Some(group) = group {
+            match nix::unistd::Group::from_name(group) {
+                Ok(Some(_)) => {}
+                Ok(None) => errors.push(format!(
+                    "socket.{key}: there is no group {group:?}; add it with groupadd, or leave the key out"
+                )),
+                Err(e) => errors.push(format!("socket.{key}: group {group:?} cannot be looked up: {e}")),
+            }
+        }
+    }
+    if let Some(api) = &config.api
+        && let Err(e) = crate::access::tls::load(api)
+    {
+        errors.push(format!("api: {e}"));
+    }
+    if let Err(e) = crate::dataplane::policy::compile(config) {
+        errors.push(format!("policy: {e}"));
+    }
+    errors
+}
+
+/// What is not there yet; `interfaces` is the directory that has an entry for each.
+fn on_this_host(config: &Config, interfaces: &Path) -> Vec<String> {
+    let there: Vec<InterfaceName> = fs::read_dir(interfaces)
+        .into_iter()
+        .flatten()
+        .filter_map(|e| e.ok()?.file_name().into_string().ok()?.parse().ok())
+        .collect();
+    let missing = |r: &&InterfaceRule| !there.iter().any(|name| r.name.matches(name));
+    let sentence = |r: &InterfaceRule| match &r.name {
+        InterfacePattern::Name(name) => format!("interface {name} does not exist yet; it is waited for"),
+        InterfacePattern::Prefix(_) => format!("no interface {} exists yet; they are waited for", r.name),
+    };
+    config.interfaces.iter().filter(missing).map(sentence).collect()
+}
+
+fn summary(page: &mut Page, config: &Config) {
+    let row = |p: &crate::config::Pool| {
+        vec![
+            Cell::from(p.id.0),
+            Cell::from(&p.name),
+            Cell::from(kind(p.kind)),
+            Cell::from(p.prefixes.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ")),
+            Cell::from(&p.policy),
+            Cell::from(
+                p.fallback
+                    .and_then(|f| config.pool_by_id(f))
+                    .map_or(String::new(), |f| f.name.to_string()),
+            ),
+            Cell::from(p.lease.map_or(String::new(), |l| humantime::format_duration(l).to_string())),
+        ]
+    };
+    page.table(
+        &["N", "POOL", "KIND", "PREFIXES", "POLICY", "FALLBACK", "LEASE"],
+        &config.pools.iter().map(row).collect::<Vec<_>>(),
+    );
+    let rules = config
+        .policies
+        .iter()
+        .map(|p| if let Allow::Rules(rules) = &p.allow { rules.len() } else { 0 })
+        .sum::<usize>();
+    let count = |n: usize, what: &str| format!("{n} {what}{}", if n == 1 { "" } else { "s" });
+    page.line(toned(
+        format!(
+            "ok: {}, {}, {}",
+            count(config.pools.len(), "pool"),
+            count(config.interfaces.len(), "interface rule"),
+            count(rules, "policy rule")
+        ),
+        Tone::Good,
+    ));
+}
+
+fn kind(kind: crate::config::PoolKind) -> &'static str {
+    match kind {
+        crate::config::PoolKind::Quarantine => "quarantine",
+        crate::config::PoolKind::FullService => "full-service",
+        crate::config::PoolKind::Blocked => "blocked",
+    }
+}

@@ -1,0 +1,282 @@
+//! The way to the daemon: gRPC over its Unix socket, a deadline on every call, and what can go wrong as exit codes.
+
+use std::{
+    fmt, io,
+    path::{Path, PathBuf},
+    time::{Duration, SystemTime},
+};
+
+use hyper_util::rt::TokioIo;
+use lazaret_proto::v1::{
+    self, device_service_client::DeviceServiceClient, inspect_service_client::InspectServiceClient,
+    session_service_client::SessionServiceClient,
+};
+use tokio::net::UnixStream;
+use tonic::{
+    Code, Status,
+    transport::{Channel, Endpoint},
+};
+use tonic_types::StatusExt as _;
+
+/// What went wrong, with its exit code; shown as one sentence.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Failure {
+    /// The daemon refused the request.
+    Refused {
+        /// google.rpc.ErrorInfo.reason, or the code's name.
+        reason: String,
+        /// For people.
+        message: String,
+    },
+    /// The caller's role may not do this.
+    Denied {
+        /// For people.
+        message: String,
+    },
+    /// There is no way to the daemon.
+    Unreachable {
+        /// Which way.
+        socket: PathBuf,
+        /// Why.
+        why: String,
+    },
+    /// No answer within the deadline: what happened is unknown.
+    Deadline(Duration),
+    /// The answer lacks something that it must have.
+    Answer(&'static str),
+    /// Something on this side.
+    Local(String),
+}
+
+impl Failure {
+    /// See `lazaret --help`.
+    pub(crate) fn exit_code(&self) -> u8 {
+        match self {
+            Self::Refused { .. } | Self::Answer(_) | Self::Local(_) => 1,
+            Self::Unreachable { .. } | Self::Deadline(_) => 3,
+            Self::Denied { .. } => 5,
+        }
+    }
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Refused { reason, message } => {
+                write!(f, "{reason}: {message}")?;
+                match remedy(reason) {
+                    "" => Ok(()),
+                    remedy => write!(f, "; {remedy}"),
+                }
+            }
+            Self::Denied { message } => {
+                write!(
+                    f,
+                    "{message}; the Unix socket takes root, and members of the groups that [socket] names"
+                )
+            }
+            Self::Unreachable { socket, why } => {
+                let socket = socket.display();
+                write!(
+                    f,
+                    "the daemon cannot be reached at {socket}: {why}; is it running? systemctl status lazaret"
+                )
+            }
+            Self::Deadline(after) => write!(
+                f,
+                "the daemon did not answer within {after:?}; whether anything was done is unknown: look at `lazaret status`, then repeat"
+            ),
+            Self::Answer(what) => write!(
+                f,
+                "the daemon's answer has no {what}; are lazaret and the daemon of one version?"
+            ),
+            Self::Local(what) => f.write_str(what),
+        }
+    }
+}
+
+/// What a person can do about a reason.
+fn remedy(reason: &str) -> &'static str {
+    match reason {
+        "UNKNOWN_DEVICE" => "see `lazaret devices`, or add it with `lazaret device register`",
+        "ADDRESS_OUTSIDE_POOLS" | "ADDRESS_RESERVED" => "see `lazaret pools` for the prefixes",
+        "ADDRESS_TAKEN" | "SESSION_LIMIT" => "see `lazaret sessions`; `lazaret session close` ends one",
+        "UNKNOWN_POOL" => "see `lazaret pools`",
+        "FINGERPRINT_MISMATCH" => "see `lazaret device show`, and register the new certificate if it is the device's",
+        "STORE_UNAVAILABLE" => "see `lazaret status` and the room on the disk",
+        _ => "",
+    }
+}
+
+/// Clients of the daemon's services.
+pub(crate) struct Client {
+    channel: Channel,
+    socket: PathBuf,
+    deadline: Duration,
+}
+
+impl Client {
+    /// Connects within the deadline, which then holds for each call.
+    pub(crate) async fn connect(socket: &Path, deadline: Duration) -> Result<Self, Failure> {
+        let unreachable = |why: String| Failure::Unreachable {
+            socket: socket.to_owned(),
+            why,
+        };
+        // The authority is required by HTTP/2 and means nothing here.
+        let endpoint = Endpoint::from_static("http://localhost").connect_timeout(deadline);
+        let path = socket.to_owned();
+        let connector = tower::service_fn(move |_| {
+            let path = path.clone();
+            async move { Ok::<_, io::Error>(TokioIo::new(UnixStream::connect(path).await?)) }
+        });
+        let connected = tokio::time::timeout(deadline, endpoint.connect_with_connector(connector)).await;
+        let channel = connected.map_err(|_| unreachable("no connection in time".into()))?;
+        Ok(Self {
+            channel: channel.map_err(|e| unreachable(root_cause(&e)))?,
+            socket: socket.to_owned(),
+            deadline,
+        })
+    }
+
+    pub(crate) fn devices(&self) -> DeviceServiceClient<Channel> {
+        DeviceServiceClient::new(self.channel.clone()).max_decoding_message_size(MOST)
+    }
+
+    pub(crate) fn sessions(&self) -> SessionServiceClient<Channel> {
+        SessionServiceClient::new(self.channel.clone()).max_decoding_message_size(MOST)
+    }
+
+    pub(crate) fn inspect(&self) -> InspectServiceClient<Channel> {
+        InspectServiceClient::new(self.channel.clone()).max_decoding_message_size(MOST)
+    }
+
+    /// Waits for an answer, no longer than the deadline.
+    pub(crate) async fn answer<T>(&self, call: impl Future<Output = Result<tonic::Response<T>, Status>>) -> Result<T, Failure> {
+        match tokio::time::timeout(self.deadline, call).await {
+            Ok(Ok(response)) => Ok(response.into_inner()),
+            Ok(Err(status)) => Err(self.failure(&status)),
+            Err(_) => Err(Failure::Deadline(self.deadline)),
+        }
+    }
+
+    fn failure(&self, status: &Status) -> Failure {
+        let info = status.get_details_error_info();
+        let message = status.message().to_owned();
+        match (status.code(), info) {
+            (Code::PermissionDenied, Some(info)) if info.reason == "FINGERPRINT_MISMATCH" => Failure::Refused {
+                reason: info.reason,
+                message,
+            },
+            (Code::PermissionDenied | Code::Unauthenticated, _) => Failure::Denied { message },
+            (_, Some(info)) => Failure::Refused {
+                reason: info.reason,
+                message,
+            },
+            (Code::DeadlineExceeded, None) => Failure::Deadline(self.deadline),
+            // Without details it is the transport that speaks, not the daemon.
+            (Code::Unavailable | Code::Cancelled | Code::Unknown, None) => Failure::Unreachable {
+                socket: self.socket.clone(),
+                why: message,
+            },
+            (code, None) => Failure::Refused {
+                reason: format!("{code:?}"),
+                message,
+            },
+        }
+    }
+}
+
+/// A context with a random request id, observed now.
+pub(crate) fn context(prefix: &str) -> Result<v1::SignalContext, Failure> {
+    let random = getrandom::u64().map_err(|e| Failure::Local(format!("no random number for a request id: {e}")))?;
+    Ok(v1::SignalContext {
+        request_id: format!("{prefix}-{random:016x}"),
+        observed_at: Some(SystemTime::now().into()),
+    })
+}
+
+/// Largest answer that is taken, bytes.
+const MOST: usize = 64 << 20;
+
+fn root_cause(error: &dyn std::error::Error) -> String {
+    let mut last = error;
+    while let Some(source) = last.source() {
+        last = source;
+    }
+    last.to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use tonic_types::ErrorDetails;
+
+    use super::*;
+
+    fn client() -> Client {
+        Client {
+            channel: Endpoint::from_static("http://localhost").connect_lazy(),
+            socket: "/s".into(),
+            deadline: Duration::from_secs(1),
+        }
+    }
+
+    #[tokio::test]
+    async fn statuses_become_exit_codes() {
+        let with = |code, reason: &str| {
+            let details = ErrorDetails::with_error_info(reason, "lazaret", [("k".to_owned(), "v".to_owned())]);
+            client().failure(&Status::with_error_details(code, "sentence", details))
+        };
+        let without = |code| client().failure(&Status::new(code, "sentence"));
+        for (failure, code) in [
+            (with(Code::NotFound, "UNKNOWN_DEVICE"), 1),
+            (with(Code::Unavailable, "STORE_UNAVAILABLE"), 1),
+            (with(Code::PermissionDenied, "FINGERPRINT_MISMATCH"), 1),
+            (with(Code::PermissionDenied, "ROLE_NOT_ALLOWED"), 5),
+            (without(Code::PermissionDenied), 5),
+            (without(Code::Unauthenticated), 5),
+            (without(Code::Unavailable), 3),
+            (without(Code::DeadlineExceeded), 3),
+            (without(Code::Unimplemented), 1),
+        ] {
+            assert_eq!(failure.exit_code(), code, "{failure}");
+        }
+        let text = with(Code::NotFound, "UNKNOWN_DEVICE").to_string();
+        assert!(text.starts_with("UNKNOWN_DEVICE: sentence; see `lazaret devices`"), "{text}");
+    }
+
+    #[tokio::test]
+    async fn no_daemon_is_named() {
+        let dir = tempfile::tempdir().unwrap();
+        let socket = dir.path().join("none.sock");
+        let failure = Client::connect(&socket, Duration::from_secs(1)).await.err().unwrap();
+        assert_eq!(failure.exit_code(), 3);
+        assert!(failure.to_string().contains("No such file"), "{failure}");
+        assert!(failure.to_string().contains("systemctl status lazaret"), "{failure}");
+    }
+
+    /// A socket on which nobody answers: the deadline holds.
+    #[tokio::test]
+    async fn silence_ends_with_the_deadline() {
+        let dir = tempfile::tempdir().unwrap();
+        let socket = dir.path().join("silent.sock");
+        let _listener = std::os::unix::net::UnixListener::bind(&socket).unwrap();
+        let started = std::time::Instant::now();
+        let deadline = Duration::from_millis(300);
+        let failure = match Client::connect(&socket, deadline).await {
+            Err(failure) => failure,
+            Ok(client) => {
+                let mut inspect = client.inspect();
+                client.answer(inspect.get_status(v1::GetStatusRequest {})).await.unwrap_err()
+            }
+        };
+        assert_eq!(failure.exit_code(), 3, "{failure}");
+        assert!(started.elapsed() < Duration::from_secs(2));
+    }
+
+    #[test]
+    fn request_ids_are_valid_and_differ() {
+        let (a, b) = (context("cli").unwrap(), context("cli").unwrap());
+        assert_ne!(a.request_id, b.request_id);
+        assert!(a.request_id.parse::<crate::model::RequestId>().is_ok());
+    }
+}

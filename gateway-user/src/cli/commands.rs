@@ -1,0 +1,326 @@
+//! Each subcommand that asks the daemon: one call (or pages of one), then JSON or a table.
+
+use std::time::Duration;
+
+use lazaret_proto::v1;
+use serde_json::{Value, json};
+
+use super::{
+    Outcome,
+    args::{
+        AddressesArgs, CloseArgs, Command, Connection, CountersArgs, DenialsArgs, DeviceArgs, DeviceCommand, DevicesArgs,
+        OpenArgs, QuarantineArgs, RegisterArgs, ReleaseArgs, SessionCommand, State,
+    },
+    client::{Client, Failure, context},
+    json, show,
+    table::{Page, write_out},
+};
+
+/// Runs a subcommand that needs the daemon; `None`: it is none of these.
+pub(super) fn run(command: &Command) -> Option<Result<Outcome, Failure>> {
+    let run = |future: std::pin::Pin<Box<dyn Future<Output = Result<Outcome, Failure>> + '_>>| {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+        Some(
+            runtime
+                .map_err(|e| Failure::Local(format!("no event loop: {e}")))
+                .and_then(|r| r.block_on(future)),
+        )
+    };
+    match command {
+        Command::Status(c) => run(Box::pin(status(c))),
+        Command::Pools(c) => run(Box::pin(pools(c))),
+        Command::Addresses(a) => run(Box::pin(addresses(a))),
+        Command::Devices(a) => run(Box::pin(devices(a))),
+        Command::Device(DeviceCommand::Show(a)) => run(Box::pin(device(a))),
+        Command::Device(DeviceCommand::Register(a)) => run(Box::pin(register(a))),
+        Command::Device(DeviceCommand::Release(a)) => run(Box::pin(release(a))),
+        Command::Device(DeviceCommand::Quarantine(a)) => run(Box::pin(quarantine(a))),
+        Command::Device(DeviceCommand::Retire(a)) => run(Box::pin(retire(a))),
+        Command::Sessions(c) => run(Box::pin(sessions(c))),
+        Command::Session(SessionCommand::Open(a)) => run(Box::pin(open(a))),
+        Command::Session(SessionCommand::Close(a)) => run(Box::pin(close(a))),
+        Command::Counters(a) => run(Box::pin(counters(a))),
+        Command::Denials(a) => run(Box::pin(denials(a))),
+        Command::Run(_) | Command::Check(_) | Command::Floor(_) | Command::Pki(_) | Command::Hook(_) => None,
+    }
+}
+
+async fn status(c: &Connection) -> Result<Outcome, Failure> {
+    let client = connect(c).await?;
+    let answer = client.answer(client.inspect().get_status(v1::GetStatusRequest {})).await?;
+    print(c, || json::status(&answer), |page| show::status(page, &answer))?;
+    Ok(if show::problems(&answer).is_empty() {
+        Outcome::Done
+    } else {
+        Outcome::NotEnforced
+    })
+}
+
+async fn pools(c: &Connection) -> Result<Outcome, Failure> {
+    let client = connect(c).await?;
+    let answer = client.answer(client.inspect().list_pools(v1::ListPoolsRequest {})).await?;
+    let as_json = || json!({ "pools": answer.pools.iter().map(json::pool).collect::<Vec<_>>() });
+    print(c, as_json, |page| show::pools(page, &answer.pools))
+}
+
+async fn addresses(a: &AddressesArgs) -> Result<Outcome, Failure> {
+    let client = connect(&a.connection).await?;
+    let request = v1::ListAddressesRequest {
+        address: a.address.map(|a| a.to_string()).unwrap_or_default(),
+        limit: a.limit,
+    };
+    let answer = client.answer(client.inspect().list_addresses(request)).await?;
+    let as_json = || json!({ "addresses": answer.addresses.iter().map(json::address).collect::<Vec<_>>() });
+    print(&a.connection, as_json, |page| show::addresses(page, &answer.addresses))
+}
+
+async fn devices(a: &DevicesArgs) -> Result<Outcome, Failure> {
+    let client = connect(&a.connection).await?;
+    let mut devices = Vec::new();
+    let mut token = String::new();
+    loop {
+        let request = v1::ListDevicesRequest {
+            page_size: PAGE,
+            page_token: token.clone(),
+            state: a.state.map_or(v1::DeviceState::Unspecified, state_number).into(),
+        };
+        let page = client.answer(client.devices().list_devices(request)).await?;
+        devices.extend(page.devices);
+        if page.next_page_token.is_empty() || page.next_page_token == token {
+            break;
+        }
+        token = page.next_page_token;
+    }
+    let as_json = || json!({ "devices": devices.iter().map(json::device).collect::<Vec<_>>() });
+    print(&a.connection, as_json, |page| show::devices(page, &devices))
+}
+
+async fn device(a: &DeviceArgs) -> Result<Outcome, Failure> {
+    let client = connect(&a.connection).await?;
+    let request = v1::GetDeviceRequest {
+        device_id: a.device.to_string(),
+    };
+    let answer = client.answer(client.devices().get_device(request)).await?;
+    let device = answer.device.ok_or(Failure::Answer("device"))?;
+    print(&a.connection, || json::device(&device), |page| show::device(page, &device))
+}
+
+async fn register(a: &RegisterArgs) -> Result<Outcome, Failure> {
+    let client = connect(&a.connection).await?;
+    let registration = v1::DeviceRegistration {
+        device_id: a.device.to_string(),
+        owner: a.owner.clone(),
+        full_service_pool: a.pool.as_ref().map(ToString::to_string).unwrap_or_default(),
+        aliases: Some(v1::Aliases {
+            common_names: a.common_name.iter().map(ToString::to_string).collect(),
+            certificate_sha256: a.certificate.iter().map(ToString::to_string).collect(),
+        }),
+    };
+    let request = v1::RegisterDevicesRequest {
+        context: Some(context(PREFIX)?),
+        devices: vec![registration],
+    };
+    let answer = client.answer(client.devices().register_devices(request)).await?;
+    let device = answer.devices.first().ok_or(Failure::Answer("device"))?;
+    print(&a.connection, || json::device(device), |page| show::device(page, device))
+}
+
+async fn release(a: &ReleaseArgs) -> Result<Outcome, Failure> {
+    let client = connect(&a.connection).await?;
+    let request = v1::ReportPolicyAppliedRequest {
+        context: Some(context(PREFIX)?),
+        device_id: a.device.to_string(),
+        policy_revision: a.policy_revision.to_string(),
+    };
+    let answer = client.answer(client.devices().report_policy_applied(request)).await?;
+    signal(&a.connection, &answer)
+}
+
+async fn quarantine(a: &QuarantineArgs) -> Result<Outcome, Failure> {
+    let client = connect(&a.connection).await?;
+    let request = v1::ReportPolicyRevokedRequest {
+        context: Some(context(PREFIX)?),
+        device_id: a.device.to_string(),
+        reason: a.reason.clone(),
+        policy_revision: String::new(),
+    };
+    let answer = client.answer(client.devices().report_policy_revoked(request)).await?;
+    signal(&a.connection, &answer)
+}
+
+async fn retire(a: &DeviceArgs) -> Result<Outcome, Failure> {
+    let client = connect(&a.connection).await?;
+    let request = v1::RetireDeviceRequest {
+        context: Some(context(PREFIX)?),
+        device_id: a.device.to_string(),
+    };
+    let answer = client.answer(client.devices().retire_device(request)).await?;
+    signal(&a.connection, &answer)
+}
+
+fn signal(c: &Connection, answer: &v1::SignalResponse) -> Result<Outcome, Failure> {
+    let device = answer.device.as_ref().ok_or(Failure::Answer("device"))?;
+    let as_json = || {
+        json!({
+            "request_id": answer.request_id, "device": json::device(device), "enforcement": enforcement_name(answer.enforcement),
+            "prefixes": json::prefixes(&answer.prefixes), "store_revision": answer.store_revision, "gateway_uri": answer.gateway_uri,
+        })
+    };
+    print(c, as_json, |page| {
+        page.pair("device", &device.device_id);
+        page.pair("state", format!("{} ({})", show::state(device.state), device.state_reason));
+        page.pair("gateway URI", &answer.gateway_uri);
+        show::enforcement(page, answer.enforcement, &answer.prefixes, answer.store_revision);
+    })?;
+    Ok(outcome(answer.enforcement))
+}
+
+async fn sessions(c: &Connection) -> Result<Outcome, Failure> {
+    let client = connect(c).await?;
+    let mut sessions = Vec::new();
+    let mut token = String::new();
+    loop {
+        let request = v1::ListSessionsRequest {
+            page_size: PAGE,
+            page_token: token.clone(),
+        };
+        let page = client.answer(client.sessions().list_sessions(request)).await?;
+        sessions.extend(page.sessions);
+        if page.next_page_token.is_empty() || page.next_page_token == token {
+            break;
+        }
+        token = page.next_page_token;
+    }
+    let as_json = || json!({ "sessions": sessions.iter().map(json::session).collect::<Vec<_>>() });
+    print(c, as_json, |page| show::sessions(page, &sessions))
+}
+
+async fn open(a: &OpenArgs) -> Result<Outcome, Failure> {
+    let client = connect(&a.connection).await?;
+    let report = v1::SessionReport {
+        device_name: a.device.to_string(),
+        certificate_sha256: a.certificate.map(|c| c.to_string()).unwrap_or_default(),
+        prefixes: a.address.iter().map(ToString::to_string).collect(),
+        interface: a.interface.to_string(),
+    };
+    let request = v1::OpenSessionRequest {
+        context: Some(context(PREFIX)?),
+        source: a.source.to_string(),
+        session: Some(report),
+    };
+    let answer = client.answer(client.sessions().open_session(request)).await?;
+    let session = answer.session.as_ref().ok_or(Failure::Answer("session"))?;
+    let as_json = || {
+        json!({
+            "request_id": answer.request_id, "session": json::session(session), "enforcement": enforcement_name(answer.enforcement),
+            "prefixes": json::prefixes(&answer.prefixes), "store_revision": answer.store_revision, "gateway_uri": answer.gateway_uri,
+        })
+    };
+    print(&a.connection, as_json, |page| {
+        show::sessions(page, std::slice::from_ref(session));
+        page.line("");
+        page.pair("gateway URI", &answer.gateway_uri);
+        show::enforcement(page, answer.enforcement, &answer.prefixes, answer.store_revision);
+    })?;
+    Ok(outcome(answer.enforcement))
+}
+
+async fn close(a: &CloseArgs) -> Result<Outcome, Failure> {
+    let client = connect(&a.connection).await?;
+    let request = v1::CloseSessionRequest {
+        context: Some(context(PREFIX)?),
+        session_id: a.session,
+    };
+    let answer = client.answer(client.sessions().close_session(request)).await?;
+    let as_json = || {
+        json!({
+            "request_id": answer.request_id, "ended": answer.ended, "enforcement": enforcement_name(answer.enforcement),
+            "store_revision": answer.store_revision,
+        })
+    };
+    print(&a.connection, as_json, |page| {
+        let text = if answer.ended { "ended" } else { "was not live any more" };
+        page.line(format!("session {} {text}", a.session));
+        if answer.ended {
+            show::enforcement(page, answer.enforcement, &[], answer.store_revision);
+        }
+    })?;
+    Ok(if answer.ended {
+        outcome(answer.enforcement)
+    } else {
+        Outcome::Done
+    })
+}
+
+async fn counters(a: &CountersArgs) -> Result<Outcome, Failure> {
+    let client = connect(&a.connection).await?;
+    let request = v1::GetCountersRequest {
+        pool: a.pool.as_ref().map(ToString::to_string).unwrap_or_default(),
+    };
+    let answer = client.answer(client.inspect().get_counters(request)).await?;
+    print(
+        &a.connection,
+        || json::counters(&answer),
+        |page| show::counters(page, &answer),
+    )
+}
+
+async fn denials(a: &DenialsArgs) -> Result<Outcome, Failure> {
+    let client = connect(&a.connection).await?;
+    let request = v1::ListDenialsRequest {
+        limit: a.limit,
+        address: a.address.map(|a| a.to_string()).unwrap_or_default(),
+        reason: a.reason.clone().unwrap_or_default(),
+    };
+    let answer = client.answer(client.inspect().list_denials(request)).await?;
+    print(&a.connection, || json::denials(&answer), |page| show::denials(page, &answer))
+}
+
+/// Devices or sessions in one answer; the most that the API gives.
+const PAGE: u32 = 1000;
+/// Of request ids.
+const PREFIX: &str = "cli";
+
+async fn connect(c: &Connection) -> Result<Client, Failure> {
+    Client::connect(&c.socket, Duration::from_secs(c.timeout)).await
+}
+
+fn print(c: &Connection, as_json: impl FnOnce() -> Value, as_text: impl FnOnce(&mut Page)) -> Result<Outcome, Failure> {
+    let written = if c.json {
+        write_out(&format!("{:#}\n", as_json()))
+    } else {
+        let mut page = Page::new();
+        as_text(&mut page);
+        page.print()
+    };
+    written
+        .map(|()| Outcome::Done)
+        .map_err(|e| Failure::Local(format!("standard output: {e}")))
+}
+
+fn outcome(enforcement: i32) -> Outcome {
+    match v1::Enforcement::try_from(enforcement) {
+        Ok(v1::Enforcement::Enforced | v1::Enforcement::NoSession) => Outcome::Done,
+        _ => Outcome::NotEnforced,
+    }
+}
+
+fn enforcement_name(enforcement: i32) -> &'static str {
+    match v1::Enforcement::try_from(enforcement) {
+        Ok(v1::Enforcement::Enforced) => "enforced",
+        Ok(v1::Enforcement::NoSession) => "no_session",
+        Ok(v1::Enforcement::Committed) => "committed",
+        Ok(v1::Enforcement::EnforcedNotDurable) => "enforced_not_durable",
+        Ok(v1::Enforcement::Unspecified) | Err(_) => "unknown",
+    }
+}
+
+fn state_number(state: State) -> v1::DeviceState {
+    match state {
+        State::Registered => v1::DeviceState::Registered,
+        State::Quarantined => v1::DeviceState::Quarantined,
+        State::Released => v1::DeviceState::Released,
+        State::Blocked => v1::DeviceState::Blocked,
+        State::Retired => v1::DeviceState::Retired,
+    }
+}

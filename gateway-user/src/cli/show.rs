@@ -1,0 +1,446 @@
+//! Answers as tables, for people.
+
+use lazaret_proto::v1;
+
+use super::{
+    json::text_of,
+    table::{Cell, Page, Tone, toned},
+};
+
+/// What keeps the gateway from doing its work; empty: healthy. An interface that does not exist yet is waited for and is no problem.
+pub(super) fn problems(s: &v1::GetStatusResponse) -> Vec<String> {
+    let mut found = Vec::new();
+    if s.mode != "enforce" {
+        found.push(format!("mode is {}: nothing is denied", s.mode));
+    }
+    if s.floor != "closed" {
+        found.push(format!("the floor is {}", s.floor));
+    }
+    if s.store != "ok" {
+        found.push(format!("the store: {}", s.store));
+    }
+    if s.not_durable > 0 {
+        found.push(format!("{} restriction(s) in force are not durable yet", s.not_durable));
+    }
+    for interface in &s.interfaces {
+        for hook in &interface.hooks {
+            if !hook.problem.is_empty() {
+                found.push(format!("{} {}: {}", interface.name, hook.hook, hook.problem));
+            } else if hook.program_id == 0 {
+                found.push(format!("{} {}: not attached", interface.name, hook.hook));
+            }
+        }
+    }
+    found
+}
+
+pub(super) fn status(page: &mut Page, s: &v1::GetStatusResponse) {
+    if s.mode != "enforce" {
+        page.line(toned(
+            "OBSERVE MODE: everything is judged and counted, NOTHING IS DENIED, and the floor is open.",
+            Tone::Bad,
+        ));
+        page.line("");
+    }
+    let good = |ok: bool| if ok { Tone::Good } else { Tone::Bad };
+    page.pair("version", &s.version);
+    page.pair("mode", toned(&s.mode, good(s.mode == "enforce")));
+    page.pair("floor", toned(&s.floor, good(s.floor == "closed")));
+    page.pair(
+        "store",
+        toned(format!("{}, revision {}", s.store, s.store_revision), good(s.store == "ok")),
+    );
+    if s.not_durable > 0 {
+        page.pair(
+            "not durable",
+            toned(
+                format!("{} restriction(s) in force, not committed yet", s.not_durable),
+                Tone::Bad,
+            ),
+        );
+    }
+    page.pair("devices", s.devices);
+    page.pair("sessions", s.sessions);
+    page.pair("running since", text_of(s.started_at.as_ref()).unwrap_or_default());
+    page.line("");
+    let mut rows = Vec::new();
+    for i in &s.interfaces {
+        let start = [Cell::from(&i.name), number(i.ifindex.into()), Cell::from(&i.role)];
+        if i.ifindex == 0 {
+            let waiting = toned("there is none yet; it is waited for", Tone::Warn);
+            rows.push(
+                start
+                    .into_iter()
+                    .chain([Cell::default(), Cell::default(), Cell::default(), waiting])
+                    .collect(),
+            );
+            continue;
+        }
+        if i.hooks.is_empty() {
+            rows.push(start.to_vec());
+        }
+        for h in &i.hooks {
+            let mode = if h.program_id == 0 {
+                toned("NOT ATTACHED", Tone::Bad)
+            } else {
+                Cell::from(&h.mode)
+            };
+            let rest = [
+                Cell::from(&h.hook),
+                mode,
+                number(h.program_id.into()),
+                toned(&h.problem, Tone::Bad),
+            ];
+            rows.push(start.iter().cloned().chain(rest).collect());
+        }
+    }
+    page.table(&["INTERFACE", "INDEX", "ROLE", "HOOK", "MODE", "PROGRAM", "REMARK"], &rows);
+    if !s.warnings.is_empty() {
+        page.line("");
+        for warning in &s.warnings {
+            page.line(toned(format!("warning: {warning}"), Tone::Warn));
+        }
+    }
+    let problems = problems(s);
+    if !problems.is_empty() {
+        page.line("");
+        for problem in problems {
+            page.line(toned(format!("problem: {problem}"), Tone::Bad));
+        }
+    }
+}
+
+pub(super) fn pools(page: &mut Page, pools: &[v1::Pool]) {
+    let row = |p: &v1::Pool| {
+        vec![
+            Cell::from(p.number),
+            Cell::from(&p.name),
+            Cell::from(&p.kind),
+            Cell::from(p.prefixes.join(" ")),
+            Cell::from(&p.policy),
+            Cell::from(&p.fallback),
+            Cell::from(&p.gateway_uri),
+            number(p.route_table.into()),
+            Cell::from(p.session_addresses),
+            Cell::from(p.passed),
+            Cell::from(p.dropped),
+        ]
+    };
+    let headers = [
+        "N",
+        "POOL",
+        "KIND",
+        "PREFIXES",
+        "POLICY",
+        "FALLBACK",
+        "GATEWAY URI",
+        "TABLE",
+        "ADDRESSES NOW",
+        "PASSED",
+        "DROPPED",
+    ];
+    page.table(&headers, &pools.iter().map(row).collect::<Vec<_>>());
+}
+
+pub(super) fn addresses(page: &mut Page, addresses: &[v1::Address]) {
+    let row = |a: &v1::Address| {
+        vec![
+            Cell::from(&a.address),
+            or_none(&a.home_pool),
+            or_none(&a.current_pool),
+            number(a.session_id),
+            Cell::from(&a.device_id),
+            Cell::from(text_of(a.lease_ends_at.as_ref()).unwrap_or_default()),
+            number(a.map_id.into()),
+        ]
+    };
+    let headers = [
+        "ADDRESS",
+        "HOME POOL",
+        "CURRENT POOL",
+        "SESSION",
+        "DEVICE",
+        "LEASE ENDS",
+        "MAP",
+    ];
+    page.table(&headers, &addresses.iter().map(row).collect::<Vec<_>>());
+}
+
+pub(super) fn devices(page: &mut Page, devices: &[v1::Device]) {
+    let row = |d: &v1::Device| {
+        vec![
+            Cell::from(&d.device_id),
+            state_cell(d.state),
+            Cell::from(&d.state_reason),
+            Cell::from(&d.owner),
+            Cell::from(&d.full_service_pool),
+            Cell::from(&d.gateway_uri),
+            Cell::from(text_of(d.lease_ends_at.as_ref()).unwrap_or_default()),
+            Cell::from(
+                d.sessions
+                    .iter()
+                    .flat_map(|s| s.prefixes.clone())
+                    .collect::<Vec<_>>()
+                    .join(" "),
+            ),
+        ]
+    };
+    let headers = [
+        "DEVICE",
+        "STATE",
+        "REASON",
+        "OWNER",
+        "FULL-SERVICE POOL",
+        "GATEWAY URI",
+        "LEASE ENDS",
+        "ADDRESSES",
+    ];
+    page.table(&headers, &devices.iter().map(row).collect::<Vec<_>>());
+}
+
+pub(super) fn device(page: &mut Page, d: &v1::Device) {
+    let aliases = d.aliases.clone().unwrap_or_default();
+    page.pair("device", &d.device_id);
+    page.pair("owner", &d.owner);
+    page.pair("state", state_cell(d.state));
+    page.pair("reason", &d.state_reason);
+    page.pair("since", text_of(d.state_since.as_ref()).unwrap_or_default());
+    page.pair("policy revision", &d.policy_revision);
+    page.pair("lease ends", text_of(d.lease_ends_at.as_ref()).unwrap_or_default());
+    page.pair("full-service pool", &d.full_service_pool);
+    page.pair("gateway URI", &d.gateway_uri);
+    page.pair("common names", aliases.common_names.join(" "));
+    page.pair("certificates", aliases.certificate_sha256.join(" "));
+    page.pair("revision", d.revision);
+    if d.sessions.is_empty() {
+        page.line("no live session");
+    } else {
+        page.line("");
+        sessions(page, &d.sessions);
+    }
+}
+
+pub(super) fn sessions(page: &mut Page, sessions: &[v1::Session]) {
+    let row = |s: &v1::Session| {
+        vec![
+            Cell::from(s.session_id),
+            if s.device_id.is_empty() {
+                toned("(unknown)", Tone::Warn)
+            } else {
+                Cell::from(&s.device_id)
+            },
+            Cell::from(s.prefixes.join(" ")),
+            Cell::from(&s.interface),
+            Cell::from(&s.source),
+            Cell::from(&s.current_pool),
+            Cell::from(text_of(s.opened_at.as_ref()).unwrap_or_default()),
+        ]
+    };
+    let headers = [
+        "SESSION",
+        "DEVICE",
+        "ADDRESSES",
+        "INTERFACE",
+        "SOURCE",
+        "CURRENT POOL",
+        "OPENED",
+    ];
+    page.table(&headers, &sessions.iter().map(row).collect::<Vec<_>>());
+}
+
+pub(super) fn counters(page: &mut Page, answer: &v1::GetCountersResponse) {
+    let row = |c: &v1::Counter| {
+        let verdict = if c.passes {
+            toned("pass", Tone::Good)
+        } else {
+            toned("drop", Tone::Bad)
+        };
+        let pool = or_none(&c.pool);
+        vec![
+            pool,
+            verdict,
+            Cell::from(&c.reason),
+            Cell::from(c.reason_number),
+            Cell::from(c.packets),
+            Cell::from(c.bytes),
+        ]
+    };
+    page.table(
+        &["POOL", "VERDICT", "REASON", "N", "PACKETS", "BYTES"],
+        &answer.counters.iter().map(row).collect::<Vec<_>>(),
+    );
+}
+
+pub(super) fn denials(page: &mut Page, answer: &v1::ListDenialsResponse) {
+    let end = |address: &str, port: u32| match (port, address.contains(':')) {
+        (0, _) => address.to_owned(),
+        (_, true) => format!("[{address}]:{port}"),
+        (_, false) => format!("{address}:{port}"),
+    };
+    let row = |d: &v1::Denial| {
+        vec![
+            Cell::from(text_of(d.at.as_ref()).unwrap_or_default()),
+            Cell::from(format!("{} {}", d.interface, d.hook)),
+            Cell::from(&d.protocol),
+            Cell::from(end(&d.source, d.source_port)),
+            Cell::from(end(&d.destination, d.destination_port)),
+            Cell::from(&d.pool),
+            Cell::from(&d.device_id),
+            toned(&d.reason, Tone::Bad),
+            toned(if d.observed { "let through (observe mode)" } else { "" }, Tone::Warn),
+        ]
+    };
+    let headers = [
+        "TIME",
+        "WHERE",
+        "PROTOCOL",
+        "SOURCE",
+        "DESTINATION",
+        "POOL",
+        "DEVICE",
+        "REASON",
+        "REMARK",
+    ];
+    page.table(&headers, &answer.denials.iter().map(row).collect::<Vec<_>>());
+    // Once for each reason, in the order of their last appearance.
+    let mut explained: Vec<&str> = Vec::new();
+    for d in answer.denials.iter().rev() {
+        if !explained.contains(&d.reason.as_str()) {
+            explained.push(&d.reason);
+            page.line(format!("{}: {} {}", d.reason, d.sentence, d.remedy));
+        }
+    }
+    if answer.events_suppressed + answer.events_lost > 0 {
+        let text = format!(
+            "not shown: {} suppressed by the rate limit, {} lost to a full buffer; `lazaret counters` has them all",
+            answer.events_suppressed, answer.events_lost
+        );
+        page.line(toned(text, Tone::Warn));
+    }
+}
+
+/// How far a change got, and each address as it was read back.
+pub(super) fn enforcement(page: &mut Page, enforcement: i32, prefixes: &[v1::PrefixEnforcement], revision: u64) {
+    let (text, tone) = match v1::Enforcement::try_from(enforcement) {
+        Ok(v1::Enforcement::Enforced) => ("in force: durable, and read back from every attached program", Tone::Good),
+        Ok(v1::Enforcement::NoSession) => (
+            "durable; there is no live session, it applies when the device connects",
+            Tone::Plain,
+        ),
+        Ok(v1::Enforcement::Committed) => ("NOT IN FORCE EVERYWHERE: durable, and the gateway goes on trying", Tone::Bad),
+        Ok(v1::Enforcement::EnforcedNotDurable) => (
+            "IN FORCE, NOT DURABLE: the store cannot be written, and the gateway goes on trying",
+            Tone::Bad,
+        ),
+        Ok(v1::Enforcement::Unspecified) | Err(_) => ("unknown: the daemon does not say how far it got", Tone::Bad),
+    };
+    page.pair("enforcement", toned(text, tone));
+    page.pair("store revision", revision);
+    let mut rows = Vec::new();
+    for p in prefixes {
+        if p.read_backs.is_empty() {
+            rows.push(vec![Cell::from(&p.prefix), toned("no interface with a role", Tone::Warn)]);
+        }
+        for r in &p.read_backs {
+            let place = [Cell::from(&p.prefix), Cell::from(&r.interface), Cell::from(&r.hook)];
+            let reading = if r.not_attached {
+                [toned("not attached", Tone::Bad), Cell::default(), Cell::default()]
+            } else {
+                let pool = toned(&r.pool, if r.as_wanted { Tone::Good } else { Tone::Bad });
+                [Cell::from(r.program_id), Cell::from(r.map_id), pool]
+            };
+            rows.push(place.into_iter().chain(reading).collect());
+        }
+    }
+    if !rows.is_empty() {
+        page.line("");
+        page.table(&["PREFIX", "INTERFACE", "HOOK", "PROGRAM", "MAP", "POOL"], &rows);
+    }
+}
+
+/// A device's state, as a word.
+pub(super) fn state(number: i32) -> &'static str {
+    match v1::DeviceState::try_from(number) {
+        Ok(v1::DeviceState::Registered) => "registered",
+        Ok(v1::DeviceState::Quarantined) => "quarantined",
+        Ok(v1::DeviceState::Released) => "released",
+        Ok(v1::DeviceState::Blocked) => "blocked",
+        Ok(v1::DeviceState::Retired) => "retired",
+        Ok(v1::DeviceState::Unspecified) | Err(_) => "unknown",
+    }
+}
+
+fn state_cell(number: i32) -> Cell {
+    let tone = match state(number) {
+        "released" => Tone::Good,
+        "quarantined" => Tone::Warn,
+        "blocked" => Tone::Bad,
+        _ => Tone::Plain,
+    };
+    toned(state(number), tone)
+}
+
+fn or_none(text: &str) -> Cell {
+    if text.is_empty() {
+        toned("-", Tone::Dim)
+    } else {
+        Cell::from(text)
+    }
+}
+
+/// A number of which 0 means that there is none.
+fn number(n: u64) -> Cell {
+    if n == 0 { toned("-", Tone::Dim) } else { Cell::from(n) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn healthy() -> v1::GetStatusResponse {
+        let hook = v1::HookStatus {
+            hook: "tc ingress".into(),
+            mode: "tcx".into(),
+            program_id: 7,
+            problem: String::new(),
+        };
+        v1::GetStatusResponse {
+            mode: "enforce".into(),
+            floor: "closed".into(),
+            store: "ok".into(),
+            interfaces: vec![
+                v1::InterfaceStatus {
+                    name: "tun0".into(),
+                    ifindex: 3,
+                    role: "device".into(),
+                    hooks: vec![hook],
+                },
+                v1::InterfaceStatus {
+                    name: "wg*".into(),
+                    ifindex: 0,
+                    role: "device".into(),
+                    hooks: vec![],
+                },
+            ],
+            ..v1::GetStatusResponse::default()
+        }
+    }
+
+    #[test]
+    fn health() {
+        assert_eq!(problems(&healthy()), [""; 0]);
+        let bent: [fn(&mut v1::GetStatusResponse); 6] = [
+            |s| s.mode = "observe".into(),
+            |s| s.floor = "broken: no table".into(),
+            |s| s.store = "disk full".into(),
+            |s| s.not_durable = 1,
+            |s| s.interfaces[0].hooks[0].program_id = 0,
+            |s| s.interfaces[0].hooks[0].problem = "a foreign program is first".into(),
+        ];
+        for bend in bent {
+            let mut s = healthy();
+            bend(&mut s);
+            assert_eq!(problems(&s).len(), 1);
+        }
+    }
+}

@@ -20,21 +20,22 @@ use tower::Layer;
 use super::{
     answer::{escape, status},
     peer::Peer,
-    roles::{self, allowed},
+    roles::{self, Rpc, allowed},
 };
-use crate::model::{Identity, Role};
+use crate::model::Identity;
 
-/// Requests of one role that are read and worked on at a time; more wait. With the size of a message, this bounds memory; for each role,
-/// so that readers do not keep the MDM waiting.
+/// Requests of one role that are read and worked on at a time; more wait. With the size of a message, this bounds memory. Each role has its
+/// own places, so that readers do not keep the MDM waiting; so have its restrictions, so that releases do not keep them waiting.
 const IN_FLIGHT: usize = 64;
 
 /// Puts a [`Gated`] in front of a service.
 #[derive(Clone, Debug)]
-pub struct Gate([Arc<Semaphore>; 4]);
+pub struct Gate([[Arc<Semaphore>; 2]; 4]);
 
 impl Default for Gate {
     fn default() -> Self {
-        Self(std::array::from_fn(|_| Arc::new(Semaphore::new(IN_FLIGHT))))
+        let places = || Arc::new(Semaphore::new(IN_FLIGHT));
+        Self(std::array::from_fn(|_| [places(), places()]))
     }
 }
 
@@ -71,8 +72,8 @@ where
 
     fn call(&mut self, mut request: http::Request<Body>) -> Self::Future {
         let peer = request.extensions().get::<Peer>();
-        let identity = match judge(peer, request.uri().path(), SystemTime::now()) {
-            Ok(identity) => identity,
+        let (identity, rpc) = match judge(peer, request.uri().path(), SystemTime::now()) {
+            Ok(found) => found,
             Err(status) => {
                 let name = peer.map_or("unknown", Peer::name);
                 let path: String = escape(request.uri().path()).chars().take(128).collect();
@@ -80,7 +81,7 @@ where
                 return Box::pin(std::future::ready(Ok(status.into_http())));
             }
         };
-        let slots = self.gate.0[identity.role as usize].clone();
+        let slots = self.gate.0[identity.role as usize][usize::from(rpc.restricts)].clone();
         request.extensions_mut().insert(identity);
         // The service that was polled ready is the one that is called; its clone is polled anew.
         let fresh = self.inner.clone();
@@ -95,7 +96,7 @@ where
 }
 
 /// Who calls, if he may call this.
-fn judge(peer: Option<&Peer>, path: &str, now: SystemTime) -> Result<Identity, Status> {
+fn judge(peer: Option<&Peer>, path: &str, now: SystemTime) -> Result<(Identity, &'static Rpc), Status> {
     match peer {
         None => Err(status(Code::Unauthenticated, "NO_IDENTITY", [], "the caller is not known")),
         Some(Peer::Refused { reason, sentence, .. }) => Err(status(Code::Unauthenticated, reason, [], sentence)),
@@ -105,16 +106,20 @@ fn judge(peer: Option<&Peer>, path: &str, now: SystemTime) -> Result<Identity, S
             [],
             "the certificate has expired since the connection was made",
         )),
-        Some(Peer::Known { identity, .. }) if allowed(path, identity.role) => Ok(identity.clone()),
         Some(Peer::Known { identity, .. }) => {
-            let role: Role = identity.role;
-            let sentence = format!("the role {} may not call this", roles::name(role));
-            Err(status(
-                Code::PermissionDenied,
-                "ROLE_NOT_ALLOWED",
-                [("role", roles::name(role).to_owned())],
-                &sentence,
-            ))
+            let refused = || {
+                let role = roles::name(identity.role);
+                let sentence = format!("the role {role} may not call this");
+                status(
+                    Code::PermissionDenied,
+                    "ROLE_NOT_ALLOWED",
+                    [("role", role.to_owned())],
+                    &sentence,
+                )
+            };
+            allowed(path, identity.role)
+                .map(|rpc| (identity.clone(), rpc))
+                .ok_or_else(refused)
         }
     }
 }
@@ -126,6 +131,7 @@ mod tests {
     use tonic_types::StatusExt as _;
 
     use super::*;
+    use crate::model::Role;
 
     #[test]
     fn judged_by_table_identity_and_time() {
@@ -136,7 +142,7 @@ mod tests {
         };
         let reason = |peer: Option<&Peer>, path: &str| {
             judge(peer, path, now)
-                .map(|i| i.role)
+                .map(|(i, _)| i.role)
                 .map_err(|s| (s.code(), s.get_details_error_info().unwrap().reason))
         };
         let path = "/lazaret.v1.DeviceService/ReportPolicyApplied";

@@ -152,14 +152,11 @@ impl Listeners {
     pub async fn serve(self, routes: Routes, stopped: watch::Receiver<bool>) -> Result<(), ServeError> {
         let Self { tcp, unix } = self;
         let gate = Gate::default();
-        let tcp = async {
-            match tcp {
-                Some(tcp) => serve_tcp(tcp, routes.clone(), gate.clone(), stopped.clone()).await,
-                None => Ok(()),
-            }
-        };
-        tokio::try_join!(tcp, serve_unix(unix, routes.clone(), gate.clone(), stopped.clone()))?;
-        Ok(())
+        let local = serve_unix(unix, routes.clone(), gate.clone(), stopped.clone());
+        match tcp {
+            Some(tcp) => tokio::try_join!(serve_tcp(tcp, routes, gate, stopped), local).map(drop),
+            None => local.await,
+        }
     }
 }
 
@@ -170,15 +167,14 @@ async fn serve_tcp(tcp: Tcp, routes: Routes, gate: Gate, stopped: watch::Receive
         tls,
         limits,
     } = tcp;
-    if let Ok(left) = tls.not_after.duration_since(SystemTime::now()) {
-        if left < EXPIRY_WARNING {
-            tracing::warn!(days = left.as_secs() / 86_400, "the API's certificate expires soon");
-        }
+    if let Ok(left) = tls.not_after.duration_since(SystemTime::now())
+        && left < EXPIRY_WARNING
+    {
+        tracing::warn!(days = left.as_secs() / 86_400, "the API's certificate expires soon");
     }
     let listener = TcpListener::from_std(listener)?;
     tracing::info!(%address, "the API listens");
     let acceptor = TlsAcceptor::from(tls.config);
-    let accept = async || listener.accept().await;
     let handshake = move |(stream, remote): (tokio::net::TcpStream, SocketAddr)| {
         let acceptor = acceptor.clone();
         async move {
@@ -191,26 +187,46 @@ async fn serve_tcp(tcp: Tcp, routes: Routes, gate: Gate, stopped: watch::Receive
             Ok((stream, peer))
         }
     };
-    serve_on(accept, handshake, limits, routes, gate, stopped).await
+    serve_on(listener, handshake, limits, routes, gate, stopped).await
 }
 
 async fn serve_unix(bound: socket::Bound, routes: Routes, gate: Gate, stopped: watch::Receiver<bool>) -> Result<(), ServeError> {
     let socket::Bound { listener, file, groups } = bound;
     listener.set_nonblocking(true)?;
     let listener = UnixListener::from_std(listener)?;
-    let accept = async || listener.accept().await;
-    let handshake = move |(stream, _): (tokio::net::UnixStream, _)| async move {
+    let handshake = move |stream: tokio::net::UnixStream| async move {
         let peer = groups.peer(&stream)?;
         Ok((stream, peer))
     };
-    let served = serve_on(accept, handshake, LOCAL, routes, gate, stopped).await;
+    let served = serve_on(listener, handshake, LOCAL, routes, gate, stopped).await;
     drop(file);
     served
 }
 
+/// What connections come from.
+trait Accept {
+    /// As it comes.
+    type Stream;
+    fn accept(&self) -> impl Future<Output = io::Result<Self::Stream>> + Send;
+}
+
+impl Accept for TcpListener {
+    type Stream = (tokio::net::TcpStream, SocketAddr);
+    async fn accept(&self) -> io::Result<Self::Stream> {
+        TcpListener::accept(self).await
+    }
+}
+
+impl Accept for UnixListener {
+    type Stream = tokio::net::UnixStream;
+    async fn accept(&self) -> io::Result<Self::Stream> {
+        UnixListener::accept(self).await.map(|(stream, _)| stream)
+    }
+}
+
 /// Accepts and serves until told to stop.
-async fn serve_on<A, T, H, F, S>(
-    accept: A,
+async fn serve_on<A, H, F, S>(
+    listener: A,
     handshake: H,
     limits: Limits,
     routes: Routes,
@@ -218,8 +234,8 @@ async fn serve_on<A, T, H, F, S>(
     mut stopped: watch::Receiver<bool>,
 ) -> Result<(), ServeError>
 where
-    A: AsyncFn() -> io::Result<T>,
-    H: Fn(T) -> F,
+    A: Accept,
+    H: Fn(A::Stream) -> F,
     F: Future<Output = io::Result<(S, Peer)>> + Send + 'static,
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
@@ -238,17 +254,17 @@ where
         .layer(gate);
     let incoming = ReceiverStream::new(connections).map(Ok::<_, Infallible>);
     let serving = server.serve_with_incoming_shutdown(routes, incoming, stop);
-    let accepting = accept_loop(accept, handshake, limits, made);
+    let accepting = accept_loop(listener, handshake, limits, made);
     let ((), served) = tokio::join!(accepting, serving);
     Ok(served?)
 }
 
 /// Accepts until nobody takes the connections any more. A connection over a limit is closed at once: its client learns it now, and the
 /// kernel's queue stays free for others.
-async fn accept_loop<A, T, H, F, S>(accept: A, handshake: H, limits: Limits, made: mpsc::Sender<Connection<S>>)
+async fn accept_loop<A, H, F, S>(listener: A, handshake: H, limits: Limits, made: mpsc::Sender<Connection<S>>)
 where
-    A: AsyncFn() -> io::Result<T>,
-    H: Fn(T) -> F,
+    A: Accept,
+    H: Fn(A::Stream) -> F,
     F: Future<Output = io::Result<(S, Peer)>> + Send + 'static,
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
@@ -259,7 +275,7 @@ where
     let strangers = Arc::new(Semaphore::new((limits.connections / 8).max(1)));
     loop {
         let accepted = tokio::select! {
-            a = accept() => a,
+            a = listener.accept() => a,
             () = made.closed() => return,
         };
         let stream = match accepted {

@@ -9,6 +9,23 @@ pub struct Rpc {
     pub path: &'static str,
     /// Who may call it.
     pub roles: &'static [Role],
+    /// It restricts: it never waits behind calls that do not.
+    pub restricts: bool,
+}
+
+const fn rpc(path: &'static str, roles: &'static [Role]) -> Rpc {
+    Rpc {
+        path,
+        roles,
+        restricts: false,
+    }
+}
+const fn restriction(path: &'static str, roles: &'static [Role]) -> Rpc {
+    Rpc {
+        path,
+        roles,
+        restricts: true,
+    }
 }
 
 const MDM: &[Role] = &[Mdm, Operator];
@@ -21,92 +38,32 @@ const ALL: &[Role] = &[Mdm, Vpn, Operator, Viewer];
 
 /// Every RPC that is served, in the order of the .proto files; health and reflection last.
 pub const TABLE: &[Rpc] = &[
-    Rpc {
-        path: "/lazaret.v1.DeviceService/RegisterDevices",
-        roles: MDM,
-    },
-    Rpc {
-        path: "/lazaret.v1.DeviceService/ReportPolicyApplied",
-        roles: MDM,
-    },
-    Rpc {
-        path: "/lazaret.v1.DeviceService/ReportPolicyRevoked",
-        roles: MDM,
-    },
-    Rpc {
-        path: "/lazaret.v1.DeviceService/RetireDevice",
-        roles: MDM,
-    },
-    Rpc {
-        path: "/lazaret.v1.DeviceService/GetDevice",
-        roles: DEVICE_READS,
-    },
-    Rpc {
-        path: "/lazaret.v1.DeviceService/ListDevices",
-        roles: DEVICE_READS,
-    },
-    Rpc {
-        path: "/lazaret.v1.DeviceService/WatchGatewayUris",
-        roles: DEVICE_READS,
-    },
-    Rpc {
-        path: "/lazaret.v1.InspectService/GetStatus",
-        roles: STATUS,
-    },
-    Rpc {
-        path: "/lazaret.v1.InspectService/ListPools",
-        roles: READS,
-    },
-    Rpc {
-        path: "/lazaret.v1.InspectService/ListAddresses",
-        roles: READS,
-    },
-    Rpc {
-        path: "/lazaret.v1.InspectService/GetCounters",
-        roles: READS,
-    },
-    Rpc {
-        path: "/lazaret.v1.InspectService/ListDenials",
-        roles: READS,
-    },
-    Rpc {
-        path: "/lazaret.v1.SessionService/OpenSession",
-        roles: VPN,
-    },
-    Rpc {
-        path: "/lazaret.v1.SessionService/CloseSession",
-        roles: VPN,
-    },
-    Rpc {
-        path: "/lazaret.v1.SessionService/SynchroniseSessions",
-        roles: VPN,
-    },
-    Rpc {
-        path: "/lazaret.v1.SessionService/ListSessions",
-        roles: SESSION_READS,
-    },
-    Rpc {
-        path: "/grpc.health.v1.Health/Check",
-        roles: ALL,
-    },
-    Rpc {
-        path: "/grpc.health.v1.Health/Watch",
-        roles: ALL,
-    },
-    Rpc {
-        path: "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo",
-        roles: ALL,
-    },
-    Rpc {
-        path: "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo",
-        roles: ALL,
-    },
+    rpc("/lazaret.v1.DeviceService/RegisterDevices", MDM),
+    rpc("/lazaret.v1.DeviceService/ReportPolicyApplied", MDM),
+    restriction("/lazaret.v1.DeviceService/ReportPolicyRevoked", MDM),
+    restriction("/lazaret.v1.DeviceService/RetireDevice", MDM),
+    rpc("/lazaret.v1.DeviceService/GetDevice", DEVICE_READS),
+    rpc("/lazaret.v1.DeviceService/ListDevices", DEVICE_READS),
+    rpc("/lazaret.v1.DeviceService/WatchGatewayUris", DEVICE_READS),
+    rpc("/lazaret.v1.InspectService/GetStatus", STATUS),
+    rpc("/lazaret.v1.InspectService/ListPools", READS),
+    rpc("/lazaret.v1.InspectService/ListAddresses", READS),
+    rpc("/lazaret.v1.InspectService/GetCounters", READS),
+    rpc("/lazaret.v1.InspectService/ListDenials", READS),
+    rpc("/lazaret.v1.SessionService/OpenSession", VPN),
+    restriction("/lazaret.v1.SessionService/CloseSession", VPN),
+    rpc("/lazaret.v1.SessionService/SynchroniseSessions", VPN),
+    rpc("/lazaret.v1.SessionService/ListSessions", SESSION_READS),
+    rpc("/grpc.health.v1.Health/Check", ALL),
+    rpc("/grpc.health.v1.Health/Watch", ALL),
+    rpc("/grpc.reflection.v1.ServerReflection/ServerReflectionInfo", ALL),
+    rpc("/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo", ALL),
 ];
 
-/// Whether a role may call the RPC at `path`, which is compared as it came: no other spelling is the same RPC.
+/// The RPC at `path`, if the role may call it. The path is compared as it came: no other spelling is the same RPC.
 #[must_use]
-pub fn allowed(path: &str, role: Role) -> bool {
-    TABLE.iter().any(|rpc| rpc.path == path && rpc.roles.contains(&role))
+pub fn allowed(path: &str, role: Role) -> Option<&'static Rpc> {
+    TABLE.iter().find(|rpc| rpc.path == path && rpc.roles.contains(&role))
 }
 
 /// A role by name, as certificates, configuration and CLI write it.
@@ -162,7 +119,7 @@ mod tests {
             "/lazaret.v1.DeviceService/Get%44evice",
             "/lazaret.v2.DeviceService/GetDevice",
         ] {
-            assert!(ALL.iter().all(|r| !allowed(path, *r)), "{path:?}");
+            assert!(ALL.iter().all(|r| allowed(path, *r).is_none()), "{path:?}");
         }
     }
 

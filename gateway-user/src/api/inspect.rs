@@ -4,15 +4,11 @@ use std::{
     collections::{HashMap, HashSet},
     net::IpAddr,
     sync::Arc,
-    time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use gateway_ebpf::reason::Reason;
 use lazaret_proto::v1::{self, inspect_service_server::InspectService};
-use nix::{
-    net::if_::if_indextoname,
-    time::{ClockId, clock_gettime},
-};
+use nix::net::if_::if_indextoname;
 use tonic::{Request, Response, Status};
 
 use super::{
@@ -21,11 +17,11 @@ use super::{
     render, status,
 };
 use crate::{
-    access::answer,
+    clock::{Clock as _, SystemClock},
     config::Config,
     controller::{Controller, SessionView},
     events::{Denials, KEPT},
-    model::{DeviceId, PoolId, PoolName, WallTime},
+    model::{DeviceId, Now, PoolId, PoolName, WallTime},
 };
 
 /// Sessions that are asked for in one command, so that the controller's queue is never held for long.
@@ -39,14 +35,16 @@ pub(super) struct Inspect {
     config: Arc<Config>,
     controller: Controller,
     denials: Denials,
+    clock: SystemClock,
 }
 
 impl Inspect {
-    pub(super) fn new(config: Arc<Config>, controller: Controller, denials: Denials) -> Self {
+    pub(super) fn new(config: Arc<Config>, controller: Controller, denials: Denials, clock: SystemClock) -> Self {
         Self {
             config,
             controller,
             denials,
+            clock,
         }
     }
 
@@ -145,7 +143,7 @@ impl InspectService for Inspect {
         let ends: Vec<Option<IpAddr>> = events.iter().map(|e| render::device_end(&self.config, e)).collect();
         let holders = self.holders(ends.iter().flatten().copied().collect()).await?;
         let lost = self.controller.counters().await.map_err(|e| status::refused(&e))?;
-        let clock = Clock::now()?;
+        let now = self.clock.now();
         let mut names = HashMap::new();
         let denials = events.iter().zip(ends).map(|(e, end)| {
             let name = names
@@ -155,7 +153,7 @@ impl InspectService for Inspect {
             render::denial(
                 &self.config,
                 e,
-                clock.wall(e.record.at),
+                wall_time(now, e.record.at),
                 name,
                 end.and_then(|a| holders.get(&a)),
             )
@@ -168,36 +166,18 @@ impl InspectService for Inspect {
     }
 }
 
-/// The boot clock beside the wall clock.
-#[derive(Clone, Copy)]
-struct Clock {
-    wall_ms: i64,
-    boot_ns: u64,
-}
-
-impl Clock {
-    fn now() -> Result<Self, Status> {
-        let broken = |_| answer::status(tonic::Code::Internal, "CLOCK", [], "the boot clock cannot be read");
-        let boot = Duration::from(clock_gettime(ClockId::CLOCK_BOOTTIME).map_err(broken)?);
-        let wall = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        Ok(Self {
-            wall_ms: i64::try_from(wall.as_millis()).unwrap_or(i64::MAX),
-            boot_ns: u64::try_from(boot.as_nanos()).unwrap_or(u64::MAX),
-        })
-    }
-
-    /// A point of the boot clock on the wall clock, as the wall clock stands now.
-    fn wall(self, boot_ns: u64) -> WallTime {
-        let ago = i64::try_from(self.boot_ns.saturating_sub(boot_ns) / 1_000_000).unwrap_or(i64::MAX);
-        WallTime(self.wall_ms.saturating_sub(ago))
-    }
+/// A point of the boot clock on the wall clock, as the wall clock stands now.
+fn wall_time(now: Now, boot_ns: u64) -> WallTime {
+    let ago = i64::try_from(now.boot.0.saturating_sub(boot_ns) / 1_000_000).unwrap_or(i64::MAX);
+    WallTime(now.wall.0.saturating_sub(ago))
 }
 
 /// The interface's name now; one that is gone shows its number.
 fn interface_name(ifindex: u32) -> String {
     match if_indextoname(ifindex) {
-        Ok(name) => name.to_string_lossy().into_owned(),
-        Err(_) => format!("number {ifindex}"),
+        // nix 0.31 takes the C library's null for success: the name is then empty.
+        Ok(name) if !name.is_empty() => name.to_string_lossy().into_owned(),
+        _ => format!("number {ifindex}"),
     }
 }
 
@@ -223,15 +203,17 @@ fn reason_filter(name: &str) -> Result<Option<Reason>, Invalid> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::BootTime;
 
     #[test]
     fn denials_are_dated_by_the_clock_as_it_stands_now() {
-        let clock = Clock {
-            wall_ms: 1_000_000,
-            boot_ns: 50_000_000_000,
+        let now = Now {
+            wall: WallTime(1_000_000),
+            boot: BootTime(50_000_000_000),
+            boot_id: 0,
         };
-        assert_eq!(clock.wall(49_000_000_000), WallTime(999_000));
-        assert_eq!(clock.wall(51_000_000_000), WallTime(1_000_000), "never in the future");
+        assert_eq!(wall_time(now, 49_000_000_000), WallTime(999_000));
+        assert_eq!(wall_time(now, 51_000_000_000), WallTime(1_000_000), "never in the future");
     }
 
     #[test]

@@ -25,6 +25,7 @@ use crate::{
         answer,
         listen::{self, Listeners},
     },
+    clock::SystemClock,
     config::Config,
     controller::Controller,
     events::Denials,
@@ -44,6 +45,9 @@ pub enum ServeError {
     /// The descriptors of the API do not decode.
     #[error("reflection: {0}")]
     Reflection(#[from] tonic_reflection::server::Error),
+    /// The machine's clocks cannot be read.
+    #[error("clock: {0}")]
+    Clock(#[from] std::io::Error),
     /// A listener broke.
     #[error(transparent)]
     Listen(#[from] listen::ServeError),
@@ -87,7 +91,7 @@ async fn routes(
     controller: Controller,
     denials: Denials,
     stopped: watch::Receiver<bool>,
-) -> Result<Routes, tonic_reflection::server::Error> {
+) -> Result<Routes, ServeError> {
     let max = config.api.as_ref().map_or(DEFAULT_MAX_MESSAGE, |a| a.max_message);
     let reflection =
         || tonic_reflection::server::Builder::configure().register_encoded_file_descriptor_set(lazaret_proto::DESCRIPTORS);
@@ -97,7 +101,7 @@ async fn routes(
     reporter.set_serving::<InspectServiceServer<inspect::Inspect>>().await;
     let devices = device::Devices::new(config.clone(), controller.clone(), stopped);
     let sessions = session::Sessions::new(config.clone(), controller.clone());
-    let inspect = inspect::Inspect::new(config, controller, denials);
+    let inspect = inspect::Inspect::new(config, controller, denials, SystemClock::new()?);
     Ok(Routes::default()
         .add_service(DeviceServiceServer::new(devices).max_decoding_message_size(max))
         .add_service(SessionServiceServer::new(sessions).max_decoding_message_size(max))

@@ -22,7 +22,7 @@ pub(super) fn parse(list: &str, size: u32, token: &str) -> Result<Page, Invalid>
     let after = if token.is_empty() {
         None
     } else {
-        Some(open(list, token).ok_or_else(|| invalid())?)
+        Some(open(list, token).ok_or_else(invalid)?)
     };
     Ok(Page {
         size: limit(size, DEFAULT, MOST),

@@ -247,7 +247,7 @@ fn registration(d: v1::DeviceRegistration) -> Result<Registration, Invalid> {
         id: name("device_id", d.device_id)?,
         owner: text("owner", d.owner)?,
         full_service_pool: optional_name::<PoolName>("full_service_pool", d.full_service_pool)?,
-        common_names: list("common_names", aliases.common_names, |f, s| name(f, s)).map_err(within)?,
+        common_names: list("common_names", aliases.common_names, name).map_err(within)?,
         certificates: list("certificate_sha256", aliases.certificate_sha256, |f, s| fingerprint(f, &s)).map_err(within)?,
     })
 }

@@ -1,0 +1,11 @@
+//! The API's front: listeners, certificates, roles, limits and errors, over a real TLS connection and a real Unix socket. Behind it are
+//! the real controller and the real store; only the kernel is a fake, since nothing here is about packets.
+
+#![allow(clippy::unwrap_used, reason = "a helper that fails fails its test")]
+
+mod calls;
+mod files;
+mod gateway;
+mod mtls;
+mod roles;
+mod socket;

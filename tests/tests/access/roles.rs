@@ -1,0 +1,142 @@
+//! Every RPC with every role. What is expected is written down here a second time, and shares nothing with the gateway's table.
+
+use std::{collections::BTreeSet, time::Duration};
+
+use gateway_user::{access::roles::TABLE, model::Role};
+use prost::Message as _;
+use prost_types::FileDescriptorSet;
+use tonic::{Code, Request, codegen::http::uri::PathAndQuery, transport::Channel};
+use tonic_prost::ProstCodec;
+
+use crate::gateway::{Gateway, reason};
+
+const ROLES: [Role; 4] = [Role::Mdm, Role::Vpn, Role::Operator, Role::Viewer];
+
+/// RPC; then, in the order of [`ROLES`], who may call it.
+const EXPECTED: &str = "
+    /lazaret.v1.DeviceService/RegisterDevices                          mdm -   operator -
+    /lazaret.v1.DeviceService/ReportPolicyApplied                      mdm -   operator -
+    /lazaret.v1.DeviceService/ReportPolicyRevoked                      mdm -   operator -
+    /lazaret.v1.DeviceService/RetireDevice                             mdm -   operator -
+    /lazaret.v1.DeviceService/GetDevice                                mdm -   operator viewer
+    /lazaret.v1.DeviceService/ListDevices                              mdm -   operator viewer
+    /lazaret.v1.DeviceService/WatchGatewayUris                         mdm -   operator viewer
+    /lazaret.v1.SessionService/OpenSession                             -   vpn operator -
+    /lazaret.v1.SessionService/CloseSession                            -   vpn operator -
+    /lazaret.v1.SessionService/SynchroniseSessions                     -   vpn operator -
+    /lazaret.v1.SessionService/ListSessions                            -   vpn operator viewer
+    /lazaret.v1.InspectService/GetStatus                               -   vpn operator viewer
+    /lazaret.v1.InspectService/ListPools                               -   -   operator viewer
+    /lazaret.v1.InspectService/ListAddresses                           -   -   operator viewer
+    /lazaret.v1.InspectService/GetCounters                             -   -   operator viewer
+    /lazaret.v1.InspectService/ListDenials                             -   -   operator viewer
+    /grpc.health.v1.Health/Check                                       mdm vpn operator viewer
+    /grpc.health.v1.Health/Watch                                       mdm vpn operator viewer
+    /grpc.reflection.v1.ServerReflection/ServerReflectionInfo          mdm vpn operator viewer
+    /grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo     mdm vpn operator viewer
+";
+
+/// RPC and who may call it, as expected.
+fn expected() -> Vec<(&'static str, [bool; 4])> {
+    let row = |line: &'static str| {
+        let mut words = line.split_whitespace();
+        let path = words.next()?;
+        let may: Vec<bool> = words.map(|w| w != "-").collect();
+        Some((path, may.try_into().unwrap()))
+    };
+    EXPECTED.lines().filter_map(row).collect()
+}
+
+/// Calls any RPC with an empty message; `Ok`: the gate let it through, whatever the service then said of the empty message.
+async fn call(channel: &Channel, path: &str) -> Result<(), tonic::Status> {
+    let mut client = tonic::client::Grpc::new(channel.clone());
+    client.ready().await.unwrap();
+    let path: PathAndQuery = path.parse().unwrap();
+    let answered = client
+        .server_streaming(Request::new(()), path, ProstCodec::<(), ()>::default())
+        .await;
+    let refused = match answered {
+        // A stream may stay open; an answer of more than nothing does not decode as `()` only if it is malformed.
+        Ok(mut stream) => match tokio::time::timeout(Duration::from_millis(200), stream.get_mut().message()).await {
+            Ok(Err(e)) => e,
+            Ok(Ok(_)) | Err(_) => return Ok(()),
+        },
+        Err(e) => e,
+    };
+    match refused.code() {
+        Code::PermissionDenied | Code::Unauthenticated | Code::Unimplemented => Err(refused),
+        _ => Ok(()),
+    }
+}
+
+#[tokio::test]
+async fn every_rpc_with_every_role() {
+    let gateway = Gateway::new("roles").await;
+    let mut wrong = Vec::new();
+    let mut calls = 0;
+    for (i, role) in ROLES.into_iter().enumerate() {
+        let channel = gateway.channel(role).await;
+        for (path, may) in expected() {
+            let answer = call(&channel, path).await;
+            calls += 1;
+            println!(
+                "{path:70} {role:?}: {}",
+                answer.as_ref().map_or_else(reason, |()| "may".into())
+            );
+            match (may[i], &answer) {
+                (true, Ok(())) => {}
+                (false, Err(e)) if e.code() == Code::PermissionDenied && reason(e) == "ROLE_NOT_ALLOWED" => {}
+                _ => wrong.push(format!("{path} as {role:?}: {answer:?}")),
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+    assert_eq!(calls, 20 * 4);
+    gateway.stop().await;
+}
+
+#[tokio::test]
+async fn paths_that_are_not_rpcs_are_denied_to_everyone() {
+    let gateway = Gateway::new("paths").await;
+    let channel = gateway.channel(Role::Operator).await;
+    for path in [
+        "/",
+        "/lazaret.v1.DeviceService/getDevice",
+        "/lazaret.v2.DeviceService/GetDevice",
+        "/x.Y/Z",
+    ] {
+        let e = call(&channel, path).await.unwrap_err();
+        assert_eq!(
+            (e.code(), reason(&e).as_str()),
+            (Code::PermissionDenied, "ROLE_NOT_ALLOWED"),
+            "{path}"
+        );
+    }
+    gateway.stop().await;
+}
+
+#[test]
+fn expectation_table_and_descriptors_name_the_same_rpcs() {
+    let described = |bytes: &[u8]| -> Vec<String> {
+        let set = FileDescriptorSet::decode(bytes).unwrap();
+        let services = set.file.iter().flat_map(|f| f.service.iter().map(move |s| (f.package(), s)));
+        services
+            .flat_map(|(p, s)| s.method.iter().map(move |m| format!("/{p}.{}/{}", s.name(), m.name())))
+            .collect()
+    };
+    let all: BTreeSet<String> = [
+        lazaret_proto::DESCRIPTORS,
+        tonic_health::pb::FILE_DESCRIPTOR_SET,
+        tonic_reflection::pb::v1::FILE_DESCRIPTOR_SET,
+        tonic_reflection::pb::v1alpha::FILE_DESCRIPTOR_SET,
+    ]
+    .into_iter()
+    .flat_map(described)
+    // The health protocol has an RPC that tonic-health does not serve, and that the table therefore denies.
+    .filter(|p| p != "/grpc.health.v1.Health/List")
+    .collect();
+    let expected: BTreeSet<String> = expected().into_iter().map(|(p, _)| p.to_owned()).collect();
+    let table: BTreeSet<String> = TABLE.iter().map(|r| r.path.to_owned()).collect();
+    assert_eq!(expected, all);
+    assert_eq!(table, all);
+}

@@ -131,13 +131,8 @@ pub fn observe(kernel: &dyn Kernel, earliest: Option<BootTime>) -> Result<Observ
 /// leased address appears, and back only when those whose leases are over have been restricted.
 #[must_use]
 pub fn plan(desired: &Desired, observed: &Observed, config: &Config) -> Vec<Op> {
-    let word = |t: Option<BootTime>| t.map_or(u64::MAX, |t| t.0);
     let mut ops = Vec::new();
-    let sooner = if word(desired.earliest) < word(observed.earliest) {
-        desired.earliest
-    } else {
-        observed.earliest
-    };
+    let sooner = sooner(desired.earliest, observed.earliest);
     if sooner != observed.earliest {
         ops.push(Op::EarliestLeaseEnd(sooner));
     }
@@ -171,6 +166,12 @@ pub fn plan(desired: &Desired, observed: &Observed, config: &Config) -> Vec<Op> 
         ops.push(Op::EarliestLeaseEnd(desired.earliest));
     }
     ops
+}
+
+/// The earlier of two ends; `None` is never.
+#[must_use]
+pub fn sooner(a: Option<BootTime>, b: Option<BootTime>) -> Option<BootTime> {
+    a.into_iter().chain(b).min()
 }
 
 /// Whether judging by this pool is a release.

@@ -16,6 +16,9 @@ use crate::{
     transition::{Directory as _, lease_end},
 };
 
+/// How long `status` shows a conflict, milliseconds.
+const CONFLICTS_SHOWN_MS: i64 = 3_600_000;
+
 impl Writer {
     pub(super) fn view(&self, device: &Device, now: &Now) -> DeviceView {
         DeviceView {
@@ -131,7 +134,13 @@ impl Writer {
             let problems = i.hooks.iter().filter(|h| !h.problem.is_empty());
             warnings.extend(problems.map(|h| format!("interface {}, {}: {}", i.name, hook_name(h.hook), h.problem)));
         }
-        warnings.extend(self.conflicts.iter().map(|(_, what)| what.clone()));
+        let since = self.clock.now().wall.0.saturating_sub(CONFLICTS_SHOWN_MS);
+        warnings.extend(
+            self.conflicts
+                .iter()
+                .filter(|(at, _)| at.0 >= since)
+                .map(|(_, what)| what.clone()),
+        );
         Status {
             mode,
             floor,

@@ -2,6 +2,7 @@
 //! puts it into the kernel by [`crate::reconcile`], reads it back, and answers. One thread owns store and kernel; everyone else holds a
 //! [`Controller`], a handle to its queues.
 
+mod commit;
 mod inspect;
 mod refusal;
 mod registry;
@@ -305,4 +306,4 @@ fn job<T: Send + 'static>(f: impl FnOnce(&mut Writer) -> T + Send + 'static) -> 
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

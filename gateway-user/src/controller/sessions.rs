@@ -10,7 +10,8 @@ use tracing::info;
 
 use super::{
     CloseOutcome, Enforcement, OpenOutcome, Refusal, SessionReport, SignalContext, SynchroniseOutcome,
-    writer::{Cause, Writer, changes},
+    commit::{Cause, changes},
+    writer::Writer,
 };
 use crate::{
     config::UnknownDevice,
@@ -196,16 +197,19 @@ impl Writer {
             }
             ends.insert(holder.id);
         }
-        let ending: Vec<&Session> = ends.iter().filter_map(|id| self.registry.session(*id)).collect();
+        let ending: Vec<Session> = ends.iter().filter_map(|id| self.registry.session(*id).cloned()).collect();
         if let Some((id, _)) = &device {
             let (opening, over) = batch.by_device.get(id).copied().unwrap_or_default();
             let live = self.registry.sessions_of(id).count() as u32 + opening;
             let live = live.saturating_sub(over + ending.iter().filter(|s| s.device.as_ref() == Some(id)).count() as u32);
             if live >= self.config.devices.sessions {
-                return Err(Refusal::SessionLimit {
+                let refusal = Refusal::SessionLimit {
                     device: id.clone(),
                     live,
-                });
+                };
+                // Perhaps a credential that was copied.
+                self.note_conflict(format!("conflict: source {source} reports {}: {refusal}", list(&addresses)));
+                return Err(refusal);
             }
         }
         let free = batch.freed + ending.iter().map(|s| s.addresses.len()).sum::<usize>();
@@ -213,7 +217,7 @@ impl Writer {
         if held + addresses.len() > self.config.tables.addresses as usize {
             return Err(Refusal::TableFull);
         }
-        ending.into_iter().for_each(|s| batch.end(s));
+        ending.iter().for_each(|s| batch.end(s));
         let session = Session {
             id: self.registry.new_session_id(),
             device: device.map(|(id, _)| id),
@@ -367,6 +371,10 @@ impl Writer {
             "{what}"
         );
     }
+}
+
+fn list(addresses: &[IpAddr]) -> String {
+    addresses.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
 }
 
 fn taken(address: IpAddr, session: SessionId, source: &SourceName) -> Refusal {

@@ -2,7 +2,8 @@
 
 use super::{
     DeviceView, Enforcement, Refusal, Registration, SignalContext, SignalOutcome,
-    writer::{Cause, Writer, changes},
+    commit::{Cause, Restricted, changes},
+    writer::Writer,
 };
 use crate::{
     model::{DeviceId, PolicyRevision, Revision},
@@ -49,7 +50,13 @@ impl Writer {
             Cause::of(context),
         )?;
         self.enforce(&[device], &[]);
-        self.outcome(device, true)
+        self.outcome(
+            device,
+            Restricted {
+                durable: true,
+                failed: None,
+            },
+        )
     }
 
     /// A restriction: kernel, then commit.
@@ -73,14 +80,14 @@ impl Writer {
                 ..Cause::of(context)
             },
         );
-        self.outcome(device, done.durable)
+        self.outcome(device, done)
     }
 
     /// A restriction, for ever.
     pub(super) fn retire(&mut self, context: &SignalContext, device: &DeviceId) -> Result<SignalOutcome, Refusal> {
         let step = self.step(device, Signal::Retire)?;
         let done = self.restrict(&[step], &[], Cause::of(context));
-        self.outcome(device, done.durable)
+        self.outcome(device, done)
     }
 
     fn step(&self, device: &DeviceId, signal: Signal<'_>) -> Result<Step, Refusal> {
@@ -91,7 +98,17 @@ impl Writer {
         transition::step(known, signal, self.clock.now(), &self.config)
     }
 
-    fn outcome(&mut self, device: &DeviceId, durable: bool) -> Result<SignalOutcome, Refusal> {
+    fn outcome(&mut self, device: &DeviceId, done: Restricted) -> Result<SignalOutcome, Refusal> {
+        // Neither half came about. It is true in memory, and both are tried again; but it must not be acknowledged.
+        if let Restricted {
+            durable: false,
+            failed: Some(e),
+        } = &done
+        {
+            return Err(Refusal::Kernel(format!(
+                "{e}; nor could the store be written; both are tried again"
+            )));
+        }
         let sessions: Vec<_> = self.registry.sessions_of(device).cloned().collect();
         let (enforced, addresses) = self.read_back(&sessions);
         let now = self.clock.now();
@@ -101,7 +118,7 @@ impl Writer {
             .ok_or_else(|| Refusal::UnknownDevice(device.clone()))?;
         Ok(SignalOutcome {
             device: self.view(known, &now),
-            enforcement: match (durable, sessions.is_empty(), enforced) {
+            enforcement: match (done.durable, sessions.is_empty(), enforced) {
                 (false, ..) => Enforcement::EnforcedNotDurable,
                 (true, true, _) => Enforcement::NoSession,
                 (true, false, true) => Enforcement::Enforced,

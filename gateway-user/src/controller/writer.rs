@@ -1,8 +1,8 @@
-//! The thread that owns store and kernel: its loop, and the two orders in which a change is made. What loosens is committed first and
-//! then put into the kernel; what restricts is put into the kernel first and is never refused for the store's sake.
+//! The thread that owns store and kernel: its start, its loop, what it does when time passes, and how the kernel gets what memory has.
 
 use std::{
     collections::VecDeque,
+    net::IpAddr,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -10,14 +10,14 @@ use std::{
 use tokio::sync::{broadcast, mpsc, watch};
 use tracing::{error, info, warn};
 
-use super::{Refusal, SignalContext, registry::Registry};
+use super::{commit::Cause, registry::Registry};
 use crate::{
     clock::Clock,
     config::Config,
     kernel::{Kernel, KernelError, Link},
-    model::{BootTime, DeviceId, Now, Revision, SessionId, UriChange, WallTime},
+    model::{BootTime, DeviceId, Now, SessionId, UriChange, WallTime},
     reconcile::{self, Held, Observed, Op},
-    store::{ChangeSet, Store, StoreError},
+    store::{ChangeSet, Store},
     transition::{self, Directory as _, Signal, Step},
 };
 
@@ -74,46 +74,13 @@ pub(super) struct Writer {
     pub(super) uris: broadcast::Sender<UriChange>,
     pub(super) started_at: WallTime,
     pub(super) stopping: bool,
-    options: Options,
+    pub(super) options: Options,
     /// The programs' word for the first end of a lease, as last set.
     earliest: Option<BootTime>,
     next_check: Instant,
-    next_retry: Instant,
+    pub(super) next_retry: Instant,
     next_repair: Instant,
-    backoff: Duration,
-}
-
-/// Who is behind a change, for the log.
-#[derive(Clone, Copy)]
-pub(super) struct Cause<'a> {
-    pub(super) by: &'a str,
-    pub(super) request: &'a str,
-    /// The caller's own words; may be empty.
-    pub(super) note: &'a str,
-}
-
-impl<'a> Cause<'a> {
-    /// Nobody asked: time passed, or the daemon started.
-    pub(super) const GATEWAY: Cause<'static> = Cause {
-        by: "gateway",
-        request: "",
-        note: "",
-    };
-
-    pub(super) fn of(context: &'a SignalContext) -> Self {
-        Self {
-            by: &context.by.name,
-            request: context.request.as_str(),
-            note: "",
-        }
-    }
-}
-
-/// How a restriction went.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Restricted {
-    /// Committed.
-    pub(super) durable: bool,
+    pub(super) backoff: Duration,
 }
 
 impl Writer {
@@ -177,6 +144,11 @@ impl Writer {
     ) {
         let mut linked = true;
         loop {
+            // Looked at first: a busy queue must not keep an interface waiting.
+            if links.has_changed().unwrap_or(false) {
+                self.links = links.borrow_and_update().clone();
+                self.next_check = Instant::now();
+            }
             let wake = self.wake();
             let job = tokio::select! {
                 biased;
@@ -184,9 +156,10 @@ impl Writer {
                 job = normal.recv() => match job { Some(job) => Some(job), None => break },
                 changed = links.changed(), if linked => {
                     linked = changed.is_ok();
-                    self.links = links.borrow_and_update().clone();
-                    self.next_check = Instant::now();
-                    None
+                    if linked {
+                        links.mark_changed();
+                    }
+                    continue;
                 }
                 () = tokio::time::sleep(wake) => None,
             };
@@ -220,56 +193,27 @@ impl Writer {
         );
     }
 
-    /// What loosens, or changes nothing that is enforced: committed, and then true.
-    pub(super) fn commit(&mut self, changes: ChangeSet, steps: &[Step], cause: Cause<'_>) -> Result<(), Refusal> {
-        if changes.is_empty() {
-            return Ok(());
-        }
-        let now = self.clock.now();
-        self.flush().map_err(|e| Refusal::StoreUnavailable(e.to_string()))?;
-        let revision = self
-            .try_commit(&changes)
-            .map_err(|e| Refusal::StoreUnavailable(e.to_string()))?;
-        changes.closed.iter().for_each(|id| drop(self.registry.remove_session(*id)));
-        changes
-            .devices
-            .values()
-            .for_each(|d| self.registry.put_device(d.clone(), &now));
-        changes.opened.values().for_each(|s| self.registry.put_session(s.clone()));
-        self.committed(changes, revision);
-        self.log(steps, cause, true);
-        Ok(())
-    }
-
-    /// What restricts: true at once, in the kernel next, then committed, or kept until it can be.
-    pub(super) fn restrict(&mut self, steps: &[Step], closing: &[SessionId], cause: Cause<'_>) -> Restricted {
-        let now = self.clock.now();
-        let clearing: Vec<_> = closing
-            .iter()
-            .filter_map(|id| self.registry.session(*id))
-            .flat_map(|s| s.addresses.clone())
-            .collect();
-        let changes = self.take_restriction(steps, closing, &now);
-        let devices: Vec<&DeviceId> = steps.iter().map(|s| &s.device.id).collect();
-        self.enforce(&devices, &clearing);
-        self.commit_restriction(changes, steps, closing, cause)
-    }
-
-    /// Puts the sessions of these devices, and addresses that nobody holds any more, into the kernel as they should be now.
-    pub(super) fn enforce(&mut self, devices: &[&DeviceId], cleared: &[std::net::IpAddr]) {
+    /// Puts the sessions of these devices, and addresses that nobody holds any more, into the kernel as they should be now. Returns the
+    /// first failure; it is repaired later.
+    pub(super) fn enforce(&mut self, devices: &[&DeviceId], cleared: &[IpAddr]) -> Option<KernelError> {
         let now = self.clock.now();
         let sessions = devices
             .iter()
             .flat_map(|id| self.registry.sessions_of(id))
             .map(|s| (s, self.registry.device_of(s)));
-        let wanted = reconcile::desired(sessions, self.registry.earliest_lease(), &now, &self.config);
+        // While the kernel may still have a lease that memory has not, the programs go on looking at it.
+        let earliest = match &self.kernel_problem {
+            None => self.registry.earliest_lease(),
+            Some(_) => reconcile::sooner(self.registry.earliest_lease(), self.earliest),
+        };
+        let wanted = reconcile::desired(sessions, earliest, &now, &self.config);
         let free = cleared.iter().filter(|a| self.registry.holder(**a).is_none());
         let found = Observed {
             addresses: free.map(|a| (*a, Held::default())).collect(),
             earliest: self.earliest,
         };
         let ops = reconcile::plan(&wanted, &found, &self.config);
-        self.apply(ops);
+        self.apply(ops)
     }
 
     /// Applies what a plan says; what fails is repaired later. Returns the first failure.
@@ -290,11 +234,6 @@ impl Writer {
             self.conflicts.pop_front();
         }
         self.conflicts.push_back((self.clock.now().wall, what));
-    }
-
-    /// Restrictions in force but not committed.
-    pub(super) fn not_durable(&self) -> u64 {
-        (self.pending.devices.len() + self.pending.closed.len()) as u64
     }
 
     /// Ends leases that are over, tries again what failed, looks after the links: whatever is due.
@@ -377,133 +316,5 @@ impl Writer {
             self.kernel_problem = None;
         }
         Ok(())
-    }
-
-    /// Makes a restriction true in memory, and says what is to be stored.
-    fn take_restriction(&mut self, steps: &[Step], closing: &[SessionId], now: &Now) -> ChangeSet {
-        for step in steps {
-            self.registry.put_device(step.device.clone(), now);
-        }
-        let closed = closing
-            .iter()
-            .filter(|id| self.registry.remove_session(**id).is_some())
-            .copied()
-            .collect();
-        ChangeSet {
-            closed,
-            ..changes(steps, now)
-        }
-    }
-
-    fn commit_restriction(&mut self, changes: ChangeSet, steps: &[Step], closing: &[SessionId], cause: Cause<'_>) -> Restricted {
-        if changes.is_empty() {
-            return Restricted {
-                durable: self.holds(steps, closing),
-            };
-        }
-        let result = self.flush().and_then(|()| self.try_commit(&changes));
-        let durable = match result {
-            Ok(revision) => {
-                self.committed(changes, revision);
-                true
-            }
-            Err(e) => {
-                if self.pending.is_empty() {
-                    self.backoff = self.options.retry;
-                    self.next_retry = Instant::now() + self.backoff;
-                }
-                self.pending.then(changes);
-                error!(error = %e, not_durable = self.not_durable(), "a restriction is in force but not durable; it is tried again");
-                false
-            }
-        };
-        self.log(steps, cause, durable);
-        Restricted { durable }
-    }
-
-    /// Whether a restriction that changed nothing was durable already.
-    fn holds(&mut self, steps: &[Step], closing: &[SessionId]) -> bool {
-        let waits = |p: &ChangeSet| {
-            steps.iter().any(|s| p.devices.contains_key(&s.device.id)) || closing.iter().any(|id| p.closed.contains(id))
-        };
-        !waits(&self.pending) || self.flush().is_ok()
-    }
-
-    /// Commits what is in force but not durable.
-    pub(super) fn flush(&mut self) -> Result<(), StoreError> {
-        if self.pending.is_empty() {
-            return Ok(());
-        }
-        let changes = std::mem::take(&mut self.pending);
-        match self.try_commit(&changes) {
-            Ok(revision) => {
-                info!(revision = revision.0, "restrictions that were in force are durable now");
-                self.backoff = self.options.retry;
-                self.committed(changes, revision);
-                Ok(())
-            }
-            Err(e) => {
-                self.pending = changes;
-                self.backoff = (self.backoff * 2).clamp(self.options.retry, self.options.retry_max);
-                self.next_retry = Instant::now() + self.backoff;
-                Err(e)
-            }
-        }
-    }
-
-    fn try_commit(&mut self, changes: &ChangeSet) -> Result<Revision, StoreError> {
-        let result = self.store.commit(changes, self.registry.revision);
-        self.store_problem = result.as_ref().err().map(ToString::to_string);
-        result
-    }
-
-    fn committed(&mut self, changes: ChangeSet, revision: Revision) {
-        self.registry.revision = revision;
-        changes.devices.keys().for_each(|id| self.registry.stamp(id, revision));
-        for mut uri in changes.uris {
-            uri.revision = revision;
-            // Nobody listening is fine.
-            let _ = self.uris.send(uri);
-        }
-    }
-
-    fn log(&self, steps: &[Step], cause: Cause<'_>, durable: bool) {
-        for step in steps.iter().filter(|s| s.changed) {
-            info!(
-                device = %step.device.id,
-                from = ?step.from,
-                to = ?step.device.state,
-                reason = step.device.state_reason,
-                note = ?cause.note,
-                pool = %step.device.full_service_pool,
-                gateway_uri = step.device.gateway_uri,
-                by = cause.by,
-                request = cause.request,
-                revision = self.registry.revision.0,
-                durable,
-                "device"
-            );
-        }
-    }
-}
-
-/// What is to be stored of these steps.
-pub(super) fn changes(steps: &[Step], now: &Now) -> ChangeSet {
-    let changed = || steps.iter().filter(|s| s.changed);
-    let uri = |s: &Step| {
-        let old = s.old_uri.clone().filter(|old| *old != s.device.gateway_uri)?;
-        Some(UriChange {
-            revision: Revision(0),
-            device: s.device.id.clone(),
-            old,
-            new: s.device.gateway_uri.clone(),
-            at: now.wall,
-            reason: s.device.state_reason.clone(),
-        })
-    };
-    ChangeSet {
-        devices: changed().map(|s| (s.device.id.clone(), s.device.clone())).collect(),
-        uris: changed().filter_map(uri).collect(),
-        ..ChangeSet::default()
     }
 }

@@ -36,7 +36,7 @@ impl SqliteStore {
     pub fn open(directory: &Path) -> Result<Self, StoreError> {
         let path = files::prepare(directory, FILE)?;
         let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX | OpenFlags::SQLITE_OPEN_NOFOLLOW;
-        // NOFOLLOW refuses a symbolic link anywhere in the path; a state directory behind one is fine, the file itself is not.
+        // NOFOLLOW refuses a symbolic link anywhere in the path; one above the state directory is fine.
         let real = path
             .canonicalize()
             .map_err(|e| StoreError::Io(format!("{}: {e}", path.display())))?;

@@ -2,6 +2,7 @@
 
 use std::{
     net::IpAddr,
+    path::PathBuf,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -12,35 +13,35 @@ use std::{
 use tempfile::TempDir;
 
 use crate::{
-    clock::ManualClock,
+    clock::{Clock as _, ManualClock},
     config::{
         Allow, Config, Devices, InterfacePattern, InterfaceRole, InterfaceRule, Log, LogFormat, Mode, Paths, Policy, Pool,
         PoolKind, Socket, Tables, UnknownDevice, XdpMode,
     },
     controller::{
         Controller, Enforcement, OpenOutcome, Options, Refusal, Registration, SessionReport, SignalContext, SignalOutcome, Start,
-        StartError, WriterThread,
+        StartError, WriterDied, WriterThread,
     },
     kernel::{
         Link,
         fake::{Call, FakeKernel},
     },
-    model::{BootTime, DeviceId, Identity, Now, PoolId, Revision, Role, Session, UriChange, WallTime},
+    model::{BootTime, DeviceId, Identity, Now, PoolId, Revision, Role, UriChange, WallTime},
     store::{ChangeSet, Snapshot, SqliteStore, Store, StoreError},
 };
 
-pub(super) const QUARANTINE: PoolId = PoolId(1);
-pub(super) const OFFICE: PoolId = PoolId(2);
-pub(super) const LAB: PoolId = PoolId(3);
-pub(super) const BLOCKED: PoolId = PoolId(4);
+pub(crate) const QUARANTINE: PoolId = PoolId(1);
+pub(crate) const OFFICE: PoolId = PoolId(2);
+pub(crate) const LAB: PoolId = PoolId(3);
+pub(crate) const BLOCKED: PoolId = PoolId(4);
 
-pub(super) const START: Now = Now {
+pub(crate) const START: Now = Now {
     wall: WallTime(1_800_000_000_000),
     boot: BootTime(1_000_000_000_000),
     boot_id: 1,
 };
 /// Lease of the pool `lab`.
-pub(super) const LEASE_MS: u64 = 3_600_000;
+pub(crate) const LEASE_MS: u64 = 3_600_000;
 
 /// Quarantine 10.66.0.0/24, office 10.66.1.0/24 without lease, lab 10.66.2.0/24 with one, blocked 10.66.3.0/24; each with an IPv6 prefix.
 pub(crate) fn config() -> Config {
@@ -153,7 +154,8 @@ impl Gateway {
     }
 
     pub(super) async fn start(&mut self) -> Result<(), StartError> {
-        let store = SqliteStore::open(&self.directory.path().join("state"))?;
+        self.kernel.take_calls();
+        let store = SqliteStore::open(&self.state_directory())?;
         let store = Limited {
             store,
             disk: self.disk.clone(),
@@ -174,8 +176,34 @@ impl Gateway {
             },
         };
         self.running = Some(Controller::start(start).await?);
-        self.kernel.take_calls();
         Ok(())
+    }
+
+    pub(super) fn state_directory(&self) -> PathBuf {
+        self.directory.path().join("state")
+    }
+
+    pub(super) fn now(&self) -> Now {
+        self.clock.now()
+    }
+
+    /// Another boot: what the kernel had is gone.
+    pub(super) fn reboot(&mut self, now: Now) {
+        self.clock.set(now);
+        self.kernel = FakeKernel::new(self.config.clone());
+    }
+
+    /// Another configuration, over the tables of before.
+    pub(super) fn reconfigure(&mut self, config: Config) {
+        self.config = Arc::new(config);
+        let kernel = FakeKernel::new(self.config.clone());
+        kernel.state().assigned.clone_from(&self.kernel.state().assigned);
+        self.kernel = kernel;
+    }
+
+    /// What the controller's thread came to.
+    pub(super) async fn ended(&mut self) -> Result<(), WriterDied> {
+        self.running.as_mut().unwrap().1.ended().await
     }
 
     pub(super) async fn stop(&mut self) {
@@ -196,7 +224,6 @@ impl Gateway {
 
     /// A context seen this many milliseconds from the gateway's now.
     pub(super) fn seen(&self, offset_ms: i64) -> SignalContext {
-        use crate::clock::Clock as _;
         SignalContext {
             by: Identity {
                 role: Role::Mdm,
@@ -242,7 +269,6 @@ impl Gateway {
 
     /// What the next packet is judged by.
     pub(super) fn judged(&self, address: &str) -> PoolId {
-        use crate::clock::Clock as _;
         self.kernel.judged_by(ip(address), self.clock.now().boot).unwrap()
     }
 
@@ -291,7 +317,7 @@ pub(super) fn enforcement(outcome: Result<SignalOutcome, Refusal>) -> Enforcemen
 
 /// Whether there is room for the database to grow.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Disk(Arc<AtomicBool>);
+pub(super) struct Disk(Arc<AtomicBool>, Arc<AtomicBool>);
 
 impl Disk {
     pub(super) fn fill(&self) {
@@ -299,6 +325,10 @@ impl Disk {
     }
     pub(super) fn free(&self) {
         self.0.store(false, Ordering::SeqCst);
+    }
+    /// The next commit panics.
+    pub(super) fn poison(&self) {
+        self.1.store(true, Ordering::SeqCst);
     }
 }
 
@@ -316,6 +346,7 @@ impl Store for Limited {
         self.store.load()
     }
     fn commit(&mut self, changes: &ChangeSet, expected: Revision) -> Result<Revision, StoreError> {
+        assert!(!self.disk.1.load(Ordering::SeqCst), "poisoned by the test");
         let full = self.disk.0.load(Ordering::SeqCst);
         if full != self.full {
             self.full = full;
@@ -336,8 +367,8 @@ impl Store for Limited {
     }
 }
 
-/// Takes the room for growth away, or gives it back. Every page is in use, so that any insert needs a new one: the tables hold rows of
-/// most of a page.
+/// Takes the room for growth away, or gives it back. SQLite refuses to grow the file (SQLITE_FULL) in the middle of the transaction:
+/// a trigger makes every commit need twenty pages more than there are.
 fn fill(store: &SqliteStore, full: bool) {
     let c = store.connection();
     let pages: i64 = c.pragma_query_value(None, "page_count", |r| r.get(0)).unwrap();
@@ -345,7 +376,6 @@ fn fill(store: &SqliteStore, full: bool) {
     c.query_row(&format!("PRAGMA max_page_count = {most}"), [], |_| Ok(()))
         .unwrap();
     if full {
-        // A temporary trigger that needs room for each commit, whatever it changes.
         c.execute_batch(
             "CREATE TEMP TRIGGER IF NOT EXISTS grow BEFORE UPDATE ON main.meta
              BEGIN INSERT INTO uri_changes (revision, device, old, new, at, reason) VALUES (0, 'x', hex(zeroblob(40000)), '', 0, ''); END",
@@ -354,9 +384,4 @@ fn fill(store: &SqliteStore, full: bool) {
     } else {
         c.execute_batch("DROP TRIGGER IF EXISTS grow").unwrap();
     }
-}
-
-/// The session of an outcome.
-pub(super) fn session(outcome: &OpenOutcome) -> &Session {
-    &outcome.session.session
 }

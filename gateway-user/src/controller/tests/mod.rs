@@ -1,4 +1,9 @@
 //! The controller on the real store, over the fake kernel.
 
-mod kit;
+mod durability;
+pub(crate) mod kit;
+mod leases;
+mod restart;
+mod sessions;
 mod signals;
+mod watch;

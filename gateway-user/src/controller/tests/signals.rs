@@ -1,7 +1,11 @@
-//! Signals about devices.
+//! Signals about devices: what follows, and in which order.
 
 use super::kit::*;
-use crate::{controller::Enforcement, kernel::fake::Call, model::DeviceState};
+use crate::{
+    controller::{Enforcement, Refusal},
+    kernel::{HookPoint, fake::Call},
+    model::{DeviceState, Revision},
+};
 
 #[tokio::test]
 async fn a_release_is_committed_before_the_kernel_knows_it() {
@@ -17,15 +21,265 @@ async fn a_release_is_committed_before_the_kernel_knows_it() {
     assert_eq!(released.enforcement, Enforcement::Enforced);
     assert_eq!(released.device.device.state, DeviceState::Released);
     assert_eq!(released.device.device.gateway_uri, "office.vpn.example");
+    assert_eq!(released.device.device.revision, released.revision);
     assert_eq!(released.addresses.len(), 2);
     assert_eq!((g.judged("10.66.0.5"), g.judged("fd00:66::5")), (OFFICE, OFFICE));
     let calls = g.kernel.take_calls();
-    let first = calls.iter().position(|c| matches!(c, Call::Note("committed"))).unwrap();
-    let kernel: Vec<_> = calls
-        .iter()
-        .enumerate()
-        .filter(|(_, c)| matches!(c, Call::Assign(..)))
-        .collect();
-    assert_eq!(kernel.len(), 2);
-    assert!(kernel.iter().all(|(i, _)| *i > first), "{calls:?}");
+    let committed = calls.iter().position(|c| *c == Call::Note("committed")).unwrap();
+    let assigned: Vec<usize> = (0..calls.len()).filter(|i| matches!(calls[*i], Call::Assign(..))).collect();
+    assert_eq!(assigned.len(), 2);
+    assert!(assigned.iter().all(|i| *i > committed), "{calls:?}");
+}
+
+#[tokio::test]
+async fn a_restriction_is_in_the_kernel_before_it_is_committed() {
+    let g = Gateway::new().await;
+    g.register("phone", "office").await;
+    g.open("phone", &["10.66.0.5", "fd00:66::5"]).await.unwrap();
+    g.applied("phone").await.unwrap();
+    g.clock.advance_ms(1000);
+    g.kernel.take_calls();
+
+    let revoked = g.revoked("phone").await.unwrap();
+    assert_eq!(revoked.enforcement, Enforcement::Enforced);
+    assert_eq!(revoked.device.device.state, DeviceState::Quarantined);
+    assert_eq!(revoked.device.device.gateway_uri, "quarantine.vpn.example");
+    assert_eq!((g.judged("10.66.0.5"), g.judged("fd00:66::5")), (QUARANTINE, QUARANTINE));
+    let calls = g.kernel.take_calls();
+    let committed = calls.iter().position(|c| *c == Call::Note("committed")).unwrap();
+    let assigned: Vec<usize> = (0..calls.len()).filter(|i| matches!(calls[*i], Call::Assign(..))).collect();
+    assert_eq!(assigned.len(), 2);
+    assert!(assigned.iter().all(|i| *i < committed), "{calls:?}");
+}
+
+#[tokio::test]
+async fn signals_without_a_session_apply_when_it_connects() {
+    let g = Gateway::new().await;
+    g.register("phone", "office").await;
+    assert_eq!(enforcement(g.applied("phone").await), Enforcement::NoSession);
+    let opened = g.open("phone", &["10.66.0.5", "fd00:66::5"]).await.unwrap();
+    assert_eq!(opened.enforcement, Enforcement::Enforced);
+    assert_eq!(opened.session.current_pool, OFFICE);
+    assert_eq!(opened.gateway_uri, "office.vpn.example");
+    assert_eq!((g.judged("10.66.0.5"), g.judged("fd00:66::5")), (OFFICE, OFFICE));
+}
+
+#[tokio::test]
+async fn repeating_a_signal_gives_the_same_result_and_commits_nothing() {
+    let g = Gateway::new().await;
+    g.register("phone", "office").await;
+    g.open("phone", &["10.66.0.5"]).await.unwrap();
+    let first = g.applied("phone").await.unwrap();
+    let again = g.applied("phone").await.unwrap();
+    assert_eq!(first, again);
+    let first = g.revoked("phone").await.unwrap();
+    let again = g.revoked("phone").await.unwrap();
+    assert_eq!(first, again);
+    g.register("phone", "office").await;
+    assert_eq!(g.controller().status().await.unwrap().revision, again.revision);
+}
+
+#[tokio::test]
+async fn a_release_needs_proof_newer_than_the_restriction_and_not_from_the_future() {
+    let g = Gateway::new().await;
+    g.register("phone", "office").await;
+    g.revoked("phone").await.unwrap();
+    assert_eq!(g.applied_at("phone", 0).await, Err(Refusal::StaleSignal));
+    assert_eq!(g.applied_at("phone", -60_000).await, Err(Refusal::StaleSignal));
+    assert_eq!(g.applied_at("phone", 120_001).await, Err(Refusal::SignalFromFuture));
+    let mut context = g.seen(0);
+    context.observed_at = None;
+    let undated = g
+        .controller()
+        .policy_applied(context, id("phone"), "rev-1".parse().unwrap())
+        .await;
+    assert_eq!(undated, Err(Refusal::StaleSignal));
+    assert_eq!(
+        g.applied_at("phone", 120_000).await.unwrap().device.device.state,
+        DeviceState::Released
+    );
+}
+
+#[tokio::test]
+async fn a_restriction_dated_ahead_does_not_lock_later_releases_out() {
+    let g = Gateway::new().await;
+    g.register("phone", "office").await;
+    g.controller()
+        .policy_revoked(g.seen(1_000_000_000), id("phone"), String::new())
+        .await
+        .unwrap();
+    g.clock.advance_ms(1);
+    assert_eq!(enforcement(g.applied("phone").await), Enforcement::NoSession);
+}
+
+#[tokio::test]
+async fn a_program_detached_by_hand_is_never_answered_as_enforced() {
+    let g = Gateway::new().await;
+    g.register("phone", "office").await;
+    g.open("phone", &["10.66.0.5"]).await.unwrap();
+    for hook in [
+        (3, HookPoint::TcIngress),
+        (3, HookPoint::TcEgress),
+        (2, HookPoint::Xdp),
+        (2, HookPoint::TcIngress),
+    ] {
+        {
+            let mut kernel = g.kernel.state();
+            kernel.stuck = true;
+            kernel.detached = [hook].into();
+        }
+        let answer = g.applied("phone").await.unwrap();
+        assert_eq!(answer.enforcement, Enforcement::Committed, "{hook:?}");
+        let missing = answer.addresses[0].read_backs.iter().filter(|r| r.reading.is_none()).count();
+        assert_eq!(missing, 1);
+        assert_eq!(enforcement(g.revoked("phone").await), Enforcement::Committed, "{hook:?}");
+        let status = g.controller().status().await.unwrap();
+        assert!(
+            status.warnings.iter().any(|w| w.contains("not attached")),
+            "{:?}",
+            status.warnings
+        );
+        g.clock.advance_ms(1);
+    }
+    // Not stuck any more, the periodic check repairs it.
+    g.kernel.state().stuck = false;
+    g.until("repaired", async |g| g.kernel.state().detached.is_empty()).await;
+    assert_eq!(enforcement(g.applied("phone").await), Enforcement::Enforced);
+}
+
+#[tokio::test]
+async fn without_its_interface_a_session_is_not_answered_as_enforced() {
+    let g = Gateway::new().await;
+    g.register("phone", "office").await;
+    g.open("phone", &["10.66.0.5"]).await.unwrap();
+    let only_core = links().into_iter().filter(|l| l.name.as_str() == "core0").collect();
+    g.controller().set_links(only_core);
+    g.until("seen", async |g| g.kernel.state().links.len() == 1).await;
+    assert_eq!(enforcement(g.applied("phone").await), Enforcement::Committed);
+    let mut other = links();
+    other[1].name = "tun9".parse().unwrap();
+    g.controller().set_links(other);
+    g.until("seen", async |g| g.kernel.state().links.len() == 2).await;
+    assert_eq!(enforcement(g.applied("phone").await), Enforcement::Committed);
+    g.controller().set_links(links());
+    g.until("seen", async |g| g.kernel.state().links[1].name.as_str() == "tun0")
+        .await;
+    assert_eq!(enforcement(g.applied("phone").await), Enforcement::Enforced);
+}
+
+#[tokio::test]
+async fn a_retired_device_is_blocked_and_stays_so() {
+    let g = Gateway::new().await;
+    g.register("phone", "office").await;
+    g.open("phone", &["10.66.0.5"]).await.unwrap();
+    g.applied("phone").await.unwrap();
+    let retired = g.controller().retire(g.seen(0), id("phone")).await.unwrap();
+    assert_eq!(retired.enforcement, Enforcement::Enforced);
+    assert_eq!(retired.device.device.state, DeviceState::Retired);
+    assert_eq!(retired.device.device.gateway_uri, "quarantine.vpn.example");
+    assert_eq!(retired.device.sessions.len(), 1);
+    assert_eq!(g.judged("10.66.0.5"), BLOCKED);
+    g.clock.advance_ms(1000);
+    let refused = || Refusal::DeviceRetired(id("phone"));
+    assert_eq!(g.applied("phone").await, Err(refused()));
+    assert_eq!(g.revoked("phone").await, Err(refused()));
+    assert_eq!(g.open("phone", &["10.66.0.6"]).await, Err(refused()));
+    assert_eq!(
+        g.controller()
+            .register(g.seen(0), vec![registration("phone", "office")])
+            .await,
+        Err(refused())
+    );
+    assert_eq!(
+        g.controller().retire(g.seen(0), id("phone")).await.unwrap().revision,
+        retired.revision
+    );
+    assert_eq!(g.applied("nobody").await, Err(Refusal::UnknownDevice(id("nobody"))));
+    assert_eq!(g.revoked("nobody").await, Err(Refusal::UnknownDevice(id("nobody"))));
+}
+
+#[tokio::test]
+async fn registering_is_all_or_none_and_aliases_belong_to_one_device() {
+    let g = Gateway::new().await;
+    let mut one = registration("one", "office");
+    one.common_names = vec![id("cn-1")];
+    one.certificates = vec!["aa".repeat(32).parse().unwrap()];
+    g.controller().register(g.seen(0), vec![one.clone()]).await.unwrap();
+    let taken = |alias: &str| Refusal::AliasTaken {
+        alias: alias.to_owned(),
+        owner: id("one"),
+    };
+    let mut two = registration("two", "office");
+    two.common_names = vec![id("cn-1")];
+    let register = async |list| g.controller().register(g.seen(0), list).await.map(|_| ());
+    assert_eq!(
+        register(vec![registration("three", "office"), two.clone()]).await,
+        Err(taken("cn-1"))
+    );
+    two.common_names = vec![id("one")];
+    assert_eq!(register(vec![two.clone()]).await, Err(taken("one")));
+    two.common_names.clear();
+    two.certificates.clone_from(&one.certificates);
+    assert_eq!(register(vec![two.clone()]).await, Err(taken(&"aa".repeat(32))));
+    assert_eq!(register(vec![registration("cn-1", "office")]).await, Err(taken("cn-1")));
+    let unknown = |pool: &str| Err(Refusal::UnknownPool(pool.to_owned()));
+    assert_eq!(
+        register(vec![registration("three", "quarantine")]).await,
+        unknown("quarantine")
+    );
+    let mut no_pool = registration("three", "office");
+    no_pool.full_service_pool = None;
+    assert_eq!(register(vec![no_pool]).await, unknown("(none named)"));
+    assert_eq!(g.controller().devices(None, 10, None).await.unwrap().len(), 1);
+    // In one list an alias may move from a device to another.
+    one.certificates.clear();
+    register(vec![two, one]).await.unwrap();
+    let holders = g.controller().devices(None, 10, None).await.unwrap();
+    assert_eq!(
+        holders.iter().map(|d| d.device.certificates.len()).collect::<Vec<_>>(),
+        [0, 1]
+    );
+}
+
+#[tokio::test]
+async fn registering_again_moves_a_released_device_but_releases_none() {
+    let g = Gateway::new().await;
+    g.register("phone", "office").await;
+    g.register("other", "office").await;
+    g.open("phone", &["10.66.0.5", "fd00:66::5"]).await.unwrap();
+    g.open("other", &["10.66.0.6"]).await.unwrap();
+    g.applied("phone").await.unwrap();
+    let list = vec![registration("phone", "lab"), registration("other", "lab")];
+    let (views, revision) = g.controller().register(g.seen(0), list).await.unwrap();
+    assert_eq!(views[0].device.gateway_uri, "lab.vpn.example");
+    assert_eq!(views[0].device.revision, revision);
+    assert_eq!((g.judged("10.66.0.5"), g.judged("fd00:66::5")), (LAB, LAB));
+    assert_eq!(views[1].device.gateway_uri, "quarantine.vpn.example");
+    assert_eq!(g.judged("10.66.0.6"), QUARANTINE);
+    // The new pool has a lease, and the release takes it on.
+    assert!(views[0].lease_ends_at.is_some());
+    // Back in a pool without one, it stays: no proof was given for more.
+    let (views, _) = g
+        .controller()
+        .register(g.seen(0), vec![registration("phone", "office")])
+        .await
+        .unwrap();
+    assert!(views[0].lease_ends_at.is_some());
+}
+
+#[tokio::test]
+async fn lists_go_on_where_they_ended() {
+    let g = Gateway::new().await;
+    let list = ["a", "b", "c", "d"].map(|d| registration(d, "office")).to_vec();
+    let (_, revision) = g.controller().register(g.seen(0), list).await.unwrap();
+    assert_eq!(revision, Revision(1));
+    g.applied("c").await.unwrap();
+    let ids = async |after: Option<&str>, limit, state| {
+        let found = g.controller().devices(after.map(id), limit, state).await.unwrap();
+        found.into_iter().map(|d| d.device.id.to_string()).collect::<Vec<_>>()
+    };
+    assert_eq!(ids(None, 2, None).await, ["a", "b"]);
+    assert_eq!(ids(Some("b"), 9, None).await, ["c", "d"]);
+    assert_eq!(ids(Some("d"), 9, None).await, [""; 0]);
+    assert_eq!(ids(None, 9, Some(DeviceState::Released)).await, ["c"]);
 }

@@ -1,0 +1,184 @@
+//! A disk that is full: what loosens does not happen, what restricts does.
+
+use super::kit::*;
+use crate::{
+    controller::{Enforcement, Refusal},
+    kernel::fake::Call,
+    model::DeviceState,
+};
+
+fn unavailable<T: std::fmt::Debug>(result: Result<T, Refusal>) {
+    assert!(matches!(result, Err(Refusal::StoreUnavailable(_))), "{result:?}");
+}
+
+#[tokio::test]
+async fn a_release_that_cannot_be_committed_changes_nothing() {
+    let mut g = Gateway::new().await;
+    g.register("phone", "office").await;
+    g.open("phone", &["10.66.0.5"]).await.unwrap();
+    g.kernel.take_calls();
+    g.disk.fill();
+    unavailable(g.applied("phone").await);
+    unavailable(g.open("phone", &["10.66.0.5"]).await);
+    unavailable(g.controller().register(g.seen(0), vec![registration("new", "office")]).await);
+    let calls = g.kernel.take_calls();
+    assert!(
+        !calls.iter().any(|c| matches!(c, Call::Assign(_, to) if to.pool == OFFICE)),
+        "{calls:?}"
+    );
+    assert_eq!(g.judged("10.66.0.5"), QUARANTINE);
+    assert_eq!(
+        g.controller().device(id("phone")).await.unwrap().device.state,
+        DeviceState::Quarantined
+    );
+    assert_ne!(g.controller().status().await.unwrap().store, "ok");
+    g.disk.free();
+    g.restart().await;
+    assert_eq!(g.judged("10.66.0.5"), QUARANTINE);
+    assert_eq!(
+        g.controller().device(id("phone")).await.unwrap().device.state,
+        DeviceState::Quarantined
+    );
+    assert_eq!(enforcement(g.applied("phone").await), Enforcement::NoSession);
+}
+
+#[tokio::test]
+async fn a_restriction_that_cannot_be_committed_is_in_force_and_becomes_durable() {
+    let mut g = Gateway::new().await;
+    g.register("phone", "office").await;
+    g.open("phone", &["10.66.0.5"]).await.unwrap();
+    let before = g.applied("phone").await.unwrap();
+    g.clock.advance_ms(1000);
+    let (_, mut changes) = g.controller().watch_gateway_uris(None).await.unwrap();
+    g.disk.fill();
+
+    let revoked = g.revoked("phone").await.unwrap();
+    assert_eq!(revoked.enforcement, Enforcement::EnforcedNotDurable);
+    assert_eq!(revoked.revision, before.revision);
+    assert_eq!(revoked.device.device.state, DeviceState::Quarantined);
+    assert_eq!(g.judged("10.66.0.5"), QUARANTINE);
+    assert_eq!(enforcement(g.revoked("phone").await), Enforcement::EnforcedNotDurable);
+    let status = g.controller().status().await.unwrap();
+    assert_eq!(status.not_durable, 1);
+    assert!(status.warnings.iter().any(|w| w.contains("not durable")));
+    g.clock.advance_ms(1000);
+    unavailable(g.applied("phone").await);
+    assert_eq!(g.judged("10.66.0.5"), QUARANTINE);
+    assert!(changes.try_recv().is_err(), "a change that is not durable must not be told");
+
+    g.disk.free();
+    g.until("durable", async |g| g.controller().status().await.unwrap().not_durable == 0)
+        .await;
+    let change = changes.recv().await.unwrap();
+    assert_eq!(
+        (change.old.as_str(), change.new.as_str()),
+        ("office.vpn.example", "quarantine.vpn.example")
+    );
+    assert_eq!(g.controller().status().await.unwrap().store, "ok");
+    g.restart().await;
+    let device = g.controller().device(id("phone")).await.unwrap().device;
+    assert_eq!(
+        (device.state, device.restricted_at),
+        (DeviceState::Quarantined, revoked.device.device.restricted_at)
+    );
+    assert_eq!(enforcement(g.applied("phone").await), Enforcement::Enforced);
+}
+
+#[tokio::test]
+async fn closing_and_retiring_are_not_refused_by_a_full_disk() {
+    let mut g = Gateway::new().await;
+    g.register("phone", "office").await;
+    g.register("other", "office").await;
+    let session = g.open("phone", &["10.66.0.5"]).await.unwrap().session.session.id;
+    g.open("other", &["10.66.0.6"]).await.unwrap();
+    g.applied("phone").await.unwrap();
+    g.applied("other").await.unwrap();
+    g.disk.fill();
+    let closed = g.controller().close_session(g.seen(0), session).await.unwrap();
+    assert_eq!((closed.ended, closed.enforcement), (true, Enforcement::EnforcedNotDurable));
+    assert_eq!(g.judged("10.66.0.5"), QUARANTINE);
+    let again = g.controller().close_session(g.seen(0), session).await.unwrap();
+    assert_eq!((again.ended, again.enforcement), (false, Enforcement::EnforcedNotDurable));
+    let retired = g.controller().retire(g.seen(0), id("other")).await.unwrap();
+    assert_eq!(retired.enforcement, Enforcement::EnforcedNotDurable);
+    assert_eq!(g.judged("10.66.0.6"), BLOCKED);
+    assert_eq!(g.controller().status().await.unwrap().not_durable, 2);
+    g.disk.free();
+    g.until("durable", async |g| g.controller().status().await.unwrap().not_durable == 0)
+        .await;
+    g.restart().await;
+    assert_eq!(g.controller().sessions(None, 10).await.unwrap().len(), 1);
+    assert_eq!((g.judged("10.66.0.5"), g.judged("10.66.0.6")), (QUARANTINE, BLOCKED));
+}
+
+#[tokio::test]
+async fn an_address_handed_over_on_a_full_disk_is_nobodys() {
+    let mut g = Gateway::new().await;
+    g.register("old", "office").await;
+    g.register("new", "office").await;
+    g.open("old", &["10.66.0.5", "10.66.0.6"]).await.unwrap();
+    g.applied("old").await.unwrap();
+    g.applied("new").await.unwrap();
+    g.disk.fill();
+    unavailable(g.open("new", &["10.66.0.5"]).await);
+    assert_eq!((g.judged("10.66.0.5"), g.judged("10.66.0.6")), (QUARANTINE, QUARANTINE));
+    assert!(g.controller().sessions(None, 10).await.unwrap().is_empty());
+    assert!(g.kernel.state().assigned.is_empty());
+    g.disk.free();
+    g.until("durable", async |g| g.controller().status().await.unwrap().not_durable == 0)
+        .await;
+    g.restart().await;
+    assert!(g.controller().sessions(None, 10).await.unwrap().is_empty());
+}
+
+#[tokio::test]
+async fn a_kernel_that_fails_is_tried_again_and_never_acknowledged_as_enforced() {
+    let g = Gateway::new().await;
+    g.register("phone", "office").await;
+    g.open("phone", &["10.66.0.5"]).await.unwrap();
+    g.kernel.state().failing = 1;
+    assert_eq!(enforcement(g.applied("phone").await), Enforcement::Committed);
+    g.until("repaired", async |g| g.judged("10.66.0.5") == OFFICE).await;
+    g.clock.advance_ms(1);
+    g.kernel.state().failing = 1;
+    assert_eq!(enforcement(g.revoked("phone").await), Enforcement::Committed);
+    g.until("repaired", async |g| g.judged("10.66.0.5") == QUARANTINE).await;
+    g.until("told", async |g| g.controller().status().await.unwrap().warnings.is_empty())
+        .await;
+    // Neither in the kernel nor on the disk: not acknowledged, and both are put right.
+    g.clock.advance_ms(1);
+    g.applied("phone").await.unwrap();
+    g.disk.fill();
+    g.kernel.state().failing = 1;
+    assert!(matches!(g.revoked("phone").await, Err(Refusal::Kernel(_))));
+    g.until("repaired", async |g| g.judged("10.66.0.5") == QUARANTINE).await;
+    g.disk.free();
+    g.until("durable", async |g| g.controller().status().await.unwrap().not_durable == 0)
+        .await;
+}
+
+#[tokio::test]
+async fn the_death_of_the_thread_is_seen() {
+    let mut g = Gateway::new().await;
+    g.disk.poison();
+    let refused = g
+        .controller()
+        .register(g.seen(0), vec![registration("phone", "office")])
+        .await;
+    assert_eq!(refused, Err(Refusal::Busy));
+    assert!(g.ended().await.is_err());
+    assert_eq!(g.controller().status().await.unwrap_err(), Refusal::Busy);
+}
+
+#[tokio::test]
+async fn stopping_finishes_what_was_asked_and_leaves_the_kernel() {
+    let mut g = Gateway::new().await;
+    g.register("phone", "office").await;
+    g.open("phone", &["10.66.0.5"]).await.unwrap();
+    let applied = g.applied("phone");
+    let (answer, ()) = tokio::join!(applied, g.controller().shutdown());
+    // Asked before or after the end: answered or refused, never lost.
+    assert!(answer.is_ok() || answer == Err(Refusal::Busy));
+    g.ended().await.unwrap();
+    assert_eq!(g.judged("10.66.0.5"), if answer.is_ok() { OFFICE } else { QUARANTINE });
+}

@@ -1,0 +1,133 @@
+//! Leases: renewed, over, over while the daemon is down, and over with the daemon dead.
+
+use super::kit::*;
+use crate::{
+    controller::Enforcement,
+    model::{BootTime, DeviceState, Now, WallTime},
+};
+
+async fn released_in_the_lab() -> Gateway {
+    let g = Gateway::new().await;
+    g.register("phone", "lab").await;
+    g.open("phone", &["10.66.0.5", "fd00:66::5"]).await.unwrap();
+    assert_eq!(enforcement(g.applied("phone").await), Enforcement::Enforced);
+    assert_eq!((g.judged("10.66.0.5"), g.judged("fd00:66::5")), (LAB, LAB));
+    g
+}
+
+async fn state(g: &Gateway) -> (DeviceState, String) {
+    let device = g.controller().device(id("phone")).await.unwrap().device;
+    (device.state, device.state_reason)
+}
+
+#[tokio::test]
+async fn a_lease_that_is_not_renewed_ends() {
+    let g = released_in_the_lab().await;
+    let view = g.controller().device(id("phone")).await.unwrap();
+    assert_eq!(view.lease_ends_at, Some(WallTime(START.wall.0 + 3_600_000)));
+    g.clock.advance_ms(LEASE_MS / 2);
+    assert_eq!(enforcement(g.applied("phone").await), Enforcement::Enforced);
+    g.clock.advance_ms(LEASE_MS - 1);
+    assert_eq!(g.judged("10.66.0.5"), LAB);
+    assert_eq!(state(&g).await.0, DeviceState::Released);
+    g.clock.advance_ms(1);
+    // From this moment, not from when the daemon notices.
+    assert_eq!((g.judged("10.66.0.5"), g.judged("fd00:66::5")), (QUARANTINE, QUARANTINE));
+    g.until("noticed", async |g| g.kernel.state().earliest.is_none()).await;
+    assert_eq!(state(&g).await, (DeviceState::Quarantined, "lease_ended".to_owned()));
+    let view = g.controller().device(id("phone")).await.unwrap();
+    assert_eq!(view.device.gateway_uri, "quarantine.vpn.example");
+    assert_eq!((g.judged("10.66.0.5"), g.judged("fd00:66::5")), (QUARANTINE, QUARANTINE));
+    // The proof that had begun the lease does not begin another.
+    assert!(g.applied_at("phone", -(LEASE_MS as i64) - 1).await.is_err());
+    assert_eq!(enforcement(g.applied("phone").await), Enforcement::Enforced);
+}
+
+#[tokio::test]
+async fn a_lease_ends_with_the_daemon_dead() {
+    let mut g = released_in_the_lab().await;
+    g.stop().await;
+    g.clock.advance_ms(LEASE_MS - 1);
+    assert_eq!(g.judged("10.66.0.5"), LAB);
+    g.clock.advance_ms(1);
+    assert_eq!(g.judged("10.66.0.5"), QUARANTINE);
+    g.start().await.unwrap();
+    assert_eq!(state(&g).await, (DeviceState::Quarantined, "lease_ended".to_owned()));
+    assert_eq!(g.judged("10.66.0.5"), QUARANTINE);
+}
+
+#[tokio::test]
+async fn a_restart_does_not_lengthen_a_lease_and_a_step_of_the_wall_clock_neither() {
+    let mut g = released_in_the_lab().await;
+    for _ in 0..3 {
+        g.clock.advance_ms(LEASE_MS / 4);
+        let now = Now {
+            wall: WallTime(START.wall.0 - 1_000_000_000),
+            ..g.now()
+        };
+        g.clock.set(now);
+        g.restart().await;
+        assert_eq!(g.judged("10.66.0.5"), LAB);
+    }
+    g.clock.advance_ms(LEASE_MS / 4);
+    assert_eq!(g.judged("10.66.0.5"), QUARANTINE);
+}
+
+#[tokio::test]
+async fn after_a_reboot_the_wall_clock_decides_and_never_for_longer() {
+    // (milliseconds that the wall clock says have passed, milliseconds that are left)
+    for (passed, left) in [
+        (LEASE_MS as i64 / 2, LEASE_MS / 2),
+        (0, LEASE_MS),
+        (LEASE_MS as i64, 0),
+        (-1, 0),
+        (-1_000_000_000_000, 0),
+    ] {
+        let mut g = released_in_the_lab().await;
+        g.stop().await;
+        g.reboot(Now {
+            wall: WallTime(START.wall.0 + passed),
+            boot: BootTime(5_000_000_000),
+            boot_id: 2,
+        });
+        g.start().await.unwrap();
+        assert_eq!(g.judged("10.66.0.5"), if left == 0 { QUARANTINE } else { LAB }, "{passed}");
+        // From now on this boot's clock decides: setting the wall clock back and restarting gives nothing.
+        g.stop().await;
+        let now = g.now();
+        g.clock.set(Now {
+            wall: WallTime(now.wall.0 - passed),
+            ..now
+        });
+        g.start().await.unwrap();
+        if left > 0 {
+            g.clock.advance_ms(left - 1);
+            assert_eq!(g.judged("10.66.0.5"), LAB, "{passed}");
+            g.clock.advance_ms(1);
+        }
+        assert_eq!(g.judged("10.66.0.5"), QUARANTINE, "{passed}");
+    }
+}
+
+#[tokio::test]
+async fn the_word_that_makes_programs_look_stays_while_the_kernel_could_not_be_told() {
+    let g = released_in_the_lab().await;
+    g.register("late", "lab").await;
+    g.open("late", &["10.66.0.7"]).await.unwrap();
+    g.clock.advance_ms(LEASE_MS / 2);
+    g.applied("late").await.unwrap();
+    g.kernel.state().failing = u32::MAX;
+    g.clock.advance_ms(LEASE_MS / 2);
+    g.until("noticed", async |g| state(g).await.0 == DeviceState::Quarantined)
+        .await;
+    // The other device's signal must not move the word past the lease that is still in the kernel's table.
+    g.kernel.state().failing = 0;
+    g.applied("late").await.unwrap();
+    assert_eq!(g.judged("10.66.0.5"), QUARANTINE);
+    g.until("repaired", async |g| {
+        g.controller().status().await.unwrap().warnings.is_empty()
+    })
+    .await;
+    assert_eq!(g.judged("10.66.0.5"), QUARANTINE);
+    assert_eq!(g.judged("10.66.0.7"), LAB);
+}

@@ -1,0 +1,163 @@
+//! What a start makes of store and kernel.
+
+use super::kit::*;
+use crate::{
+    config::PoolKind,
+    controller::{Enforcement, StartError},
+    kernel::{Assignment, Kernel as _, fake::Call},
+    model::{BootTime, DeviceState, Now, SessionId},
+    store::{Store as _, StoreError},
+};
+
+#[tokio::test]
+async fn sessions_come_back_before_anything_is_attached() {
+    let mut g = Gateway::new().await;
+    for (device, address) in [("one", "10.66.0.5"), ("two", "10.66.1.6"), ("three", "10.66.1.7")] {
+        g.register(device, "office").await;
+        g.open(device, &[address]).await.unwrap();
+    }
+    g.applied("one").await.unwrap();
+    g.applied("three").await.unwrap();
+    g.revoked("three").await.unwrap();
+    let before = g.controller().sessions(None, 10).await.unwrap();
+    g.stop().await;
+    // The machine was rebooted: nothing is left in the kernel but what a foreign hand put there.
+    g.reboot(Now {
+        boot: BootTime(7),
+        boot_id: 2,
+        ..START
+    });
+    let foreign = Assignment {
+        pool: OFFICE,
+        session: SessionId(999),
+        lease: None,
+    };
+    g.kernel.assign(ip("10.66.1.200"), foreign).unwrap();
+    g.start().await.unwrap();
+    assert_eq!(g.controller().sessions(None, 10).await.unwrap(), before);
+    assert_eq!(
+        [g.judged("10.66.0.5"), g.judged("10.66.1.6"), g.judged("10.66.1.7")],
+        [OFFICE, QUARANTINE, QUARANTINE]
+    );
+    assert_eq!(g.judged("10.66.1.200"), QUARANTINE);
+    let calls = g.kernel.take_calls();
+    let links = calls.iter().position(|c| matches!(c, Call::Links(_))).unwrap();
+    let last = calls
+        .iter()
+        .rposition(|c| matches!(c, Call::Assign(..) | Call::Clear(_)))
+        .unwrap();
+    let released = calls
+        .iter()
+        .position(|c| matches!(c, Call::Assign(_, to) if to.pool == OFFICE));
+    let cleared = calls.iter().position(|c| matches!(c, Call::Clear(_))).unwrap();
+    assert!(last < links && cleared < released.unwrap(), "{calls:?}");
+    assert_eq!(enforcement(g.applied("one").await), Enforcement::Enforced);
+}
+
+#[tokio::test]
+async fn a_restart_over_adopted_tables_disturbs_nothing() {
+    let mut g = Gateway::new().await;
+    g.register("one", "office").await;
+    g.open("one", &["10.66.0.5"]).await.unwrap();
+    g.applied("one").await.unwrap();
+    g.stop().await;
+    g.start().await.unwrap();
+    let calls = g.kernel.take_calls();
+    assert!(
+        !calls.iter().any(|c| matches!(c, Call::Assign(..) | Call::Clear(_))),
+        "{calls:?}"
+    );
+}
+
+#[tokio::test]
+async fn what_the_configuration_no_longer_has_is_not_released() {
+    let mut g = Gateway::new().await;
+    g.register("one", "office").await;
+    g.open("one", &["10.66.0.5"]).await.unwrap();
+    g.applied("one").await.unwrap();
+    g.register("two", "lab").await;
+    g.open("two", &["10.66.2.9"]).await.unwrap();
+    g.stop().await;
+    let mut changed = config();
+    changed.pools[1].kind = PoolKind::Quarantine;
+    changed.pools[1].fallback = None;
+    changed.pools[2].prefixes = vec!["10.99.0.0/24".parse().unwrap()];
+    g.reconfigure(changed);
+    g.start().await.unwrap();
+    let device = g.controller().device(id("one")).await.unwrap().device;
+    assert_eq!(
+        (device.state, device.state_reason.as_str()),
+        (DeviceState::Quarantined, "pool_removed")
+    );
+    assert_eq!(device.gateway_uri, "quarantine.vpn.example");
+    assert_eq!(g.judged("10.66.0.5"), QUARANTINE);
+    // A session on an address without a pool has ended.
+    let sessions = g.controller().sessions(None, 10).await.unwrap();
+    assert_eq!(sessions.len(), 1);
+    g.restart().await;
+    assert_eq!(g.controller().sessions(None, 10).await.unwrap(), sessions);
+}
+
+#[tokio::test]
+async fn a_renamed_gateway_and_a_new_lease_reach_released_devices() {
+    let mut g = Gateway::new().await;
+    g.register("one", "office").await;
+    g.applied("one").await.unwrap();
+    g.stop().await;
+    let mut changed = config();
+    changed.pools[1].gateway_uri = "new.vpn.example".to_owned();
+    changed.pools[1].lease = Some(std::time::Duration::from_secs(60));
+    g.reconfigure(changed);
+    g.start().await.unwrap();
+    let view = g.controller().device(id("one")).await.unwrap();
+    assert_eq!(view.device.state, DeviceState::Released);
+    assert_eq!(view.device.gateway_uri, "new.vpn.example");
+    assert_eq!(view.lease_ends_at.unwrap().0, START.wall.0 + 60_000);
+    let (changes, _) = g
+        .controller()
+        .watch_gateway_uris(Some(crate::model::Revision(1)))
+        .await
+        .unwrap();
+    assert_eq!(changes.last().unwrap().new, "new.vpn.example");
+}
+
+#[tokio::test]
+async fn session_numbers_are_never_used_twice() {
+    let mut g = Gateway::new().await;
+    g.register("one", "office").await;
+    let mut last = 0;
+    for _ in 0..3 {
+        let session = g.open("one", &["10.66.0.5"]).await.unwrap().session.session.id;
+        assert!(session.0 > last);
+        last = session.0;
+        g.controller().close_session(g.seen(0), session).await.unwrap();
+        g.restart().await;
+    }
+}
+
+#[tokio::test]
+async fn a_second_controller_on_the_same_database_does_not_start() {
+    let g = Gateway::new().await;
+    let second = crate::store::SqliteStore::open(&g.state_directory());
+    assert!(matches!(second, Err(StoreError::Busy(_))), "{second:?}");
+    g.register("one", "office").await;
+}
+
+#[tokio::test]
+async fn a_store_that_cannot_be_read_stops_the_start_and_leaves_the_kernel() {
+    let mut g = Gateway::new().await;
+    g.register("one", "office").await;
+    g.open("one", &["10.66.0.5"]).await.unwrap();
+    g.applied("one").await.unwrap();
+    g.stop().await;
+    let mut store = crate::store::SqliteStore::open(&g.state_directory()).unwrap();
+    store.load().unwrap();
+    store
+        .connection()
+        .execute("UPDATE devices SET state = 'let-me-in'", [])
+        .unwrap();
+    drop(store);
+    let before = g.kernel.state().assigned.clone();
+    assert!(matches!(g.start().await, Err(StartError::Store(StoreError::Corrupt(_)))));
+    assert_eq!(g.kernel.state().assigned, before);
+}

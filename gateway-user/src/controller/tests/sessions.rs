@@ -1,0 +1,283 @@
+//! Sessions: who may have which address, and what becomes of it.
+
+use super::kit::*;
+use crate::{
+    config::UnknownDevice,
+    controller::{Enforcement, Refusal, SessionReport},
+    kernel::fake::Call,
+    model::{DeviceState, SessionId},
+};
+
+#[tokio::test]
+async fn an_address_handed_over_carries_nothing_over() {
+    let g = Gateway::new().await;
+    g.register("old", "office").await;
+    g.register("new", "office").await;
+    let old = g.open("old", &["10.66.0.5", "10.66.0.6"]).await.unwrap();
+    g.applied("old").await.unwrap();
+    assert_eq!(g.judged("10.66.0.5"), OFFICE);
+    let new = g.open("new", &["10.66.0.5"]).await.unwrap();
+    assert_eq!(new.session.current_pool, QUARANTINE);
+    assert_eq!((g.judged("10.66.0.5"), g.judged("10.66.0.6")), (QUARANTINE, QUARANTINE));
+    assert!(g.controller().device(id("old")).await.unwrap().sessions.is_empty());
+    // The old device is still released, and its late close does not end the new owner's session.
+    let late = g.controller().close_session(g.seen(0), old.session.session.id).await.unwrap();
+    assert_eq!((late.ended, late.enforcement), (false, Enforcement::NoSession));
+    assert_eq!(g.controller().device(id("new")).await.unwrap().sessions.len(), 1);
+    g.applied("new").await.unwrap();
+    assert_eq!(g.judged("10.66.0.5"), OFFICE);
+}
+
+#[tokio::test]
+async fn between_two_released_owners_an_address_is_in_quarantine_until_the_commit() {
+    let g = Gateway::new().await;
+    for device in ["old", "new"] {
+        g.register(device, "office").await;
+        g.applied(device).await.unwrap();
+    }
+    g.open("old", &["10.66.0.5"]).await.unwrap();
+    g.kernel.take_calls();
+    let new = g.open("new", &["10.66.0.5", "fd00:66::5"]).await.unwrap();
+    assert_eq!(new.enforcement, Enforcement::Enforced);
+    let calls = g.kernel.take_calls();
+    let committed = calls.iter().position(|c| *c == Call::Note("committed")).unwrap();
+    for (i, call) in calls.iter().enumerate() {
+        if let Call::Assign(_, to) = call {
+            assert_eq!(to.pool, if i < committed { QUARANTINE } else { OFFICE }, "{calls:?}");
+        }
+    }
+    assert_eq!((g.judged("10.66.0.5"), g.judged("fd00:66::5")), (OFFICE, OFFICE));
+}
+
+#[tokio::test]
+async fn another_sources_address_is_refused_and_shown() {
+    let g = Gateway::new().await;
+    g.register("one", "office").await;
+    g.register("two", "office").await;
+    let first = g.open_at("vpn-1", "one", &["10.66.0.5"]).await.unwrap();
+    g.applied("one").await.unwrap();
+    let refused = g.open_at("vpn-2", "two", &["10.66.0.6", "10.66.0.5"]).await;
+    let session = first.session.session.id;
+    let taken = Refusal::AddressTaken {
+        address: ip("10.66.0.5"),
+        session,
+        source_name: "vpn-1".parse().unwrap(),
+    };
+    assert_eq!(refused, Err(taken));
+    assert_eq!((g.judged("10.66.0.5"), g.judged("10.66.0.6")), (OFFICE, QUARANTINE));
+    assert_eq!(g.controller().sessions(None, 10).await.unwrap().len(), 1);
+    let status = g.controller().status().await.unwrap();
+    assert!(
+        status.warnings.iter().any(|w| w.contains("vpn-2") && w.contains("10.66.0.5")),
+        "{:?}",
+        status.warnings
+    );
+}
+
+#[tokio::test]
+async fn what_no_session_may_have_is_refused_by_name() {
+    let g = Gateway::new().await;
+    g.register("one", "office").await;
+    assert_eq!(
+        g.open("nobody", &["10.66.0.5"]).await,
+        Err(Refusal::UnknownDevice(id("nobody")))
+    );
+    assert_eq!(
+        g.open("one", &["192.0.2.1"]).await,
+        Err(Refusal::AddressOutsidePools(ip("192.0.2.1")))
+    );
+    assert_eq!(
+        g.open("one", &["10.66.0.5", "10.66.0.1"]).await,
+        Err(Refusal::AddressReserved(ip("10.66.0.1")))
+    );
+    g.open("one", &["10.66.0.5"]).await.unwrap();
+    let limit = Refusal::SessionLimit {
+        device: id("one"),
+        live: 1,
+    };
+    assert_eq!(g.open("one", &["10.66.0.6"]).await, Err(limit));
+    // With one of its addresses, it is the same connection again.
+    g.open("one", &["10.66.0.5", "10.66.0.6"]).await.unwrap();
+    assert_eq!(g.controller().sessions(None, 10).await.unwrap().len(), 1);
+    assert_eq!(g.kernel.state().assigned.len(), 2);
+}
+
+#[tokio::test]
+async fn a_certificate_must_be_the_devices() {
+    let g = Gateway::new().await;
+    let mut one = registration("one", "office");
+    one.common_names = vec![id("cn-1")];
+    one.certificates = vec!["aa".repeat(32).parse().unwrap()];
+    let list = vec![one, registration("two", "office")];
+    g.controller().register(g.seen(0), list).await.unwrap();
+    let open = async |device: &str, certificate: Option<&str>| {
+        let certificate = certificate.map(|c| c.repeat(32).parse().unwrap());
+        let report = SessionReport {
+            certificate,
+            ..report(device, &["10.66.0.5"])
+        };
+        g.controller()
+            .open_session(g.seen(0), "vpn-1".parse().unwrap(), report)
+            .await
+            .map(|o| o.session.session.device.unwrap())
+    };
+    let mismatch = |device: &str| Err(Refusal::FingerprintMismatch(id(device)));
+    assert_eq!(open("one", None).await, mismatch("one"));
+    assert_eq!(open("cn-1", Some("bb")).await, mismatch("one"));
+    assert_eq!(open("two", Some("aa")).await, mismatch("two"));
+    assert_eq!(open("cn-1", Some("aa")).await, Ok(id("one")));
+    assert_eq!(open("two", Some("bb")).await, Ok(id("two")));
+}
+
+#[tokio::test]
+async fn an_unknown_device_may_be_let_into_quarantine_without_a_name() {
+    let mut config = config();
+    config.devices.unknown = UnknownDevice::Quarantine;
+    let g = Gateway::with(config).await;
+    let opened = g.open("stranger", &["10.66.1.5"]).await.unwrap();
+    assert_eq!(opened.session.session.device, None);
+    assert_eq!(opened.session.current_pool, QUARANTINE);
+    assert_eq!(opened.gateway_uri, "quarantine.vpn.example");
+    // Registering and releasing that name afterwards does not reach a session that opened without one.
+    g.register("stranger", "office").await;
+    assert_eq!(enforcement(g.applied("stranger").await), Enforcement::NoSession);
+    assert_eq!(g.judged("10.66.1.5"), QUARANTINE);
+}
+
+#[tokio::test]
+async fn a_full_table_leaves_nothing_behind() {
+    let g = Gateway::new().await;
+    for device in ["one", "two"] {
+        g.register(device, "office").await;
+    }
+    g.open("one", &["10.66.0.5"]).await.unwrap();
+    g.kernel.state().capacity = 2;
+    let revision = g.controller().status().await.unwrap().revision;
+    assert_eq!(g.open("two", &["10.66.0.6", "fd00:66::6"]).await, Err(Refusal::TableFull));
+    assert_eq!(g.kernel.state().assigned.len(), 1);
+    assert_eq!(g.controller().status().await.unwrap().revision, revision);
+    assert_eq!(
+        g.controller().device(id("two")).await.unwrap().device.state,
+        DeviceState::Registered
+    );
+    g.open("two", &["10.66.0.6"]).await.unwrap();
+}
+
+#[tokio::test]
+async fn closing_takes_the_release_away_from_the_address() {
+    let g = Gateway::new().await;
+    g.register("one", "office").await;
+    let session = g
+        .open("one", &["10.66.1.5", "fd00:66:1::5"])
+        .await
+        .unwrap()
+        .session
+        .session
+        .id;
+    g.applied("one").await.unwrap();
+    let closed = g.controller().close_session(g.seen(0), session).await.unwrap();
+    assert_eq!((closed.ended, closed.enforcement), (true, Enforcement::Enforced));
+    assert_eq!((g.judged("10.66.1.5"), g.judged("fd00:66:1::5")), (QUARANTINE, QUARANTINE));
+    assert!(g.kernel.state().assigned.is_empty());
+    assert_eq!(
+        g.controller().device(id("one")).await.unwrap().device.state,
+        DeviceState::Released
+    );
+}
+
+#[tokio::test]
+async fn a_list_ends_keeps_and_opens() {
+    let g = Gateway::new().await;
+    for device in ["stays", "goes", "comes", "moves"] {
+        g.register(device, "office").await;
+        g.applied(device).await.unwrap();
+    }
+    let stays = g
+        .open("stays", &["10.66.0.5", "fd00:66::5"])
+        .await
+        .unwrap()
+        .session
+        .session
+        .id;
+    g.open("goes", &["10.66.0.6"]).await.unwrap();
+    g.open("moves", &["10.66.0.7"]).await.unwrap();
+    g.register("elsewhere", "office").await;
+    g.open_at("vpn-2", "elsewhere", &["10.66.0.9"]).await.unwrap();
+    let list = vec![
+        report("stays", &["fd00:66::5", "10.66.0.5"]),
+        report("comes", &["10.66.0.6"]),
+        report("moves", &["10.66.0.8"]),
+        report("nobody", &["10.66.0.10"]),
+        report("goes", &["10.66.0.9"]),
+        report("goes", &["10.66.0.8"]),
+        report("goes", &["10.66.0.5"]),
+    ];
+    let outcome = g
+        .controller()
+        .synchronise_sessions(g.seen(0), "vpn-1".parse().unwrap(), list)
+        .await
+        .unwrap();
+    assert_eq!((outcome.opened, outcome.kept, outcome.ended), (2, 1, 2));
+    let taken = |address: &str, session: u64, source: &str| Refusal::AddressTaken {
+        address: ip(address),
+        session: SessionId(session),
+        source_name: source.parse().unwrap(),
+    };
+    let sessions = g.controller().sessions(None, 10).await.unwrap();
+    let holder = |a: &str| {
+        sessions
+            .iter()
+            .find(|s| s.session.addresses.contains(&ip(a)))
+            .unwrap()
+            .session
+            .id
+            .0
+    };
+    let expected = vec![
+        (3, Refusal::UnknownDevice(id("nobody"))),
+        (4, taken("10.66.0.9", holder("10.66.0.9"), "vpn-2")),
+        (5, taken("10.66.0.8", holder("10.66.0.8"), "vpn-1")),
+        (6, taken("10.66.0.5", stays.0, "vpn-1")),
+    ];
+    assert_eq!(outcome.refused, expected);
+    let judged = ["10.66.0.5", "fd00:66::5", "10.66.0.6", "10.66.0.7", "10.66.0.8", "10.66.0.9"].map(|a| g.judged(a));
+    assert_eq!(judged, [OFFICE, OFFICE, OFFICE, QUARANTINE, OFFICE, QUARANTINE]);
+    // The same list again: nothing to do.
+    let list = vec![
+        report("stays", &["10.66.0.5", "fd00:66::5"]),
+        report("comes", &["10.66.0.6"]),
+        report("moves", &["10.66.0.8"]),
+    ];
+    let again = g
+        .controller()
+        .synchronise_sessions(g.seen(0), "vpn-1".parse().unwrap(), list)
+        .await
+        .unwrap();
+    assert_eq!(
+        (again.opened, again.kept, again.ended, again.revision),
+        (0, 3, 0, outcome.revision)
+    );
+    let none = g
+        .controller()
+        .synchronise_sessions(g.seen(0), "vpn-1".parse().unwrap(), Vec::new())
+        .await
+        .unwrap();
+    assert_eq!((none.opened, none.kept, none.ended), (0, 0, 3));
+    assert_eq!(g.controller().sessions(None, 10).await.unwrap().len(), 1);
+}
+
+#[tokio::test]
+async fn addresses_are_read_from_the_kernel() {
+    let g = Gateway::new().await;
+    g.register("one", "lab").await;
+    g.open("one", &["10.66.0.5"]).await.unwrap();
+    g.applied("one").await.unwrap();
+    let all = g.controller().addresses(None, 10).await.unwrap();
+    assert_eq!(all.len(), 1);
+    assert_eq!((all[0].reading.pool, all[0].device.clone()), (Some(LAB), Some(id("one"))));
+    assert_eq!(all[0].lease_ends_at.unwrap().0, START.wall.0 + LEASE_MS as i64);
+    let free = g.controller().addresses(Some(ip("10.66.1.9")), 1).await.unwrap();
+    assert_eq!((free[0].reading.pool, free[0].reading.session), (Some(QUARANTINE), None));
+    let foreign = g.controller().addresses(Some(ip("192.0.2.1")), 1).await.unwrap();
+    assert_eq!(foreign[0].reading.pool, None);
+}

@@ -1,1 +1,272 @@
+//! The database: what it keeps, and what it refuses.
 
+use std::{fs, net::IpAddr, os::unix::fs::PermissionsExt as _, path::Path};
+
+use tempfile::TempDir;
+
+use super::*;
+use crate::model::{BootTime, DeviceState, Fingerprint, Lease, Now, WallTime};
+
+fn directory() -> (TempDir, PathBuf) {
+    let temp = tempfile::tempdir().unwrap();
+    let path = temp.path().join("state");
+    (temp, path)
+}
+
+fn device(id: &str) -> Device {
+    Device {
+        id: id.parse().unwrap(),
+        owner: "Zoë \u{1f600} 'quoted'; DROP TABLE devices".to_owned(),
+        full_service_pool: "office".parse().unwrap(),
+        common_names: vec![format!("{id}-cn").parse().unwrap()],
+        certificates: vec![Fingerprint::new([id.len() as u8; 32])],
+        state: DeviceState::Released,
+        state_reason: "policy_applied".to_owned(),
+        state_since: WallTime(5),
+        policy_revision: Some("r1".parse().unwrap()),
+        restricted_at: Some(WallTime(-3)),
+        lease: Some(Lease {
+            given: Now {
+                wall: WallTime(7),
+                boot: BootTime(u64::MAX - 1),
+                boot_id: u64::MAX,
+            },
+            length_ms: 9,
+        }),
+        gateway_uri: "office.example".to_owned(),
+        revision: Revision(0),
+    }
+}
+
+fn session(id: u64, device: Option<&str>, addresses: &[&str]) -> Session {
+    Session {
+        id: SessionId(id),
+        device: device.map(|d| d.parse().unwrap()),
+        addresses: addresses.iter().map(|a| a.parse::<IpAddr>().unwrap()).collect(),
+        interface: "tun0".parse().unwrap(),
+        source: "vpn-1".parse().unwrap(),
+        opened_at: WallTime(11),
+    }
+}
+
+fn devices(list: &[Device]) -> ChangeSet {
+    ChangeSet {
+        devices: list.iter().map(|d| (d.id.clone(), d.clone())).collect(),
+        ..ChangeSet::default()
+    }
+}
+
+#[test]
+fn what_is_committed_is_loaded_after_a_restart() {
+    let (_temp, path) = directory();
+    let all = [
+        device("full"),
+        Device {
+            lease: None,
+            policy_revision: None,
+            restricted_at: None,
+            common_names: Vec::new(),
+            certificates: Vec::new(),
+            state: DeviceState::Retired,
+            ..device("bare")
+        },
+    ];
+    let mut changes = devices(&all);
+    let sessions = [
+        session(1, Some("full"), &["10.0.0.9", "10.0.0.1", "fd00::1"]),
+        session(5, None, &["::ffff:10.0.0.1"]),
+    ];
+    changes.opened = sessions.iter().map(|s| (s.id, s.clone())).collect();
+    {
+        let mut store = SqliteStore::open(&path).unwrap();
+        assert_eq!(
+            store.load().unwrap(),
+            Snapshot {
+                next_session: 1,
+                ..Snapshot::default()
+            }
+        );
+        assert_eq!(store.commit(&changes, Revision(0)).unwrap(), Revision(1));
+    }
+    let mut store = SqliteStore::open(&path).unwrap();
+    let loaded = store.load().unwrap();
+    assert_eq!((loaded.revision, loaded.next_session), (Revision(1), 6));
+    let stamped = |d: &Device| Device {
+        revision: Revision(1),
+        ..d.clone()
+    };
+    assert_eq!(loaded.devices, [stamped(&all[1]), stamped(&all[0])]);
+    assert_eq!(loaded.sessions, sessions);
+    let closed = ChangeSet {
+        closed: [SessionId(1), SessionId(5), SessionId(77)].into(),
+        ..ChangeSet::default()
+    };
+    assert_eq!(store.commit(&closed, Revision(1)).unwrap(), Revision(2));
+    let loaded = store.load().unwrap();
+    assert_eq!((loaded.sessions.len(), loaded.next_session), (0, 6));
+}
+
+#[test]
+fn a_change_is_made_whole_or_not_at_all() {
+    let (_temp, path) = directory();
+    let mut store = SqliteStore::open(&path).unwrap();
+    let mut changes = devices(&[device("one")]);
+    changes.opened = [(SessionId(1), session(1, Some("one"), &["10.0.0.1"]))].into();
+    store.commit(&changes, Revision(0)).unwrap();
+    // The second device is fine, its session's address is held.
+    let mut bad = devices(&[Device {
+        common_names: Vec::new(),
+        certificates: Vec::new(),
+        ..device("two")
+    }]);
+    bad.opened = [(SessionId(2), session(2, Some("two"), &["10.0.0.2", "10.0.0.1"]))].into();
+    assert!(store.commit(&bad, Revision(1)).is_err());
+    let after = store.load().unwrap();
+    assert_eq!(
+        (after.revision, after.devices.len(), after.sessions.len()),
+        (Revision(1), 1, 1)
+    );
+    let conflict = store.commit(&devices(&[]), Revision(0));
+    assert!(
+        matches!(conflict, Err(StoreError::Conflict { expected: 0, found: 1 })),
+        "{conflict:?}"
+    );
+}
+
+#[test]
+fn aliases_move_between_devices_in_one_change() {
+    let (_temp, path) = directory();
+    let mut store = SqliteStore::open(&path).unwrap();
+    let two = Device {
+        common_names: Vec::new(),
+        certificates: Vec::new(),
+        ..device("two")
+    };
+    store.commit(&devices(&[device("one"), two.clone()]), Revision(0)).unwrap();
+    let moved = [
+        Device {
+            common_names: Vec::new(),
+            certificates: Vec::new(),
+            ..device("one")
+        },
+        Device {
+            common_names: device("one").common_names,
+            certificates: device("one").certificates,
+            ..two
+        },
+    ];
+    store.commit(&devices(&moved), Revision(1)).unwrap();
+    let names: Vec<usize> = store.load().unwrap().devices.iter().map(|d| d.common_names.len()).collect();
+    assert_eq!(names, [0, 1]);
+}
+
+#[test]
+fn the_last_changes_of_uris_are_kept_and_what_is_gone_is_known() {
+    let (_temp, path) = directory();
+    let mut store = SqliteStore::open(&path).unwrap();
+    store.keep(3);
+    for revision in 0..5_u64 {
+        let change = |new: String| UriChange {
+            revision: Revision(99),
+            device: "one".parse().unwrap(),
+            old: "old".to_owned(),
+            new,
+            at: WallTime(1),
+            reason: "policy_applied".to_owned(),
+        };
+        let uris = vec![change(format!("{revision}a")), change(format!("{revision}b"))];
+        store
+            .commit(
+                &ChangeSet {
+                    uris,
+                    ..ChangeSet::default()
+                },
+                Revision(revision),
+            )
+            .unwrap();
+    }
+    let after = |store: &mut SqliteStore, n| {
+        let kept = store.uri_changes(Revision(n)).unwrap();
+        kept.map(|k| k.into_iter().map(|c| (c.revision.0, c.new)).collect::<Vec<_>>())
+    };
+    // Six are gone whole, and the first of revision 4: whoever needs that one is told.
+    assert_eq!(after(&mut store, 3), None);
+    assert_eq!(after(&mut store, 4).unwrap(), [(5, "4a".to_owned()), (5, "4b".to_owned())]);
+    assert_eq!(after(&mut store, 5).unwrap(), []);
+}
+
+#[test]
+fn files_are_made_tight_and_loose_ones_are_refused() {
+    let (_temp, path) = directory();
+    drop(SqliteStore::open(&path).unwrap());
+    let mode = |p: &Path| fs::metadata(p).unwrap().permissions().mode() & 0o7777;
+    let file = path.join("lazaret.db");
+    assert_eq!((mode(&path), mode(&file)), (0o700, 0o600));
+    {
+        let mut store = SqliteStore::open(&path).unwrap();
+        store.commit(&devices(&[device("one")]), Revision(0)).unwrap();
+        assert_eq!(mode(&path.join("lazaret.db-wal")), 0o600);
+    }
+    let set = |p: &Path, mode| fs::set_permissions(p, fs::Permissions::from_mode(mode)).unwrap();
+    for (loose, tight, bad) in [
+        (&file, 0o600, 0o640),
+        (&file, 0o600, 0o604),
+        (&path, 0o700, 0o750),
+        (&path, 0o700, 0o701),
+    ] {
+        set(loose, bad);
+        let refused = SqliteStore::open(&path);
+        assert!(
+            matches!(&refused, Err(StoreError::Loose { mode, .. }) if *mode == bad),
+            "{refused:?}"
+        );
+        assert!(refused.unwrap_err().to_string().contains(&format!("{bad:04o}")));
+        set(loose, tight);
+    }
+    drop(SqliteStore::open(&path).unwrap());
+    let elsewhere = path.join("elsewhere");
+    fs::rename(&file, &elsewhere).unwrap();
+    std::os::unix::fs::symlink(&elsewhere, &file).unwrap();
+    assert!(matches!(SqliteStore::open(&path), Err(StoreError::NotPlain(_))));
+}
+
+#[test]
+fn what_another_program_or_version_made_is_refused() {
+    let (_temp, path) = directory();
+    drop(SqliteStore::open(&path).unwrap());
+    let file = path.join("lazaret.db");
+    let execute = |sql: &str| rusqlite::Connection::open(&file).unwrap().execute_batch(sql).unwrap();
+    execute("PRAGMA user_version = 99");
+    let newer = SqliteStore::open(&path).unwrap_err();
+    assert!(matches!(newer, StoreError::Newer { found: 99, known: 1 }), "{newer:?}");
+    assert!(newer.to_string().contains("run a newer lazaret"));
+    execute("PRAGMA user_version = 1; PRAGMA application_id = 5");
+    assert!(matches!(SqliteStore::open(&path), Err(StoreError::Foreign(_))));
+    fs::write(&file, vec![b'x'; 8192]).unwrap();
+    assert!(matches!(SqliteStore::open(&path), Err(StoreError::Foreign(_))));
+}
+
+#[test]
+fn damage_is_refused() {
+    let (_temp, path) = directory();
+    {
+        let mut store = SqliteStore::open(&path).unwrap();
+        store.commit(&devices(&[device("one")]), Revision(0)).unwrap();
+    }
+    let file = path.join("lazaret.db");
+    let mut bytes = fs::read(&file).unwrap();
+    bytes[4096..].iter_mut().for_each(|b| *b = 0xa5);
+    fs::write(&file, bytes).unwrap();
+    let opened = SqliteStore::open(&path).and_then(|mut s| s.load());
+    assert!(matches!(opened, Err(StoreError::Corrupt(_))), "{opened:?}");
+}
+
+#[test]
+fn a_second_opener_is_refused() {
+    let (_temp, path) = directory();
+    let mut first = SqliteStore::open(&path).unwrap();
+    assert!(matches!(SqliteStore::open(&path), Err(StoreError::Busy(_))));
+    first.commit(&devices(&[device("one")]), Revision(0)).unwrap();
+    drop(first);
+    assert_eq!(SqliteStore::open(&path).unwrap().load().unwrap().devices.len(), 1);
+}

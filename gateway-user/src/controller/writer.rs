@@ -240,10 +240,11 @@ impl Writer {
     fn maintain(&mut self) {
         let (now, instant) = (self.clock.now(), Instant::now());
         self.end_leases(&now);
-        if !self.pending.is_empty() && instant >= self.next_retry {
-            if let Err(e) = self.flush() {
-                error!(error = %e, not_durable = self.not_durable(), "restrictions are in force but still not durable");
-            }
+        if !self.pending.is_empty()
+            && instant >= self.next_retry
+            && let Err(e) = self.flush()
+        {
+            error!(error = %e, not_durable = self.not_durable(), "restrictions are in force but still not durable");
         }
         if instant >= self.next_check {
             self.next_check = instant + self.options.check;
@@ -252,9 +253,8 @@ impl Writer {
         }
         if self.kernel_problem.is_some() && instant >= self.next_repair {
             self.next_repair = instant + REPAIR_AFTER;
-            match self.reconcile() {
-                Ok(()) => {}
-                Err(e) => error!(error = %e, "the kernel's tables cannot be read; it is tried again"),
+            if let Err(e) = self.reconcile() {
+                error!(error = %e, "the kernel's tables cannot be read; it is tried again");
             }
         }
     }

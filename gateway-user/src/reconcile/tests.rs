@@ -103,7 +103,7 @@ fn any_state_converges_and_then_plans_nothing() {
             .wrapping_add(1_442_695_040_888_963_407);
         (seed >> 33) % sides
     };
-    let mut some = |roll: &mut dyn FnMut(u64) -> u64| {
+    let some = |roll: &mut dyn FnMut(u64) -> u64| {
         let count = roll(20);
         let one = |_| {
             let address = ip(&if roll(2) == 0 {

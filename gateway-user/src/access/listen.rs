@@ -16,6 +16,7 @@ use tokio::{
     io::{AsyncRead, AsyncReadExt as _, AsyncWrite, ReadBuf},
     net::{TcpListener, UnixListener},
     sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch},
+    time::Sleep,
 };
 use tokio_rustls::TlsAcceptor;
 use tokio_stream::{StreamExt as _, wrappers::ReceiverStream};
@@ -319,15 +320,7 @@ where
             };
             match places.try_acquire_owned() {
                 // An error: the server has stopped.
-                Ok(place) => drop(
-                    made.send(Connection {
-                        stream,
-                        preface_read: 0,
-                        peer,
-                        _place: place,
-                    })
-                    .await,
-                ),
+                Ok(place) => drop(made.send(Connection::new(stream, peer, place)).await),
                 Err(_) => tracing::warn!(
                     peer = peer.name(),
                     most = limits.connections,
@@ -341,13 +334,30 @@ where
 /// What an HTTP/2 client sends first (RFC 9113, section 3.4).
 const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
-/// A connection with its peer, whose preface has been read and is given to the server again.
+/// A connection with its peer, whose preface has been read and is given to the server again. It breaks when the peer's certificate ends,
+/// so that a stream that was opened in time does not go on for ever.
 #[derive(Debug)]
 struct Connection<S> {
     stream: S,
     preface_read: usize,
     peer: Peer,
+    end: Option<Pin<Box<Sleep>>>,
     _place: OwnedSemaphorePermit,
+}
+
+impl<S> Connection<S> {
+    fn new(stream: S, peer: Peer, place: OwnedSemaphorePermit) -> Self {
+        let end = peer
+            .lifetime(SystemTime::now())
+            .map(|left| Box::pin(tokio::time::sleep(left)));
+        Self {
+            stream,
+            preface_read: 0,
+            peer,
+            end,
+            _place: place,
+        }
+    }
 }
 
 impl<S> Connected for Connection<S> {
@@ -359,6 +369,10 @@ impl<S> Connected for Connection<S> {
 
 impl<S: AsyncRead + Unpin> AsyncRead for Connection<S> {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        if self.end.as_mut().is_some_and(|end| end.as_mut().poll(cx).is_ready()) {
+            let ended = io::Error::new(io::ErrorKind::TimedOut, "the peer's certificate has expired");
+            return Poll::Ready(Err(ended));
+        }
         let left = &PREFACE[self.preface_read..];
         if left.is_empty() {
             return Pin::new(&mut self.stream).poll_read(cx, buffer);

@@ -22,7 +22,7 @@ pub enum Peer {
     Known {
         /// Who.
         identity: Identity,
-        /// Its certificate's end: a connection does not outlive it.
+        /// Its certificate's end: neither a call nor the connection outlives it.
         until: Option<SystemTime>,
     },
     /// It is who it is, but has no role: every RPC is refused.
@@ -43,6 +43,15 @@ impl Peer {
         match self {
             Self::Known { identity, .. } => &identity.name,
             Self::Refused { name, .. } => name,
+        }
+    }
+
+    /// How long the connection may last; `None`: without end.
+    #[must_use]
+    pub fn lifetime(&self, now: SystemTime) -> Option<Duration> {
+        match self {
+            Self::Known { until: Some(until), .. } => Some(until.duration_since(now).unwrap_or_default()),
+            Self::Known { until: None, .. } | Self::Refused { .. } => None,
         }
     }
 

@@ -163,6 +163,29 @@ async fn who_is_not_let_in() {
     gateway.stop().await;
 }
 
+#[tokio::test]
+async fn a_connection_does_not_outlive_the_certificate() {
+    let other = OtherCa::new(&[]);
+    let gateway = trusting("outlive", &other).await;
+    let mut short = params("short", &["urn:lazaret:role:viewer"]);
+    short.not_after = (SystemTime::now() + Duration::from_secs(3)).into();
+    let channel = gateway.endpoint(Some(other.sign(&short))).connect().await.unwrap();
+    let mut client = DeviceServiceClient::new(channel);
+    let mut watch = client
+        .watch_gateway_uris(v1::WatchGatewayUrisRequest::default())
+        .await
+        .unwrap()
+        .into_inner();
+    let start = Instant::now();
+    let ended = tokio::time::timeout(Duration::from_secs(10), watch.message())
+        .await
+        .expect("it ends");
+    assert!(ended.is_err(), "{ended:?}");
+    assert!(start.elapsed() > Duration::from_secs(1), "not before its time");
+    assert!(client.list_devices(v1::ListDevicesRequest::default()).await.is_err());
+    gateway.stop().await;
+}
+
 /// Reads until the other side closes; how long it took.
 fn until_closed(stream: &mut TcpStream) -> Duration {
     let start = Instant::now();

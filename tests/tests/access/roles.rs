@@ -96,6 +96,23 @@ async fn every_rpc_with_every_role() {
 }
 
 #[tokio::test]
+async fn who_may_not_is_told_before_the_body_is_read() {
+    let gateway = Gateway::new("body").await;
+    let mut client = tonic::client::Grpc::new(gateway.channel(Role::Viewer).await);
+    client.ready().await.unwrap();
+    let path = PathAndQuery::from_static("/lazaret.v1.DeviceService/RegisterDevices");
+    // A request whose body never comes.
+    let request = Request::new(tokio_stream::pending::<()>());
+    let answered = client.client_streaming(request, path, ProstCodec::<(), ()>::default());
+    let e = tokio::time::timeout(Duration::from_secs(5), answered)
+        .await
+        .expect("at once")
+        .unwrap_err();
+    assert_eq!((e.code(), reason(&e).as_str()), (Code::PermissionDenied, "ROLE_NOT_ALLOWED"));
+    gateway.stop().await;
+}
+
+#[tokio::test]
 async fn paths_that_are_not_rpcs_are_denied_to_everyone() {
     let gateway = Gateway::new("paths").await;
     let channel = gateway.channel(Role::Operator).await;

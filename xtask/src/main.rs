@@ -11,6 +11,7 @@ mod test;
 mod tidy;
 
 use std::{
+    os::unix::process::CommandExt as _,
     path::{Path, PathBuf},
     process::{Command, ExitCode},
 };
@@ -90,14 +91,10 @@ impl Task {
                 setup::install(Scope::Test)?;
                 build(root, false)?;
                 check(cargo(root).args(["build", "--quiet", "--package", "lazaret-tests", "--bin", "demo"]))?;
-                // Not through `cargo run`: Ctrl-C should reach the demo alone, which then cleans up.
-                let status = Command::new(root.join("target/debug/demo"))
-                    .args(hold.then_some("--hold"))
-                    .status()?;
-                return Ok(status
-                    .code()
-                    .and_then(|c| u8::try_from(c).ok())
-                    .map_or(ExitCode::FAILURE, ExitCode::from));
+                // This process becomes the demo, so that nobody else takes the Ctrl-C after which it cleans up.
+                let demo = target(root).join("debug/demo");
+                let failed = Command::new(&demo).args(hold.then_some("--hold")).exec();
+                return Err(failed).with_context(|| format!("cannot start {}", demo.display()));
             }
             Self::Bench { args } => {
                 setup::install(Scope::Bench)?;
@@ -132,6 +129,11 @@ fn cargo(root: &Path) -> Command {
     let mut c = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     c.current_dir(root);
     c
+}
+
+/// Where cargo builds.
+fn target(root: &Path) -> PathBuf {
+    std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root.join("target"), |dir| root.join(dir))
 }
 
 /// The workspace's folder.

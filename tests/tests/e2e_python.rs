@@ -1,0 +1,32 @@
+//! A gRPC client that is not ours: Python's grpcio with code that it generates from the .proto files alone, over mTLS.
+
+use std::path::Path;
+
+use lazaret_tests::{gateway::Gateway, process, require, require::python, site::Site};
+
+#[test]
+fn pythons_grpcio_registers_releases_revokes_and_watches() {
+    require!(Root, Bpf, Python);
+    let site = Site::new().unwrap();
+    site.by_ethernet().unwrap();
+    let mut gateway = Gateway::new(&site, "dev0").unwrap();
+    gateway.start().unwrap();
+    gateway.attached("dev0").unwrap();
+    gateway.attached("core0").unwrap();
+    let local = gateway.local().unwrap();
+    local.register("tablet", "staff").unwrap();
+    let here = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut client = site.core.command(python().unwrap());
+    client
+        .arg(here.join("tests/python/client.py"))
+        .arg(here.join("../proto"))
+        .arg(gateway.folder());
+    let said = process::output(&mut client).unwrap();
+    assert!(said.ends_with("all held\n"), "{said}");
+    // What it did is what others see.
+    let device = local.device("from-python").unwrap();
+    assert_eq!(
+        (device.state(), device.gateway_uri.as_str()),
+        (lazaret_proto::v1::DeviceState::Quarantined, "enrol.vpn.example.test")
+    );
+}

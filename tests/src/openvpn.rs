@@ -66,11 +66,17 @@ impl Authority {
 /// The lines of a server's configuration that have it report to Lazaret.
 #[must_use]
 pub fn hooks(gateway: &Gateway) -> String {
-    let mut lines = format!("script-security 2\nsetenv LAZARET_SOCKET {}\n", gateway.socket().display());
-    for event in ["client-connect", "client-disconnect", "learn-address"] {
-        lines.push_str(&format!("{event} \"{} hook openvpn\"\n", gateway::binary().display()));
-    }
-    lines
+    let (binary, socket) = (gateway::binary(), gateway.socket());
+    let state = gateway.folder().join("openvpn");
+    let hook = format!(
+        "{} hook openvpn --socket {} --state {}",
+        binary.display(),
+        socket.display(),
+        state.display()
+    );
+    let events = ["up", "client-connect", "client-disconnect", "learn-address"];
+    let lines = events.map(|event| format!("{event} \"{hook}\"\n")).concat();
+    format!("script-security 2\n{lines}")
 }
 
 /// Starts the server: tun0, 10.66.0.0/24 and fd00:66::/64, UDP port 1194 on the underlay. `lines` are added to its configuration.

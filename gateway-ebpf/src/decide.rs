@@ -5,7 +5,7 @@ use crate::{
     abi::{CLASS_LEASED, CLASS_POOL, Class, Control, POOL_ALL, POOL_BLOCKED, Policy, mark},
     headers::{Address, ArpForm, Headers, cold_key},
     reason::Reason,
-    tables::{Tables, class, group, port_group, read, rule},
+    tables::{Tables, classes, group, port_group, read, rule},
 };
 
 /// Whose side an interface is on.
@@ -106,10 +106,7 @@ pub fn decide<T: Tables>(t: &T, place: Place, h: &Headers) -> Verdict {
     let Some(control) = t.control() else {
         return because(Reason::Internal, 0);
     };
-    let Some(source) = class(t, control, h.version, h.source) else {
-        return because(Reason::Internal, 0);
-    };
-    let Some(destination) = class(t, control, h.version, h.destination) else {
+    let Some((source, destination)) = classes(t, control, h) else {
         return because(Reason::Internal, 0);
     };
     let (from, to) = (source & CLASS_POOL, destination & CLASS_POOL);

@@ -92,8 +92,8 @@ impl Tables for Kernel {
         CONTROL.get(0)
     }
     #[inline(always)]
-    fn directory4(&self, upper: u16) -> Option<u16> {
-        DIR4.get(0).map(|d| read(&d[upper as usize]))
+    fn directory4(&self) -> Option<&[u16; 65536]> {
+        DIR4.get(0)
     }
     #[inline(always)]
     fn chunk4(&self, chunk: u16, lower: u16) -> Option<Class> {

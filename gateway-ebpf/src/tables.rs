@@ -8,15 +8,15 @@ use crate::{
     abi::{
         BUCKET6_SLOTS, Bucket6, CLASS_POOL, Class, Cold, ColdKey, Control, Home6, Homes6, LEVEL_NEXT, LEVEL_TABLES, Policy, mix6,
     },
-    headers::{Address, protocol, words},
+    headers::{Address, Headers, protocol, words},
 };
 
 /// The tables and clocks behind the decision. `None` is a table that cannot be read: the decision then fails closed.
 pub trait Tables {
     /// [`crate::abi::map::CONTROL`].
     fn control(&self) -> Option<&Control>;
-    /// [`crate::abi::map::DIR4`] at the upper half of an IPv4 address.
-    fn directory4(&self, upper: u16) -> Option<u16>;
+    /// [`crate::abi::map::DIR4`].
+    fn directory4(&self) -> Option<&[u16; 65536]>;
     /// [`crate::abi::map::CHUNKS4`]: a chunk at the lower half of an IPv4 address.
     fn chunk4(&self, chunk: u16, lower: u16) -> Option<Class>;
     /// [`crate::abi::map::HASH6`] at an index.
@@ -33,22 +33,27 @@ pub trait Tables {
     fn boot_now(&self) -> u64;
 }
 
-/// The class byte of an address.
+/// The class bytes of source and destination.
 #[inline(always)]
-pub fn class<T: Tables>(t: &T, control: &Control, version: u8, address: Address) -> Option<Class> {
-    match version {
-        4 => class4(t, u32::from_be(address[0])),
-        _ => {
-            let [hi, lo] = words(address);
-            // A class is a byte: anything above stands for `None`, so that the result is one register.
-            Class::try_from(class6(t, read(&control.hash6_bits), hi, lo)).ok()
-        }
+pub fn classes<T: Tables>(t: &T, control: &Control, h: &Headers) -> Option<(Class, Class)> {
+    if h.version == 4 {
+        // One look-up of the map for both: it is a good part of the work.
+        let directory = t.directory4()?;
+        let source = class4(t, directory, u32::from_be(h.source[0]))?;
+        let destination = class4(t, directory, u32::from_be(h.destination[0]))?;
+        return Some((source, destination));
     }
+    let bits = read(&control.hash6_bits);
+    let ([shi, slo], [dhi, dlo]) = (words(h.source), words(h.destination));
+    // A class is a byte; what is above stands for `None`, so that the result is one register.
+    let source = Class::try_from(class6(t, bits, shi, slo)).ok()?;
+    let destination = Class::try_from(class6(t, bits, dhi, dlo)).ok()?;
+    Some((source, destination))
 }
 
 #[inline(always)]
-fn class4<T: Tables>(t: &T, address: u32) -> Option<Class> {
-    match t.directory4((address >> 16) as u16)? {
+fn class4<T: Tables>(t: &T, directory: &[u16; 65536], address: u32) -> Option<Class> {
+    match read(&directory[(address >> 16) as usize & 0xffff]) {
         0 => Some(0),
         chunk => t.chunk4(chunk, address as u16),
     }
@@ -161,7 +166,7 @@ pub struct MemTables<'a> {
     /// [`crate::abi::map::CONTROL`].
     pub control: &'a Control,
     /// [`crate::abi::map::DIR4`].
-    pub directory4: &'a [u16],
+    pub directory4: &'a [u16; 65536],
     /// [`crate::abi::map::CHUNKS4`].
     pub chunks4: &'a [[Class; 65536]],
     /// [`crate::abi::map::HASH6`].
@@ -182,8 +187,8 @@ impl Tables for MemTables<'_> {
     fn control(&self) -> Option<&Control> {
         Some(self.control)
     }
-    fn directory4(&self, upper: u16) -> Option<u16> {
-        self.directory4.get(upper as usize).copied()
+    fn directory4(&self) -> Option<&[u16; 65536]> {
+        Some(self.directory4)
     }
     fn chunk4(&self, chunk: u16, lower: u16) -> Option<Class> {
         self.chunks4.get(chunk as usize).map(|c| c[lower as usize])

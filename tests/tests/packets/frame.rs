@@ -9,52 +9,52 @@ use serde::Deserialize;
 #[serde(deny_unknown_fields)]
 pub(crate) struct Packet {
     /// Source: an address, or for TCP and UDP an address and a port.
-    from: Option<String>,
+    pub(crate) from: Option<String>,
     /// Destination, likewise.
-    to: Option<String>,
+    pub(crate) to: Option<String>,
     /// TCP, with these flags of SAFRPU.
-    tcp: Option<String>,
+    pub(crate) tcp: Option<String>,
     /// UDP.
     #[serde(default)]
-    udp: bool,
+    pub(crate) udp: bool,
     /// ICMP or ICMPv6 by the family of the addresses: type and code.
-    icmp: Option<[u8; 2]>,
+    pub(crate) icmp: Option<[u8; 2]>,
     /// Another protocol, with eight bytes of payload.
-    protocol: Option<u8>,
+    pub(crate) protocol: Option<u8>,
     /// TTL or hop limit.
-    hops: Option<u8>,
+    pub(crate) hops: Option<u8>,
     /// Address resolution: the operation.
-    arp: Option<u16>,
+    pub(crate) arp: Option<u16>,
 
     /// IP version nibble.
-    version: Option<u8>,
+    pub(crate) version: Option<u8>,
     /// IPv4 header length in words of four bytes, without that there are more or less.
-    header_words: Option<u8>,
+    pub(crate) header_words: Option<u8>,
     /// Words of IPv4 options, no-operations.
     #[serde(default)]
-    options: u8,
+    pub(crate) options: u8,
     /// IPv4 total length, IPv6 payload length.
-    length: Option<u16>,
+    pub(crate) length: Option<u16>,
     /// IPv4 flags and fragment offset, as the field has them.
-    fragment: Option<u16>,
+    pub(crate) fragment: Option<u16>,
     /// An IPv6 extension header of eight bytes in front of the transport.
-    extension: Option<u8>,
+    pub(crate) extension: Option<u8>,
     /// TCP data offset in words.
-    tcp_words: Option<u8>,
+    pub(crate) tcp_words: Option<u8>,
     /// UDP length.
-    udp_length: Option<u16>,
+    pub(crate) udp_length: Option<u16>,
     /// ARP hardware type, protocol, lengths, in this order.
-    arp_form: Option<[u16; 4]>,
+    pub(crate) arp_form: Option<[u16; 4]>,
     /// Bytes of the packet that are there, from the IP or ARP header on.
-    cut: Option<usize>,
+    pub(crate) cut: Option<usize>,
     /// Zeros behind the packet.
     #[serde(default)]
-    padding: usize,
+    pub(crate) padding: usize,
     /// Ethertype, or below 0x600 a length.
-    ethertype: Option<u16>,
+    pub(crate) ethertype: Option<u16>,
     /// VLAN tag protocol identifiers, outermost first.
     #[serde(default)]
-    tags: Vec<u16>,
+    pub(crate) tags: Vec<u16>,
 }
 
 impl Packet {

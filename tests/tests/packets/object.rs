@@ -8,10 +8,10 @@ use std::{
 
 use aya::{
     Ebpf, EbpfLoader, TestRun as _, TestRunOptions,
-    maps::{Map, MapData},
+    maps::{Map, RingBuf},
     programs::{Program, ProgramInfo},
 };
-use gateway_ebpf::abi::{Count, REASONS, map};
+use gateway_ebpf::abi::{Count, Denial, REASONS, map};
 use gateway_user::dataplane::object::OBJECT;
 use lazaret_tests::require::{Need, or_skip};
 
@@ -50,14 +50,15 @@ pub(crate) struct Run {
 
 /// The loaded object, or `None` where the machine cannot load it; then `test` is listed as skipped.
 pub(crate) fn open(test: &str) -> Option<Object> {
-    or_skip(test, &[Need::Root, Need::Bpf]).then(|| Object::load(8))
+    or_skip(test, &[Need::Root, Need::Bpf]).then(|| Object::load(1 << 18))
 }
 
 impl Object {
-    /// Loads every program, with room for `chunks` chunks of IPv4 addresses.
-    pub(crate) fn load(chunks: u32) -> Self {
+    /// Loads every program, with room for 8 chunks of IPv4 addresses and a ring of this many bytes.
+    pub(crate) fn load(ring: u32) -> Self {
         let mut ebpf = EbpfLoader::new()
-            .map_max_entries(map::CHUNKS4, chunks)
+            .map_max_entries(map::CHUNKS4, 8)
+            .map_max_entries(map::DENIALS, ring)
             .load(OBJECT)
             .unwrap_or_else(|e| panic!("{e:#?}"));
         for name in PROGRAMS {
@@ -121,9 +122,13 @@ impl Object {
         bpf(BPF_MAP_UPDATE_ELEM, &attribute).unwrap_or_else(|e| panic!("{name}: {e}"));
     }
 
-    /// Removes one element; it need not exist.
+    /// Removes one element.
     pub(crate) fn remove<K>(&self, name: &str, key: &K) {
-        let _ = bpf(BPF_MAP_DELETE_ELEM, &Element::new(self.fd(name), key, &0_u8));
+        let attribute = Element {
+            value: 0,
+            ..Element::new(self.fd(name), key, &0_u8)
+        };
+        bpf(BPF_MAP_DELETE_ELEM, &attribute).unwrap_or_else(|e| panic!("{name}: {e}"));
     }
 
     /// A counter array over all CPUs, and over all pools: `[pool][reason]`.
@@ -156,9 +161,16 @@ impl Object {
         values.iter().fold([0, 0], |a, v| [a[0] + v[0], a[1] + v[1]])
     }
 
-    /// The ring of denials, taken out of the object.
-    pub(crate) fn take_ring(&mut self) -> aya::maps::RingBuf<MapData> {
-        self.0.take_map(map::DENIALS).unwrap().try_into().unwrap()
+    /// The denials that are in the ring now, taken out of it.
+    pub(crate) fn denials(&mut self) -> Vec<Denial> {
+        let mut ring = RingBuf::try_from(self.0.map_mut(map::DENIALS).unwrap()).unwrap();
+        let mut denials = Vec::new();
+        while let Some(record) = ring.next() {
+            assert_eq!(record.len(), size_of::<Denial>());
+            // SAFETY: as long as a record, which is integers only.
+            denials.push(unsafe { record.as_ptr().cast::<Denial>().read_unaligned() });
+        }
+        denials
     }
 
     fn fd(&self, name: &str) -> BorrowedFd<'_> {

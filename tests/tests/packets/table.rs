@@ -47,7 +47,7 @@ pub(crate) struct Entry {
     #[serde(default)]
     late: bool,
     /// The packet.
-    is: Packet,
+    pub(crate) is: Packet,
     /// Reason.
     expect: String,
     /// The verdict's pool; otherwise none.

@@ -50,7 +50,7 @@ struct Rule {
 /// An address with a lease.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Leased {
+pub(crate) struct Leased {
     address: IpNetwork,
     /// Pool until the lease ends.
     pool: String,
@@ -65,17 +65,17 @@ struct Leased {
 pub(crate) struct Description {
     pub(crate) pool: Vec<Pool>,
     #[serde(default)]
-    leased: Vec<Leased>,
+    pub(crate) leased: Vec<Leased>,
 }
 
 /// The tables.
 pub(crate) struct World {
     pub(crate) pools: Vec<Pool>,
     pub(crate) control: Control,
-    directory4: Box<[u16; 65536]>,
+    pub(crate) directory4: Box<[u16; 65536]>,
     pub(crate) chunks4: Vec<[u8; 65536]>,
-    hash6: Vec<Bucket6>,
-    homes6: Box<Homes6>,
+    pub(crate) hash6: Vec<Bucket6>,
+    pub(crate) homes6: Box<Homes6>,
     pub(crate) policies: [Box<Policy>; 2],
     pub(crate) cold: HashMap<ColdKey, Cold>,
 }
@@ -135,7 +135,7 @@ impl World {
     pub(crate) fn judged<R>(&self, judge: impl FnOnce(&MemTables<'_>) -> R) -> R {
         judge(&MemTables {
             control: &self.control,
-            directory4: &self.directory4[..],
+            directory4: &self.directory4,
             chunks4: &self.chunks4,
             hash6: &self.hash6,
             homes6: &self.homes6,
@@ -204,6 +204,11 @@ impl World {
                 self.hash6[at].classes[slot] = class;
             }
         }
+    }
+
+    /// Points the /16 of an address at a chunk.
+    pub(crate) fn misdirect(&mut self, address: std::net::Ipv4Addr, chunk: u16) {
+        self.directory4[(u32::from(address) >> 16) as usize] = chunk;
     }
 
     fn chunk(&mut self, address: [u8; 4]) -> &mut [u8; 65536] {
@@ -328,7 +333,8 @@ fn next(entry: &mut u16, free: impl FnOnce() -> usize) -> usize {
     usize::from(*entry & !LEVEL_NEXT)
 }
 
-fn words6(octets: [u8; 16]) -> [u64; 2] {
+/// An IPv6 address as the tables hold it.
+pub(crate) fn words6(octets: [u8; 16]) -> [u64; 2] {
     let (hi, lo) = octets.split_at(8);
     [hi, lo].map(|w| u64::from_ne_bytes(w.try_into().unwrap()))
 }

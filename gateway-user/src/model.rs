@@ -61,6 +61,8 @@ name!(/// A pool's or a policy's name.
     PoolName, 32, "._-", "a pool or policy name");
 name!(/// Who reports sessions: a VPN server.
     SourceName, 64, "._-", "a source name");
+name!(/// A certificate's common name, and the name of its files.
+    CertificateName, 64, "._-", "a certificate's name");
 name!(/// A request id.
     RequestId, 64, "._:-", "a request id");
 name!(/// The MDM's version of its device policy.

@@ -27,7 +27,7 @@ use crate::{
         roles,
         tls::{self, TlsError},
     },
-    model::{InvalidName, Role, SourceName},
+    model::{CertificateName, InvalidName, Role},
 };
 
 /// How long the CA's certificate holds, days.
@@ -44,7 +44,7 @@ pub struct InitArgs {
     pub dir: PathBuf,
     /// The CA's common name: 1 to 64 characters of A-Z a-z 0-9 . _ -
     #[arg(long, default_value = "lazaret-ca")]
-    pub name: SourceName,
+    pub name: CertificateName,
 }
 
 /// `lazaret pki issue`: a key, and a certificate that the CA signs.
@@ -61,7 +61,7 @@ pub struct IssueArgs {
     pub server: bool,
     /// Common name, and name of the files: 1 to 64 characters of A-Z a-z 0-9 . _ -
     #[arg(long)]
-    pub name: SourceName,
+    pub name: CertificateName,
     /// Where the files go: NAME.pem and NAME.key. Default: the CA's directory.
     #[arg(long)]
     pub out: Option<PathBuf>,
@@ -222,7 +222,7 @@ fn parse_role(name: &str) -> Result<Role, String> {
 }
 
 /// What every certificate has: name, dates, and a random serial number of 127 bits (RFC 5280, section 4.1.2.2).
-fn params(name: &SourceName, days: u32) -> Result<CertificateParams, PkiError> {
+fn params(name: &CertificateName, days: u32) -> Result<CertificateParams, PkiError> {
     let mut params = CertificateParams::default();
     params.distinguished_name = DistinguishedName::new();
     params.distinguished_name.push(DnType::CommonName, name.as_str());
@@ -445,7 +445,7 @@ mod tests {
         let tmp = tempfile::tempdir().unwrap();
         let dir = new_ca(tmp.path());
         for name in ["../x", "a/b", "", ".hidden", "a\nb", "-x"] {
-            assert!(name.parse::<SourceName>().is_err(), "{name:?}");
+            assert!(name.parse::<CertificateName>().is_err(), "{name:?}");
         }
         assert!(matches!(
             issue(&IssueArgs {

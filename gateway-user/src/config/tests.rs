@@ -1,5 +1,7 @@
 //! Every mistake with its line, and the example.
 
+mod example;
+
 use std::path::Path;
 
 use super::*;

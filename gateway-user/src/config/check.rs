@@ -1,4 +1,4 @@
-//! From the file as it stands to a [`Config`]: what must hold between values. Nothing of the host is asked.
+//! What must hold between the values of a file. Nothing of the host is asked.
 
 use std::{collections::HashMap, net::IpAddr, path::Path};
 
@@ -7,13 +7,12 @@ use ipnetwork::IpNetwork;
 use toml::de::DeTable;
 
 use super::{
-    Allow, Api, Config, ConfigErrors, Devices, InterfacePattern, InterfaceRole, InterfaceRule, Log, Paths, Policy, Pool,
-    PoolKind, Route, RouteTable, Rule, Socket, Tables,
+    Config, ConfigErrors, InterfacePattern, InterfaceRole, PoolKind, build,
     raw::{RawApi, RawInterface, RawPolicy, RawPool, RawSettings, Word},
     read::{At, Notes, Section, Wrong},
     values,
 };
-use crate::model::{PoolId, PoolName};
+use crate::model::PoolName;
 
 /// Checks a text as a whole.
 pub(super) fn config(file: &Path, text: &str) -> Result<Config, ConfigErrors> {
@@ -51,7 +50,7 @@ pub(super) fn config(file: &Path, text: &str) -> Result<Config, ConfigErrors> {
 
     if notes.is_clean() {
         // Without a mistake nothing is missing; if this said otherwise, it would be one of ours.
-        match build(settings, api, interfaces, pools, policies) {
+        match build::config(settings, api, interfaces, pools, policies) {
             Some(config) => return Ok(config),
             None => notes.note(0, "", Wrong::new("a value was lost in reading", "please report this file")),
         }
@@ -393,139 +392,4 @@ fn named(pool: &RawPool) -> String {
     pool.name
         .as_ref()
         .map_or("a pool without name".into(), |n| format!("pool {:?}", n.value.as_str()))
-}
-
-/// `None`: a value that must be there is not.
-fn build(
-    settings: RawSettings,
-    api: Option<RawApi>,
-    interfaces: Vec<RawInterface>,
-    pools: Vec<RawPool>,
-    policies: Vec<RawPolicy>,
-) -> Option<Config> {
-    let numbers: HashMap<PoolName, PoolId> = pools
-        .iter()
-        .zip(1..)
-        .map(|(p, number)| Some((p.name.as_ref()?.value.clone(), PoolId(number))))
-        .collect::<Option<_>>()?;
-    let addresses = or(settings.addresses, Tables::default().addresses);
-    let tables = Tables {
-        addresses,
-        buckets6: or(settings.buckets6, Tables::buckets6_for(addresses)),
-        denials_bytes: or(settings.denials_bytes, Tables::default().denials_bytes),
-    };
-    let (paths, socket, log, devices) = (Paths::default(), Socket::default(), Log::default(), Devices::default());
-    Some(Config {
-        mode: or(settings.mode, Default::default()),
-        paths: Paths {
-            state: or(settings.state, paths.state),
-            pins: or(settings.pins, paths.pins),
-        },
-        api: match api {
-            Some(raw) => Some(build_api(raw)?),
-            None => None,
-        },
-        socket: Socket {
-            path: or(settings.socket, socket.path),
-            vpn_group: settings.vpn_group.map(|g| g.value),
-            viewer_group: settings.viewer_group.map(|g| g.value),
-        },
-        log: Log {
-            level: or(settings.level, log.level),
-            format: or(settings.format, log.format),
-        },
-        devices: Devices {
-            unknown: or(settings.unknown, devices.unknown),
-            sessions: or(settings.sessions, devices.sessions),
-        },
-        tables,
-        interfaces: interfaces
-            .into_iter()
-            .map(|i| {
-                Some(InterfaceRule {
-                    name: i.name?.value,
-                    role: i.role?.value,
-                    xdp: or(i.xdp, Default::default()),
-                })
-            })
-            .collect::<Option<_>>()?,
-        pools: pools.into_iter().map(|p| build_pool(p, &numbers)).collect::<Option<_>>()?,
-        policies: build_policies(policies)?,
-    })
-}
-
-fn build_api(raw: RawApi) -> Option<Api> {
-    Some(Api {
-        listen: raw.listen?.value,
-        certificate: raw.certificate?.value,
-        key: raw.key?.value,
-        client_ca: raw.client_ca?.value,
-        max_message: or(raw.max_message, Api::MAX_MESSAGE) as usize,
-        max_connections: or(raw.max_connections, Api::MAX_CONNECTIONS) as usize,
-        max_streams: or(raw.max_streams, Api::MAX_STREAMS),
-        handshake_timeout: or(raw.handshake_timeout, Api::HANDSHAKE_TIMEOUT),
-    })
-}
-
-fn build_pool(raw: RawPool, numbers: &HashMap<PoolName, PoolId>) -> Option<Pool> {
-    let name = raw.name?.value;
-    let routes = raw
-        .routes
-        .into_iter()
-        .map(|r| {
-            Some(Route {
-                to: r.to?.value,
-                via: r.via.map(|v| v.value),
-                interface: r.interface.map(|i| i.value),
-            })
-        })
-        .collect::<Option<Vec<Route>>>()?;
-    Some(Pool {
-        id: *numbers.get(&name)?,
-        name,
-        kind: raw.kind?.value,
-        prefixes: raw.prefixes.into_iter().map(|p| p.value).collect(),
-        reserved: raw.reserved.into_iter().map(|r| r.value).collect(),
-        policy: raw.policy?.value,
-        fallback: match raw.fallback {
-            Some(fallback) => Some(*numbers.get(&fallback.value)?),
-            None => None,
-        },
-        gateway_uri: raw.gateway_uri?.value,
-        lease: raw.lease.map(|l| l.value),
-        table: raw.table.map(|t| RouteTable { number: t.value, routes }),
-    })
-}
-
-fn build_policies(policies: Vec<RawPolicy>) -> Option<Vec<Policy>> {
-    let mut ids = 1..=u16::MAX;
-    let mut built = Vec::new();
-    for policy in policies {
-        let allow = match policy.allow {
-            Some(At { value: Word::All, .. }) => Allow::All,
-            Some(At {
-                value: Word::Nothing, ..
-            }) => Allow::Nothing,
-            None => {
-                let rule = |r: super::raw::RawRule| {
-                    Some(Rule {
-                        id: ids.next()?,
-                        to: r.to,
-                        protocol: r.protocol?,
-                        ports: r.ports,
-                    })
-                };
-                Allow::Rules(policy.rules.into_iter().map(rule).collect::<Option<_>>()?)
-            }
-        };
-        built.push(Policy {
-            name: policy.name?.value,
-            allow,
-        });
-    }
-    Some(built)
-}
-
-fn or<T>(value: Option<At<T>>, default: T) -> T {
-    value.map_or(default, |v| v.value)
 }

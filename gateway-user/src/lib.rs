@@ -25,4 +25,5 @@ pub mod telemetry;
 pub mod cli;
 pub mod daemon;
 pub mod hook;
+pub mod notify;
 pub mod pki;

@@ -285,7 +285,7 @@ pub(super) struct DenialsArgs {
 #[derive(Debug, Subcommand)]
 pub(super) enum PkiCommand {
     /// Make a CA
-    #[command(after_help = "Example:\n  lazaret pki init --dir /root/lazaret-ca")]
+    #[command(after_help = "Example:\n  lazaret pki init --dir ~/lazaret-ca")]
     Init(crate::pki::InitArgs),
     /// Make a key, and a certificate that the CA signs, for a client's role or for the gateway itself
     #[command(after_help = PKI_EXAMPLES)]
@@ -294,8 +294,8 @@ pub(super) enum PkiCommand {
 
 const PKI_EXAMPLES: &str = "\
 Examples:
-  lazaret pki issue --dir /root/lazaret-ca --server --name gateway --dns gateway.example.org --out /etc/lazaret
-  lazaret pki issue --dir /root/lazaret-ca --role mdm --name mdm-1 --out /root/for-the-mdm";
+  lazaret pki issue --dir ~/lazaret-ca --server --name gateway --dns gateway.example.org --out /etc/lazaret
+  lazaret pki issue --dir ~/lazaret-ca --role mdm --name mdm-1 --out ~/for-the-mdm";
 
 #[derive(Debug, Subcommand)]
 pub(super) enum HookCommand {

@@ -305,3 +305,6 @@ fn neighbour(h: &Headers, touched: u8) -> Verdict {
 const fn because(reason: Reason, pool: u8) -> Verdict {
     Verdict { reason, pool, mark: 0 }
 }
+
+#[cfg(test)]
+mod tests;

@@ -221,3 +221,6 @@ fn transport<P: Packet + ?Sized, const FULL: bool>(p: &P, at: usize, length: usi
 fn load_within<P: Packet + ?Sized, T: crate::wire::Wire>(p: &P, at: usize, length: usize) -> Option<T> {
     if length < size_of::<T>() { None } else { p.load(at) }
 }
+
+#[cfg(test)]
+mod tests;

@@ -150,7 +150,7 @@ fn fill(policy: &mut Policy, r: &mut Random) {
 fn packet(r: &mut Random) -> Packet {
     let v4 = r.once_in(2);
     let kind = r.below(10);
-    let mut end = |r: &mut Random| {
+    let end = |r: &mut Random| {
         let address = address(r, v4);
         Some(if kind < 7 {
             std::net::SocketAddr::new(address, r.below(8) as u16 * 1000).to_string()

@@ -1,7 +1,10 @@
 //! What the build, the tests, the demo and the benchmark need of the machine. `plan` (pure) says what is missing and what would mend it;
 //! `install` does it, `report` only tells. Everything that exists already is left as it is.
 
-use std::{env, process::Command};
+use std::{
+    env,
+    process::{Command, Stdio},
+};
 
 use anyhow::{Result, bail};
 
@@ -141,6 +144,8 @@ trait Probe {
     fn has(&self, program: &str) -> bool;
     fn compiler(&self) -> Option<(Compiler, Option<u32>)>;
     fn linker(&self) -> bool;
+    /// Whether Python can make environments; Debian has that in a package of its own.
+    fn venv(&self) -> bool;
     fn root(&self) -> bool;
 }
 
@@ -158,6 +163,14 @@ impl Probe for Machine {
     }
     fn linker(&self) -> bool {
         bpf::linker().is_some()
+    }
+    fn venv(&self) -> bool {
+        let mut python = Command::new("python3");
+        python
+            .args(["-c", "import ensurepip, venv"])
+            .stdin(Stdio::null())
+            .stderr(Stdio::null());
+        python.status().is_ok_and(|s| s.success())
     }
     fn root(&self) -> bool {
         nix::unistd::geteuid().is_root()
@@ -229,6 +242,13 @@ fn plan(probe: &impl Probe, scope: Scope) -> Vec<Step> {
             ways: vec![apt(probe, &[package])],
         });
     }
+    if !probe.venv() {
+        steps.push(Step {
+            what: "Python's venv".into(),
+            why: "holds the gRPC client that is not ours",
+            ways: vec![apt(probe, &["python3-venv"])],
+        });
+    }
     steps
 }
 
@@ -282,6 +302,9 @@ mod tests {
         }
         fn linker(&self) -> bool {
             self.linker
+        }
+        fn venv(&self) -> bool {
+            self.has("python3")
         }
         fn root(&self) -> bool {
             self.root

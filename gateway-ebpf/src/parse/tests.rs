@@ -1,3 +1,5 @@
+//! What the parser makes of frames, whole and broken.
+
 use std::{vec, vec::Vec};
 
 use super::*;

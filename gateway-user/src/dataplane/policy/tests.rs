@@ -1,3 +1,5 @@
+//! Compiled policies against the rules that they were compiled from.
+
 use std::net::IpAddr;
 
 use super::{super::fixtures, *};

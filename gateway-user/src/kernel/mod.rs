@@ -128,6 +128,9 @@ pub enum KernelError {
     },
 }
 
+/// A pool's number (0: none) with its counters by reason.
+pub type PoolCounters = (u8, Box<[Count; REASONS]>);
+
 /// The kernel, as the one thread that owns it sees it. All calls are system calls or stores to mapped memory; none waits for a network.
 pub trait Kernel: Send {
     /// Sets what an address of a live session is judged by. From the return on, the next packet is judged by it.
@@ -179,7 +182,7 @@ pub trait Kernel: Send {
     ///
     /// # Errors
     /// See [`KernelError`].
-    fn counters(&self) -> Result<Vec<(u8, Box<[Count; REASONS]>)>, KernelError>;
+    fn counters(&self) -> Result<Vec<PoolCounters>, KernelError>;
 
     /// Denial events suppressed by the rate limit, and lost to a full ring.
     ///

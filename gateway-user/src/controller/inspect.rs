@@ -234,3 +234,51 @@ fn hook_name(hook: HookPoint) -> &'static str {
         HookPoint::TcEgress => "tc egress",
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{controller::tests::kit, kernel::ProgramReading};
+
+    #[test]
+    fn in_force_needs_a_judge_at_both_ends_of_every_device_interface() {
+        let (config, mut links) = (kit::config(), kit::links());
+        links.push(Link {
+            ifindex: 4,
+            name: "tun1".parse().unwrap(),
+            ethernet: false,
+        });
+        let own: InterfaceName = "tun0".parse().unwrap();
+        let back = |link: &Link, hook| ReadBack {
+            interface: link.name.clone(),
+            ifindex: link.ifindex,
+            hook,
+            reading: Some(ProgramReading {
+                program_id: 1,
+                map_id: 2,
+                pool: Some(kit::OFFICE),
+            }),
+        };
+        let hooks = [HookPoint::TcIngress, HookPoint::TcEgress];
+        let all: Vec<ReadBack> = links.iter().flat_map(|l| hooks.map(|h| back(l, h))).collect();
+        let judge = |links: &[Link], reads: &[ReadBack]| in_force(&config, links, &own, kit::OFFICE, reads);
+        assert!(judge(&links, &all));
+        assert!(!in_force(&config, &links, &own, kit::LAB, &all));
+        assert!(!judge(&links, &[]) && !judge(&[], &[]) && !judge(&links[..1], &all));
+        for missing in 0..all.len() {
+            let mut rest = all.clone();
+            let gone = rest.remove(missing);
+            // A core interface needs no more than it says it has.
+            assert_eq!(judge(&links, &rest), gone.interface.as_str() == "core0", "{gone:?}");
+            for reading in [None, Some(None), Some(Some(kit::QUARANTINE))] {
+                let mut wrong = all.clone();
+                wrong[missing].reading = reading.map(|pool| ProgramReading {
+                    program_id: 1,
+                    map_id: 2,
+                    pool,
+                });
+                assert!(!judge(&links, &wrong), "{:?}", wrong[missing]);
+            }
+        }
+    }
+}

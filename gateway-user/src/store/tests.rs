@@ -270,3 +270,23 @@ fn a_second_opener_is_refused() {
     drop(first);
     assert_eq!(SqliteStore::open(&path).unwrap().load().unwrap().devices.len(), 1);
 }
+
+#[test]
+fn every_commit_is_on_the_disk_before_it_is_answered() {
+    let (_temp, path) = directory();
+    let store = SqliteStore::open(&path).unwrap();
+    let text = |name: &str| {
+        let value = store
+            .connection()
+            .pragma_query_value(None, name, |r| r.get::<_, rusqlite::types::Value>(0))
+            .unwrap();
+        match value {
+            rusqlite::types::Value::Integer(n) => n.to_string(),
+            rusqlite::types::Value::Text(t) => t,
+            other => panic!("{other:?}"),
+        }
+    };
+    // synchronous 2 is FULL: in write-ahead mode, NORMAL would lose the last commits with the power.
+    let found = ["journal_mode", "synchronous", "foreign_keys", "locking_mode"].map(text);
+    assert_eq!(found, ["wal", "2", "1", "exclusive"]);
+}

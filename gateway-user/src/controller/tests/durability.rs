@@ -85,6 +85,25 @@ async fn a_restriction_that_cannot_be_committed_is_in_force_and_becomes_durable(
 }
 
 #[tokio::test]
+async fn what_is_not_durable_yet_never_overwrites_what_came_after_it() {
+    let mut g = Gateway::new().await;
+    g.register("phone", "office").await;
+    g.disk.fill();
+    assert_eq!(enforcement(g.revoked("phone").await), Enforcement::EnforcedNotDurable);
+    g.disk.free();
+    let mut changed = registration("phone", "lab");
+    changed.owner = "another".to_owned();
+    g.controller().register(g.seen(0), vec![changed]).await.unwrap();
+    g.restart().await;
+    let device = g.controller().device(id("phone")).await.unwrap().device;
+    assert_eq!((device.owner.as_str(), device.full_service_pool.as_str()), ("another", "lab"));
+    assert_eq!(
+        (device.state, device.restricted_at),
+        (DeviceState::Quarantined, Some(START.wall))
+    );
+}
+
+#[tokio::test]
 async fn closing_and_retiring_are_not_refused_by_a_full_disk() {
     let mut g = Gateway::new().await;
     g.register("phone", "office").await;
@@ -120,7 +139,7 @@ async fn an_address_handed_over_on_a_full_disk_is_nobodys() {
     g.applied("old").await.unwrap();
     g.applied("new").await.unwrap();
     g.disk.fill();
-    unavailable(g.open("new", &["10.66.0.5"]).await);
+    unavailable(g.open("new", &["10.66.0.5", "10.66.0.9"]).await);
     assert_eq!((g.judged("10.66.0.5"), g.judged("10.66.0.6")), (QUARANTINE, QUARANTINE));
     assert!(g.controller().sessions(None, 10).await.unwrap().is_empty());
     assert!(g.kernel.state().assigned.is_empty());

@@ -113,7 +113,7 @@ pub(crate) fn config() -> Config {
     }
 }
 
-pub(super) fn links() -> Vec<Link> {
+pub(crate) fn links() -> Vec<Link> {
     let link = |ifindex, name: &str, ethernet| Link {
         ifindex,
         name: name.parse().unwrap(),

@@ -67,6 +67,12 @@ async fn a_restart_over_adopted_tables_disturbs_nothing() {
         !calls.iter().any(|c| matches!(c, Call::Assign(..) | Call::Clear(_))),
         "{calls:?}"
     );
+    // Nobody knows how far the dead daemon had moved the word: until all is compared, the programs look at every lease.
+    let words: Vec<_> = calls.iter().filter(|c| matches!(c, Call::EarliestLeaseEnd(_))).collect();
+    assert_eq!(
+        words,
+        [&Call::EarliestLeaseEnd(Some(BootTime(0))), &Call::EarliestLeaseEnd(None)]
+    );
 }
 
 #[tokio::test]
@@ -119,6 +125,29 @@ async fn a_renamed_gateway_and_a_new_lease_reach_released_devices() {
         .await
         .unwrap();
     assert_eq!(changes.last().unwrap().new, "new.vpn.example");
+}
+
+#[tokio::test]
+async fn what_a_lease_falls_back_to_is_set_anew() {
+    let mut g = Gateway::new().await;
+    g.register("one", "lab").await;
+    g.open("one", &["10.66.0.5"]).await.unwrap();
+    g.applied("one").await.unwrap();
+    g.stop().await;
+    // What an address is judged by after its lease cannot be read back.
+    g.kernel
+        .state()
+        .assigned
+        .get_mut(&ip("10.66.0.5"))
+        .unwrap()
+        .lease
+        .as_mut()
+        .unwrap()
+        .1 = OFFICE;
+    g.start().await.unwrap();
+    g.stop().await;
+    g.clock.advance_ms(LEASE_MS);
+    assert_eq!(g.judged("10.66.0.5"), QUARANTINE);
 }
 
 #[tokio::test]

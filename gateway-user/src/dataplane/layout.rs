@@ -51,6 +51,12 @@ impl Layout4 {
         )
     }
 
+    /// The address at an offset into CHUNKS4.
+    pub(super) fn address(&self, offset: usize) -> Option<std::net::Ipv4Addr> {
+        let half = self.halves.get((offset / CHUNK).checked_sub(1)?)?;
+        Some((u32::from(*half) << 16 | (offset % CHUNK) as u32).into())
+    }
+
     /// Content of DIR4.
     pub(super) fn directory(&self) -> Vec<u16> {
         let mut directory = vec![0; CHUNK];
@@ -132,6 +138,13 @@ pub(super) fn words6(address: Ipv6Addr) -> [u64; 2] {
     let bytes = u128::from(address).to_be_bytes();
     let word = |from: usize| u64::from_ne_bytes(std::array::from_fn(|i| bytes[from + i]));
     [word(0), word(8)]
+}
+
+/// The address of two words.
+pub(super) fn address6(words: [u64; 2]) -> Ipv6Addr {
+    let bytes = words.map(u64::to_ne_bytes);
+    let all: [u8; 16] = std::array::from_fn(|i| bytes[i / 8][i % 8]);
+    all.into()
 }
 
 /// Buckets of HASH6: a power of two, at least one.

@@ -1,0 +1,358 @@
+//! The one writer of the tables that the programs read: class bytes, sessions and leases, policy generations. Mapped memory where a store
+//! is enough, system calls for the cold record beside it. At no moment is an address judged more loosely than before and after a change.
+
+use std::{
+    collections::HashSet,
+    io,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    os::fd::{AsFd, AsRawFd},
+    sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering, fence},
+};
+
+use gateway_ebpf::abi::{self, CLASS_LEASED, CLASS_POOL, Class, Cold, Control, Homes6, Policy, VERSION};
+use memmap2::{MmapOptions, MmapRaw};
+
+use super::{
+    bpf::{self, Map},
+    layout::{self, CHUNK, Layout4},
+    maps::Maps,
+    policy::CompileError,
+    table6::{Full, SharedBucket, Table6},
+};
+use crate::{
+    config::{Config, Mode},
+    kernel::{Assignment, KernelError},
+    model::BootTime,
+};
+
+/// The tables of one set of maps.
+pub(super) struct Tables {
+    config: Config,
+    layout: Layout4,
+    homes6: Box<Homes6>,
+    control: Mapping,
+    chunks: Mapping,
+    hash6: Mapping,
+    policy: Mapping,
+}
+
+impl Tables {
+    /// Maps the memory of `maps`, which have the sizes that the configuration asks for.
+    pub(super) fn new(config: &Config, maps: &Maps) -> Result<Self, TablesError> {
+        let layout = Layout4::new(config)?;
+        Ok(Self {
+            homes6: layout::homes6(config)?,
+            control: Mapping::new(maps.get(abi::map::CONTROL)?, size_of::<Control>())?,
+            chunks: Mapping::new(maps.get(abi::map::CHUNKS4)?, layout.chunks() * CHUNK)?,
+            hash6: Mapping::new(
+                maps.get(abi::map::HASH6)?,
+                layout::buckets6(config) as usize * size_of::<SharedBucket>(),
+            )?,
+            policy: Mapping::new(maps.get(abi::map::POLICY)?, 2 * size_of::<Policy>())?,
+            config: config.clone(),
+            layout,
+        })
+    }
+
+    /// Fills new maps, which no attached program reads yet: everything at rest.
+    pub(super) fn fill(&self, maps: &Maps, policy: &Policy) -> io::Result<()> {
+        let index = 0_u32.to_ne_bytes();
+        let directory: Vec<u8> = self.layout.directory().into_iter().flat_map(u16::to_ne_bytes).collect();
+        bpf::update(maps.get(abi::map::DIR4)?.fd.as_fd(), &index, &directory)?;
+        bpf::update(maps.get(abi::map::HOMES6)?.fd.as_fd(), &index, bpf::bytes_of(&*self.homes6))?;
+        self.chunks.copy_in(0, &self.layout.resting(&self.config));
+        self.policy.copy_in(0, bpf::bytes_of(policy));
+        let control = Control {
+            abi: VERSION,
+            flags: self.flags(),
+            generation: 0,
+            hash6_bits: layout::buckets6(&self.config).trailing_zeros(),
+            earliest_lease_end: u64::MAX,
+            config_digest: layout::digest(&self.config),
+        };
+        self.control.copy_in(0, bpf::bytes_of(&control));
+        fence(Ordering::SeqCst);
+        Ok(())
+    }
+
+    /// Whether maps that attached programs read hold what this configuration needs and no store can change: layout and directory.
+    pub(super) fn fit(config: &Config, maps: &Maps) -> io::Result<bool> {
+        let control = maps.get(abi::map::CONTROL)?.element::<Control>(0)?;
+        let Ok(layout) = Layout4::new(config) else { return Ok(false) };
+        let Ok(homes6) = layout::homes6(config) else {
+            return Ok(false);
+        };
+        let held = maps.get(abi::map::HOMES6)?.element::<Homes6>(0)?;
+        let directory = maps.get(abi::map::DIR4)?.element::<[u16; CHUNK]>(0)?;
+        Ok(control.abi == VERSION
+            && control.config_digest == layout::digest(config)
+            && control.generation < 2
+            && control.hash6_bits == layout::buckets6(config).trailing_zeros()
+            && maps.get(abi::map::CHUNKS4)?.info.max_entries as usize == layout.chunks()
+            && maps.get(abi::map::HASH6)?.info.max_entries == layout::buckets6(config)
+            && bpf::bytes_of(&*held) == bpf::bytes_of(&*homes6)
+            && directory[..] == layout.directory()[..])
+    }
+
+    /// Sets adopted maps right where they differ: classes of addresses without a session, the policy, the mode. Returns how many
+    /// addresses were wrong.
+    pub(super) fn repair(&self, maps: &Maps, policy: &Policy) -> Result<usize, KernelError> {
+        let assigned: HashSet<IpAddr> = assigned(maps)?.into_iter().collect();
+        let resting = self.layout.resting(&self.config);
+        let mut repaired = 0;
+        for (place, want) in resting.iter().enumerate() {
+            let byte = self.chunks.byte(place);
+            if byte.load(Ordering::Relaxed) == *want {
+                continue;
+            }
+            if !self.layout.address(place).is_some_and(|a| assigned.contains(&IpAddr::V4(a))) {
+                byte.store(*want, Ordering::Release);
+                repaired += 1;
+            }
+        }
+        self.table6().retain(|key| {
+            let keep = assigned.contains(&IpAddr::V6(layout::address6(key)));
+            repaired += usize::from(!keep);
+            keep
+        });
+        let active = self.generation().load(Ordering::Acquire) as usize & 1;
+        if !self.policy.holds(active * size_of::<Policy>(), bpf::bytes_of(policy)) {
+            self.policy.copy_in((active ^ 1) * size_of::<Policy>(), bpf::bytes_of(policy));
+            fence(Ordering::SeqCst);
+            self.generation().store(active as u32 ^ 1, Ordering::SeqCst);
+            tracing::info!("policy changed: generation {} is in force", active ^ 1);
+        }
+        self.control
+            .word32(std::mem::offset_of!(Control, flags))
+            .store(self.flags(), Ordering::SeqCst);
+        Ok(repaired)
+    }
+
+    /// See [`crate::kernel::Kernel::assign`].
+    pub(super) fn assign(&self, maps: &Maps, address: IpAddr, to: Assignment) -> Result<(), KernelError> {
+        let class = to.pool.0 & CLASS_POOL | if to.lease.is_some() { CLASS_LEASED } else { 0 };
+        let cold = Cold {
+            lease_end: to.lease.map_or(u64::MAX, |(end, _)| end.0),
+            session: to.session.0,
+            fallback: u64::from(to.lease.map_or(to.pool, |(_, fallback)| fallback).0),
+        };
+        let resting = self.resting(address).ok_or(KernelError::OutsidePools(address))?;
+        let old = self.class(address, resting);
+        let before = read_cold(maps, address)?;
+        let Some(before) = before else {
+            // At rest: the cold record is not looked at, so it goes first, and back if there is no room for the class.
+            write_cold(maps, address, &cold)?;
+            return self
+                .set_class(address, class)
+                .inspect_err(|_| drop(delete_cold(maps, address)));
+        };
+        if to.lease.is_none() {
+            // A class without lease ignores the record; the other way round the old class would take its endless lease for its own.
+            self.set_class(address, class)?;
+            return write_cold(maps, address, &cold);
+        }
+        if old & CLASS_LEASED != 0 && old != class {
+            // Between two leased pools, the new lease must not prolong the old pool.
+            self.set_class(address, before.fallback as Class & CLASS_POOL)?;
+        }
+        write_cold(maps, address, &cold)?;
+        self.set_class(address, class)
+    }
+
+    /// See [`crate::kernel::Kernel::clear`].
+    pub(super) fn clear(&self, maps: &Maps, address: IpAddr) -> Result<(), KernelError> {
+        if let Some(resting) = self.resting(address) {
+            match address {
+                IpAddr::V4(_) => self.set_class(address, resting)?,
+                IpAddr::V6(a) => self.table6().remove(layout::words6(a)),
+            }
+        }
+        delete_cold(maps, address)
+    }
+
+    /// See [`crate::kernel::Kernel::set_earliest_lease_end`]. The clock that the programs can read cheaply stands
+    /// still while the host is suspended: until the daemon sets it again, the word is then late by the time slept.
+    pub(super) fn set_earliest_lease_end(&self, end: Option<BootTime>) {
+        let word = end.map_or(u64::MAX, |end| {
+            // Read in this order, the difference is if anything too large, and the word too early.
+            let monotonic = clock(libc::CLOCK_MONOTONIC);
+            end.0.saturating_sub(clock(libc::CLOCK_BOOTTIME).saturating_sub(monotonic))
+        });
+        self.control
+            .word64(std::mem::offset_of!(Control, earliest_lease_end))
+            .store(word, Ordering::SeqCst);
+    }
+
+    fn flags(&self) -> u32 {
+        match self.config.mode {
+            Mode::Enforce => 0,
+            Mode::Observe => abi::FLAG_OBSERVE,
+        }
+    }
+
+    fn generation(&self) -> &AtomicU32 {
+        self.control.word32(std::mem::offset_of!(Control, generation))
+    }
+
+    /// The class of an address without session; `None`: it is in no pool, or reserved.
+    fn resting(&self, address: IpAddr) -> Option<Class> {
+        self.config.home(address).map(|home| self.config.resting(home).0)
+    }
+
+    fn class(&self, address: IpAddr, resting: Class) -> Class {
+        match address {
+            IpAddr::V4(a) => self.byte4(a).load(Ordering::Relaxed),
+            IpAddr::V6(a) => self
+                .table6()
+                .get(layout::words6(a))
+                .map_or(resting, |b| b.load(Ordering::Relaxed)),
+        }
+    }
+
+    fn set_class(&self, address: IpAddr, class: Class) -> Result<(), KernelError> {
+        match address {
+            IpAddr::V4(a) => self.byte4(a).store(class, Ordering::SeqCst),
+            IpAddr::V6(a) => {
+                self.table6()
+                    .set(layout::words6(a), class)
+                    .map_err(|Full| KernelError::TableFull)?;
+                fence(Ordering::SeqCst);
+            }
+        }
+        Ok(())
+    }
+
+    /// The address is in a pool, so its /16 has a chunk.
+    fn byte4(&self, address: Ipv4Addr) -> &AtomicU8 {
+        let (chunk, place) = self.layout.place(u32::from(address));
+        self.chunks.byte(chunk * CHUNK + place)
+    }
+
+    fn table6(&self) -> Table6<'_> {
+        Table6(self.hash6.buckets())
+    }
+}
+
+/// Every address with a cold record.
+pub(super) fn assigned(maps: &Maps) -> Result<Vec<IpAddr>, KernelError> {
+    let cold = maps.get(abi::map::COLD).map_err(|error| system("COLD", error))?;
+    let (mut key, mut next, mut all) = (None, [0_u8; 16], Vec::new());
+    // One writer, this thread: the walk meets no removal.
+    while bpf::next_key(cold.fd.as_fd(), key.as_ref().map(|k: &[u8; 16]| &k[..]), &mut next)
+        .map_err(|error| system("walking COLD", error))?
+        .is_some()
+    {
+        all.push(Ipv6Addr::from(next).to_canonical());
+        key = Some(next);
+    }
+    Ok(all)
+}
+
+/// The cold record of an address.
+pub(super) fn read_cold(maps: &Maps, address: IpAddr) -> Result<Option<Cold>, KernelError> {
+    let cold = maps.get(abi::map::COLD).map_err(|error| system("COLD", error))?;
+    let mut value = [0_u8; size_of::<Cold>()];
+    let found = bpf::lookup(cold.fd.as_fd(), &cold_key(address), &mut value).map_err(|error| system("reading COLD", error))?;
+    Ok(found.map(|()| *bpf::read_plain(&value)))
+}
+
+fn write_cold(maps: &Maps, address: IpAddr, record: &Cold) -> Result<(), KernelError> {
+    let cold = maps.get(abi::map::COLD).map_err(|error| system("COLD", error))?;
+    bpf::update(cold.fd.as_fd(), &cold_key(address), bpf::bytes_of(record)).map_err(|e| match e.raw_os_error() {
+        Some(libc::E2BIG) => KernelError::TableFull,
+        _ => system("writing COLD", e),
+    })
+}
+
+fn delete_cold(maps: &Maps, address: IpAddr) -> Result<(), KernelError> {
+    let cold = maps.get(abi::map::COLD).map_err(|error| system("COLD", error))?;
+    bpf::delete(cold.fd.as_fd(), &cold_key(address)).map_err(|error| system("removing from COLD", error))
+}
+
+fn cold_key(address: IpAddr) -> abi::ColdKey {
+    match address {
+        IpAddr::V4(a) => a.to_ipv6_mapped().octets(),
+        IpAddr::V6(a) => a.octets(),
+    }
+}
+
+/// Why tables could not be made.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum TablesError {
+    #[error(transparent)]
+    Compile(#[from] CompileError),
+    #[error(transparent)]
+    System(#[from] io::Error),
+}
+
+pub(super) fn system(what: &str, error: io::Error) -> KernelError {
+    KernelError::System {
+        what: what.to_owned(),
+        error,
+    }
+}
+
+fn clock(id: libc::clockid_t) -> u64 {
+    let mut t = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: `t` is a timespec that lives through the call; both clocks exist on every kernel with TCX.
+    unsafe { libc::clock_gettime(id, &raw mut t) };
+    t.tv_sec as u64 * 1_000_000_000 + t.tv_nsec as u64
+}
+
+/// The memory of an array map, shared with the programs.
+struct Mapping {
+    memory: MmapRaw,
+    len: usize,
+}
+
+impl Mapping {
+    fn new(map: &Map, len: usize) -> io::Result<Self> {
+        let has = (map.info.value_size as usize).next_multiple_of(8) * map.info.max_entries as usize;
+        if has < len {
+            let what = format!("map {} has {has} bytes, not {len}", map.info.name);
+            return Err(io::Error::new(io::ErrorKind::InvalidData, what));
+        }
+        Ok(Self {
+            memory: MmapOptions::new().len(len).map_raw(map.fd.as_raw_fd())?,
+            len,
+        })
+    }
+
+    /// A byte at an offset; out of range is an error of this module's.
+    fn byte(&self, offset: usize) -> &AtomicU8 {
+        assert!(offset < self.len);
+        // SAFETY: inside the mapping, which lives as long as `self`; all access to it is by atomics or, where nothing reads yet, copies.
+        unsafe { AtomicU8::from_ptr(self.memory.as_mut_ptr().add(offset)) }
+    }
+
+    fn word32(&self, offset: usize) -> &AtomicU32 {
+        assert!(offset.is_multiple_of(4) && offset + 4 <= self.len);
+        // SAFETY: as in `byte`; a mapping starts at a page, so the word is aligned.
+        unsafe { AtomicU32::from_ptr(self.memory.as_mut_ptr().add(offset).cast()) }
+    }
+
+    fn word64(&self, offset: usize) -> &AtomicU64 {
+        assert!(offset.is_multiple_of(8) && offset + 8 <= self.len);
+        // SAFETY: as in `word32`.
+        unsafe { AtomicU64::from_ptr(self.memory.as_mut_ptr().add(offset).cast()) }
+    }
+
+    fn buckets(&self) -> &[SharedBucket] {
+        // SAFETY: the mapping starts at a page and holds whole buckets, which are made of atomics.
+        unsafe { std::slice::from_raw_parts(self.memory.as_ptr().cast(), self.len / size_of::<SharedBucket>()) }
+    }
+
+    fn copy_in(&self, offset: usize, bytes: &[u8]) {
+        assert!(offset + bytes.len() <= self.len);
+        // SAFETY: inside the mapping; `bytes` is ordinary memory elsewhere. No program is directed here yet.
+        unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), self.memory.as_mut_ptr().add(offset), bytes.len()) }
+    }
+
+    fn holds(&self, offset: usize, bytes: &[u8]) -> bool {
+        assert!(offset + bytes.len() <= self.len);
+        bytes
+            .iter()
+            .enumerate()
+            .all(|(i, b)| self.byte(offset + i).load(Ordering::Relaxed) == *b)
+    }
+}

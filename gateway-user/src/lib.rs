@@ -17,6 +17,7 @@ pub mod reconcile;
 pub mod dataplane;
 pub mod floor;
 pub mod links;
+mod netlink;
 pub mod routes;
 
 pub mod events;

@@ -56,9 +56,10 @@ pub fn watch() -> io::Result<(watch::Receiver<Vec<Link>>, impl Future<Output = i
     let mut reader = Connection::new()?;
     let (sender, receiver) = watch::channel(links(dump(&mut reader)?));
     Ok((receiver, async move {
-        let events = match AsyncFd::with_interest(events, Interest::READABLE) {
+        // SAFETY: a `Socket` owns its descriptor, which stays open and the same for as long as it lives.
+        let events = match unsafe { AsyncFd::register_with_interest(events, Interest::READABLE) } {
             Ok(e) => e,
-            Err(e) => return e,
+            Err(e) => return e.into(),
         };
         loop {
             if let Err(e) = changed(&events).await {

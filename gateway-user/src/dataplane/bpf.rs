@@ -23,7 +23,6 @@ const OBJ_INFO: i32 = 15;
 const PROG_QUERY: i32 = 16;
 const LINK_CREATE: i32 = 28;
 const LINK_UPDATE: i32 = 29;
-const LINK_FD_BY_ID: i32 = 30;
 
 /// Where a link attaches: `enum bpf_attach_type`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -127,11 +126,6 @@ pub(super) fn program_by_id(id: u32) -> io::Result<OwnedFd> {
 /// Opens a map by its id.
 pub(super) fn map_by_id(id: u32) -> io::Result<OwnedFd> {
     fd(MAP_FD_BY_ID, &mut Id { id, next: 0, flags: 0 })
-}
-
-/// Opens a link by its id.
-pub(super) fn link_by_id(id: u32) -> io::Result<OwnedFd> {
-    fd(LINK_FD_BY_ID, &mut Id { id, next: 0, flags: 0 })
 }
 
 /// Attaches a program to an interface. The link detaches when its last descriptor and pin are gone.

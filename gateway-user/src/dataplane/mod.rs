@@ -1,14 +1,27 @@
 //! Lazaret's part in the kernel: BPF programs, their maps and links. The only place that names aya.
+//!
+//! In the order of the flow: `policy` and `layout` make tables of a configuration, purely; `tables` writes them; `hooks` attaches what
+//! reads them; `readback` asks what attached programs see; `live` is all of it as [`crate::kernel::Kernel`].
 
 mod bpf;
+mod denials;
+mod detach;
+mod environment;
+mod hooks;
 mod layout;
+mod live;
 mod maps;
 pub mod object;
 pub mod policy;
+mod readback;
 mod table6;
 mod tables;
 
 #[cfg(test)]
 pub(crate) mod fixtures;
 
+pub use denials::{Ring, pump};
+pub use detach::detach;
+pub use environment::Error;
+pub use live::Live;
 pub use policy::{CompileError, compile};

@@ -176,7 +176,7 @@ impl Tables {
         let word = end.map_or(u64::MAX, |end| {
             // Read in this order, the difference is if anything too large, and the word too early.
             let monotonic = clock(libc::CLOCK_MONOTONIC);
-            end.0.saturating_sub(clock(libc::CLOCK_BOOTTIME).saturating_sub(monotonic))
+            end.0.saturating_sub(boot_now().saturating_sub(monotonic))
         });
         self.control
             .word64(std::mem::offset_of!(Control, earliest_lease_end))
@@ -249,11 +249,20 @@ pub(super) fn assigned(maps: &Maps) -> Result<Vec<IpAddr>, KernelError> {
 }
 
 /// The cold record of an address.
-pub(super) fn read_cold(maps: &Maps, address: IpAddr) -> Result<Option<Cold>, KernelError> {
-    let cold = maps.get(abi::map::COLD).map_err(|error| system("COLD", error))?;
+pub(super) fn cold_record(cold: &Map, address: IpAddr) -> io::Result<Option<Cold>> {
     let mut value = [0_u8; size_of::<Cold>()];
-    let found = bpf::lookup(cold.fd.as_fd(), &cold_key(address), &mut value).map_err(|error| system("reading COLD", error))?;
+    let found = bpf::lookup(cold.fd.as_fd(), &cold_key(address), &mut value)?;
     Ok(found.map(|()| *bpf::read_plain(&value)))
+}
+
+/// The boot clock, nanoseconds.
+pub(super) fn boot_now() -> u64 {
+    clock(libc::CLOCK_BOOTTIME)
+}
+
+fn read_cold(maps: &Maps, address: IpAddr) -> Result<Option<Cold>, KernelError> {
+    let cold = maps.get(abi::map::COLD).map_err(|error| system("COLD", error))?;
+    cold_record(cold, address).map_err(|error| system("reading COLD", error))
 }
 
 fn write_cold(maps: &Maps, address: IpAddr, record: &Cold) -> Result<(), KernelError> {

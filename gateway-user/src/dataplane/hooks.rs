@@ -1,0 +1,392 @@
+//! Our programs on the hooks of interfaces: attached by pinned links, replaced on them in place, and asked for from the kernel. Which
+//! interface has which role is the configuration's; what the tables hold is not known here.
+
+use std::{
+    collections::{BTreeSet, HashMap},
+    fs, io,
+    os::fd::{AsFd, OwnedFd},
+    path::{Path, PathBuf},
+};
+
+use gateway_ebpf::abi::program;
+
+use super::bpf::{self, Attach, AttachType, Attached, ProgramInfo};
+use crate::{
+    config::{Config, InterfaceRole, XdpMode},
+    kernel::{HookPoint, HookState, Link},
+    links::LinkNow,
+};
+
+/// Every program of the object.
+pub(super) const PROGRAMS: [&str; 9] = [
+    program::XDP_DEVICE,
+    program::XDP_CORE,
+    program::TC_DEVICE_ETH,
+    program::TC_CORE_ETH,
+    program::TC_DEVICE_IP,
+    program::TC_CORE_IP,
+    program::TC_EGRESS_ETH,
+    program::TC_EGRESS_IP,
+    program::TC_GUARD,
+];
+
+/// A place for one program of ours on an interface.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) enum Slot {
+    Xdp,
+    Ingress,
+    Egress,
+    Guard,
+}
+
+impl Slot {
+    const ALL: [Self; 4] = [Self::Xdp, Self::Ingress, Self::Egress, Self::Guard];
+
+    /// As in the name of its pin.
+    fn name(self) -> &'static str {
+        match self {
+            Self::Xdp => "xdp",
+            Self::Ingress => "ingress",
+            Self::Egress => "egress",
+            Self::Guard => "guard",
+        }
+    }
+
+    fn attach_type(self) -> AttachType {
+        match self {
+            Self::Xdp => AttachType::Xdp,
+            Self::Ingress => AttachType::TcxIngress,
+            Self::Egress | Self::Guard => AttachType::TcxEgress,
+        }
+    }
+
+    /// The program that belongs there; `None`: no program does.
+    pub(super) fn program(self, role: InterfaceRole, ethernet: bool, xdp: XdpMode) -> Option<&'static str> {
+        use InterfaceRole::{Core, Device};
+        match (self, role, ethernet) {
+            (Self::Xdp, ..) if !ethernet || xdp == XdpMode::Off => None,
+            (Self::Xdp, Device, _) => Some(program::XDP_DEVICE),
+            (Self::Xdp, Core, _) => Some(program::XDP_CORE),
+            (Self::Ingress, Device, true) => Some(program::TC_DEVICE_ETH),
+            (Self::Ingress, Core, true) => Some(program::TC_CORE_ETH),
+            (Self::Ingress, Device, false) => Some(program::TC_DEVICE_IP),
+            (Self::Ingress, Core, false) => Some(program::TC_CORE_IP),
+            (Self::Egress | Self::Guard, Core, _) => None,
+            (Self::Egress, Device, true) => Some(program::TC_EGRESS_ETH),
+            (Self::Egress, Device, false) => Some(program::TC_EGRESS_IP),
+            (Self::Guard, Device, _) => Some(program::TC_GUARD),
+        }
+    }
+}
+
+/// A loaded program.
+pub(super) struct Program {
+    pub(super) fd: OwnedFd,
+    pub(super) id: u32,
+}
+
+/// Our programs, and the directory that their links are pinned in as `INDEX-SLOT`.
+pub(super) struct Hooks {
+    programs: HashMap<&'static str, Program>,
+    pins: PathBuf,
+    /// What the last attempt to attach said.
+    problems: HashMap<(u32, Slot), String>,
+}
+
+impl Hooks {
+    /// Takes over the links of other ABI versions under `root`, so that their programs are replaced in place, without a gap.
+    pub(super) fn new(programs: HashMap<&'static str, Program>, root: &Path, pins: PathBuf) -> io::Result<Self> {
+        fs::create_dir_all(&pins)?;
+        for other in versions(root)?.into_iter().map(|v| v.join("links")).filter(|l| *l != pins) {
+            for pin in entries(&other)? {
+                let to = pins.join(pin.file_name().unwrap_or_default());
+                if !to.exists() {
+                    fs::rename(&pin, to)?;
+                }
+            }
+        }
+        Ok(Self {
+            programs,
+            pins,
+            problems: HashMap::new(),
+        })
+    }
+
+    /// Attaches our programs where they belong, replaces others' of ours in place, and removes links that belong nowhere any more. Before
+    /// an egress link is removed, `unjudge` is called with the index.
+    pub(super) fn attach(&mut self, config: &Config, links: &[LinkNow], mut unjudge: impl FnMut(u32)) {
+        self.problems.clear();
+        for pin in entries(&self.pins).unwrap_or_default() {
+            let wanted = parse_pin(&pin).filter(|(index, slot)| {
+                links
+                    .iter()
+                    .any(|l| l.link.ifindex == *index && wanted(config, &l.link, *slot).is_some())
+            });
+            if wanted.is_none() {
+                if let Some((index, Slot::Egress | Slot::Guard)) = parse_pin(&pin) {
+                    unjudge(index);
+                }
+                if let Err(e) = fs::remove_file(&pin) {
+                    tracing::warn!("removing {}: {e}", pin.display());
+                }
+            }
+        }
+        for now in links {
+            // The egress judge and the guard first: until they are there, the floor keeps the interface closed.
+            for slot in [Slot::Egress, Slot::Guard, Slot::Ingress, Slot::Xdp] {
+                let Some(name) = wanted(config, &now.link, slot) else {
+                    continue;
+                };
+                if let Err(e) = self.attach_one(config, now, slot, name) {
+                    tracing::warn!(interface = %now.link.name, hook = slot.name(), "{e}");
+                    self.problems.insert((now.link.ifindex, slot), e);
+                }
+            }
+        }
+    }
+
+    fn attach_one(&self, config: &Config, now: &LinkNow, slot: Slot, name: &str) -> Result<(), String> {
+        let program = self
+            .programs
+            .get(name)
+            .ok_or_else(|| format!("the BPF object has no program {name}"))?;
+        let (ifindex, mode) = (now.link.ifindex, xdp_mode(config, &now.link));
+        let pin = self.pins.join(format!("{ifindex}-{}", slot.name()));
+        if let Ok(link) = bpf::open_pin(&pin) {
+            match Self::adopt(&link, now, slot, mode, program) {
+                Ok(true) => return Ok(()),
+                Ok(false) => {}
+                Err(e) => return Err(format!("replacing {name}: {e}")),
+            }
+            // Cut by hand, of another interface or namespace, or of another mode: it judges nothing here.
+            fs::remove_file(&pin).map_err(|e| format!("removing {}: {e}", pin.display()))?;
+        }
+        if slot == Slot::Xdp {
+            offload_off(&now.link);
+        }
+        let how = match (slot, mode) {
+            (Slot::Xdp, XdpMode::Generic) => Attach::XdpGeneric,
+            (Slot::Xdp, _) => Attach::XdpNative,
+            (Slot::Guard, _) => Attach::Last,
+            (Slot::Ingress | Slot::Egress, _) => Attach::First,
+        };
+        match bpf::link_create(program.fd.as_fd(), ifindex, slot.attach_type(), how) {
+            Ok(link) => {
+                bpf::pin(link.as_fd(), &pin).map_err(|e| format!("pinning {}: {e}", pin.display()))?;
+                tracing::info!(interface = %now.link.name, ifindex, program = name, id = program.id, "attached");
+                Ok(())
+            }
+            // The driver has no XDP: the TC program judges in full.
+            Err(e) if slot == Slot::Xdp && mode == XdpMode::Auto && e.raw_os_error() == Some(libc::EOPNOTSUPP) => Ok(()),
+            Err(e) if slot == Slot::Xdp => Err(format!("XDP cannot be attached, TC judges: {e}")),
+            Err(e) => Err(format!("attaching {name}: {e}")),
+        }
+    }
+
+    /// Puts our program on a link of ours, if that is really attached to this interface, by the kernel's account.
+    fn adopt(link: &OwnedFd, now: &LinkNow, slot: Slot, mode: XdpMode, program: &Program) -> io::Result<bool> {
+        let info = bpf::link_info(link.as_fd())?;
+        let here = info.ifindex == now.link.ifindex
+            && match slot {
+                Slot::Xdp => now
+                    .xdp
+                    .is_some_and(|x| x.program == info.program && x.native == (mode != XdpMode::Generic)),
+                _ => bpf::query(now.link.ifindex, slot.attach_type())?
+                    .iter()
+                    .any(|a| a.link == info.id),
+            };
+        if !here || info.program == program.id {
+            return Ok(here);
+        }
+        match bpf::link_update(link.as_fd(), program.fd.as_fd()) {
+            Ok(()) => Ok(true),
+            // The interface went away meanwhile.
+            Err(e) if matches!(e.raw_os_error(), Some(libc::ENOLINK | libc::ENODEV)) => Ok(false),
+            Err(e) => Err(e),
+        }
+    }
+
+    /// Whether our programs judge at the egress of an interface, with the guard behind them: then the floor may let the host send to it.
+    pub(super) fn judges_egress(&self, config: &Config, link: &Link) -> bool {
+        let Ok(attached) = bpf::query(link.ifindex, AttachType::TcxEgress) else {
+            return false;
+        };
+        let place = |slot| {
+            let ours = self.programs.get(wanted(config, link, slot)?)?;
+            attached.iter().position(|a| a.program == ours.id)
+        };
+        matches!((place(Slot::Egress), place(Slot::Guard)), (Some(judge), Some(guard)) if judge < guard)
+    }
+
+    /// The hooks of an interface as they are now.
+    pub(super) fn states(&self, config: &Config, now: &LinkNow) -> Vec<HookState> {
+        let mut states = Vec::new();
+        if let Some(name) = wanted(config, &now.link, Slot::Xdp) {
+            let ours = now.xdp.filter(|x| self.is_ours(x.program, name));
+            let problem = match (ours, now.xdp) {
+                (None, Some(foreign)) => format!("{} is attached instead of ours; TC judges", describe(foreign.program)),
+                _ => self.problem(&now.link, Slot::Xdp),
+            };
+            states.push(HookState {
+                hook: HookPoint::Xdp,
+                mode: ours.map_or("", |x| if x.native { "native" } else { "generic" }),
+                program_id: ours.map(|x| x.program),
+                problem,
+            });
+        }
+        for (slot, hook) in [(Slot::Ingress, HookPoint::TcIngress), (Slot::Egress, HookPoint::TcEgress)] {
+            let Some(name) = wanted(config, &now.link, slot) else {
+                continue;
+            };
+            states.push(self.tc_state(config, now, slot, hook, name));
+        }
+        states
+    }
+
+    fn tc_state(&self, config: &Config, now: &LinkNow, slot: Slot, hook: HookPoint, name: &str) -> HookState {
+        let nothing = |problem| HookState {
+            hook,
+            mode: "",
+            program_id: None,
+            problem,
+        };
+        let attached = match bpf::query(now.link.ifindex, slot.attach_type()) {
+            Ok(a) => a,
+            Err(e) => return nothing(format!("asking the kernel: {e}")),
+        };
+        let Some(place) = attached.iter().position(|a| self.is_ours(a.program, name)) else {
+            let why = self.problem(&now.link, slot);
+            return nothing(if why.is_empty() {
+                "no program of ours is attached".to_owned()
+            } else {
+                why
+            });
+        };
+        let mut problems: Vec<String> = attached[..place]
+            .iter()
+            .map(|a| format!("{} runs before ours and can bypass it", describe(a.program)))
+            .collect();
+        if slot == Slot::Egress && !self.judges_egress(config, &now.link) {
+            problems.push("the guard is not attached; the floor keeps the host from sending".to_owned());
+        }
+        problems.extend(Some(self.problem(&now.link, slot)).filter(|p| !p.is_empty()));
+        HookState {
+            hook,
+            mode: "tcx",
+            program_id: Some(attached[place].program),
+            problem: problems.join("; "),
+        }
+    }
+
+    /// By id, or by name for one that another run of ours loaded.
+    fn is_ours(&self, id: u32, name: &str) -> bool {
+        self.programs.get(name).is_some_and(|p| p.id == id) || program(id).is_some_and(|p| p.name == kernel_name(name))
+    }
+
+    fn problem(&self, link: &Link, slot: Slot) -> String {
+        self.problems.get(&(link.ifindex, slot)).cloned().unwrap_or_default()
+    }
+}
+
+/// Every program attached at a hook of an interface with a role, by name of the place: what [`super::readback`] reads through. XDP
+/// counts where ours is attached; where it is not, TC judges in full.
+pub(super) fn attached(config: &Config, now: &LinkNow) -> io::Result<Vec<(HookPoint, Option<ProgramInfo>)>> {
+    let mut all = Vec::new();
+    if let (Some(name), Some(xdp)) = (wanted(config, &now.link, Slot::Xdp), now.xdp)
+        && let Some(info) = program(xdp.program).filter(|p| p.name == kernel_name(name))
+    {
+        all.push((HookPoint::Xdp, Some(info)));
+    }
+    for (slot, hook) in [(Slot::Ingress, HookPoint::TcIngress), (Slot::Egress, HookPoint::TcEgress)] {
+        let Some(name) = wanted(config, &now.link, slot) else {
+            continue;
+        };
+        let attached: Vec<Attached> = match bpf::query(now.link.ifindex, slot.attach_type()) {
+            Ok(a) => a,
+            // Gone since it was listed.
+            Err(e) if e.raw_os_error() == Some(libc::ENODEV) => return Ok(Vec::new()),
+            Err(e) => return Err(e),
+        };
+        let ours = attached
+            .iter()
+            .filter_map(|a| program(a.program))
+            .find(|p| p.name == kernel_name(name));
+        all.push((hook, ours));
+    }
+    Ok(all)
+}
+
+/// Unpins every link below `root`, of any ABI version: with its last reference, a link detaches.
+pub(super) fn detach_all(root: &Path) -> io::Result<()> {
+    for version in versions(root)? {
+        super::maps::remove(&version.join("links"))?;
+    }
+    Ok(())
+}
+
+/// The directories of ABI versions below the pin directory.
+pub(super) fn versions(root: &Path) -> io::Result<Vec<PathBuf>> {
+    let is_version = |p: &PathBuf| {
+        let name = p.file_name().and_then(|n| n.to_str()).unwrap_or_default();
+        name.strip_prefix('v').is_some_and(|n| n.parse::<u32>().is_ok())
+    };
+    Ok(entries(root)?.into_iter().filter(is_version).collect())
+}
+
+fn wanted(config: &Config, link: &Link, slot: Slot) -> Option<&'static str> {
+    slot.program(config.role(&link.name)?, link.ethernet, xdp_mode(config, link))
+}
+
+fn xdp_mode(config: &Config, link: &Link) -> XdpMode {
+    config
+        .interfaces
+        .iter()
+        .find(|r| r.name.matches(&link.name))
+        .map(|r| r.xdp)
+        .unwrap_or_default()
+}
+
+fn entries(directory: &Path) -> io::Result<Vec<PathBuf>> {
+    match fs::read_dir(directory) {
+        Ok(all) => all.map(|e| e.map(|e| e.path())).collect(),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
+        Err(e) => Err(e),
+    }
+}
+
+fn parse_pin(pin: &Path) -> Option<(u32, Slot)> {
+    let (index, slot) = pin.file_name()?.to_str()?.split_once('-')?;
+    Some((index.parse().ok()?, Slot::ALL.into_iter().find(|s| s.name() == slot)?))
+}
+
+fn program(id: u32) -> Option<ProgramInfo> {
+    bpf::program_info(bpf::program_by_id(id).ok()?.as_fd()).ok()
+}
+
+fn describe(id: u32) -> String {
+    let name = program(id).map(|p| p.name).unwrap_or_default();
+    format!("a foreign program ({}, id {id})", name.escape_debug())
+}
+
+/// The kernel keeps 15 characters of a program's name.
+fn kernel_name(name: &str) -> &str {
+    name.get(..15).unwrap_or(name)
+}
+
+fn offload_off(link: &Link) {
+    if let Err(e) = crate::links::receive_vlan_offload_off(&link.name) {
+        tracing::info!(interface = %link.name, "receive VLAN offload stays as it is: {e}");
+    }
+}
+
+/// Indexes of the device interfaces at whose egress our programs judge. A name of digits only cannot be told from an index in the
+/// floor's listing, so that interface stays closed to the host.
+pub(super) fn judged(hooks: &Hooks, config: &Config, links: &[LinkNow]) -> BTreeSet<u32> {
+    let device = |l: &&LinkNow| config.role(&l.link.name) == Some(InterfaceRole::Device);
+    let digits = |l: &LinkNow| l.link.name.as_str().bytes().all(|b| b.is_ascii_digit());
+    let judges = links
+        .iter()
+        .filter(device)
+        .filter(|l| !digits(l) && hooks.judges_egress(config, &l.link));
+    judges.map(|l| l.link.ifindex).collect()
+}

@@ -1,0 +1,374 @@
+//! [`Kernel`], for real: the object loaded with maps made new or adopted from their pins, and programs on every interface with a role.
+//!
+//! Order of a start: lock, floor closed, maps (adopted and repaired, or new and filled), programs loaded. Then the controller assigns the
+//! live sessions, and only its first [`Kernel::set_links`] attaches or replaces programs and pins new maps. So no program ever runs on
+//! tables that miss a session, and a crash in between leaves the old programs on the old maps.
+
+use std::{
+    collections::{BTreeSet, HashMap},
+    net::IpAddr,
+    os::fd::AsFd,
+    path::PathBuf,
+};
+
+use aya::{
+    Ebpf, EbpfLoader,
+    maps::{Map as AyaMap, MapData},
+    programs::Program as AyaProgram,
+};
+use gateway_ebpf::abi::{Count, MAX_POOLS, REASONS, VERSION, map};
+
+use super::{
+    bpf::Map,
+    denials::Ring,
+    environment::{self, Error, Lock},
+    hooks::{self, Hooks, PROGRAMS, Program},
+    layout::{self, Layout4},
+    maps::{self, Maps},
+    object, policy,
+    readback::{self, pool_now},
+    tables::{self, Tables, TablesError, system},
+};
+use crate::{
+    config::{Config, InterfacePattern, Mode},
+    floor::{self, Floor},
+    kernel::{AddressReading, Assignment, InterfaceState, Kernel, KernelError, Link, ReadBack},
+    links::{self, LinkNow},
+    model::{BootTime, SessionId},
+    routes,
+};
+
+/// The data plane of this host's network namespace. Dropped, it leaves everything in force.
+pub struct Live {
+    config: Config,
+    maps: Maps,
+    tables: Tables,
+    hooks: Hooks,
+    /// `None` in observe mode.
+    floor: Option<Floor>,
+    /// New maps are pinned once programs run on them.
+    to_pin: Option<PathBuf>,
+    adopted: bool,
+    _lock: Lock,
+}
+
+impl Live {
+    /// Opens the data plane: takes the lock, closes the floor (in observe mode: opens it), adopts or makes the maps, loads the programs.
+    /// No program is attached or replaced before the first [`Kernel::set_links`].
+    ///
+    /// # Errors
+    /// See [`Error`]; nothing was loosened then, and the floor may be closed already.
+    pub fn open(config: &Config) -> Result<Self, Error> {
+        let policy = policy::compile(config)?;
+        let pins = &config.paths.pins;
+        environment::require(pins)?;
+        let lock = environment::lock(pins)?;
+        let floor = match config.mode {
+            Mode::Enforce => Some(Floor::close(config)?),
+            Mode::Observe => {
+                floor::open()?;
+                None
+            }
+        };
+
+        let version = pins.join(format!("v{VERSION}"));
+        std::fs::create_dir_all(&version).map_err(Error::system(format!("making {}", version.display())))?;
+        let directory = version.join("maps");
+        let held = Maps::pinned(&directory).map_err(Error::system("opening the pinned maps"))?;
+        let adopted = match &held {
+            Some(held) => Tables::fit(config, held).map_err(Error::system("reading the pinned maps"))?,
+            None => false,
+        };
+        let (maps, programs) = load(config, adopted.then_some(&directory))?;
+        let tables = Tables::new(config, &maps).map_err(|e| match e {
+            TablesError::Compile(e) => Error::Compile(e),
+            TablesError::System(e) => Error::system("mapping the tables")(e),
+        })?;
+        if adopted {
+            let repaired = tables.repair(&maps, &policy).map_err(|e| Error::Load(e.to_string()))?;
+            if repaired != 0 {
+                tracing::warn!(repaired, "addresses without a session were not at rest in the adopted maps");
+            }
+            tracing::info!("adopted the pinned maps");
+        } else {
+            tables.fill(&maps, &policy).map_err(Error::system("filling the tables"))?;
+            let why = if held.is_some() {
+                "the pinned maps are of another configuration"
+            } else {
+                "no maps are pinned"
+            };
+            tracing::info!("{why}: made new ones; counters start at zero");
+        }
+        let hooks = Hooks::new(programs, pins, version.join("links")).map_err(Error::system("opening the pinned links"))?;
+        Ok(Self {
+            config: config.clone(),
+            maps,
+            tables,
+            hooks,
+            floor,
+            to_pin: (!adopted).then_some(directory),
+            adopted,
+            _lock: lock,
+        })
+    }
+
+    /// Whether the maps were adopted from their pins: sessions in them are to be reconciled, counters go on.
+    #[must_use]
+    pub fn adopted(&self) -> bool {
+        self.adopted
+    }
+
+    /// The ring buffer of denied packets, for [`super::pump`].
+    ///
+    /// # Errors
+    /// The ring cannot be mapped.
+    pub fn denials(&self) -> Result<Ring, Error> {
+        let ring = self
+            .maps
+            .get(map::DENIALS)
+            .and_then(|m| m.fd.try_clone())
+            .map_err(Error::system("DENIALS"))?;
+        let data = MapData::from_fd(ring).map_err(environment::load_error)?;
+        AyaMap::RingBuf(data).try_into().map(Ring).map_err(environment::load_error)
+    }
+
+    /// Attaches, and tells the floor at which interfaces our programs judge what is sent.
+    fn attach(&mut self, links: &[LinkNow]) {
+        let floor = &self.floor;
+        self.hooks.attach(&self.config, links, |index| {
+            let gone = floor.as_ref().map(|f| f.judge(&BTreeSet::new(), &BTreeSet::from([index])));
+            if let Some(Err(e)) = gone {
+                tracing::error!("the floor: {e}");
+            }
+        });
+        if let Some(directory) = self.to_pin.take()
+            && let Err(e) = self.maps.pin(&directory)
+        {
+            tracing::error!(
+                "pinning the maps in {}: {e}; the next start makes new ones",
+                directory.display()
+            );
+            self.to_pin = Some(directory);
+        }
+    }
+
+    /// Closes the floor again if it was changed, and sets `judged` right.
+    fn mend_floor(&mut self, links: &[LinkNow]) -> Result<(), floor::FloorError> {
+        let Some(floor) = &self.floor else { return Ok(()) };
+        let mut standing = floor.standing(links)?;
+        if !standing.problem.is_empty() {
+            tracing::error!("the floor was not closed: {}; closing it", standing.problem);
+            let closed = Floor::close(&self.config)?;
+            standing = closed.standing(links)?;
+            self.floor = Some(closed);
+        }
+        let want = hooks::judged(&self.hooks, &self.config, links);
+        let add = want.difference(&standing.judged).copied().collect();
+        let remove = standing.judged.difference(&want).copied().collect();
+        self.floor.as_ref().map_or(Ok(()), |f| f.judge(&add, &remove))
+    }
+}
+
+impl Kernel for Live {
+    fn assign(&mut self, address: IpAddr, to: Assignment) -> Result<(), KernelError> {
+        self.tables.assign(&self.maps, address, to)
+    }
+
+    fn clear(&mut self, address: IpAddr) -> Result<(), KernelError> {
+        self.tables.clear(&self.maps, address)
+    }
+
+    fn assigned(&self) -> Result<Vec<IpAddr>, KernelError> {
+        tables::assigned(&self.maps)
+    }
+
+    fn set_earliest_lease_end(&mut self, end: Option<BootTime>) {
+        self.tables.set_earliest_lease_end(end);
+    }
+
+    fn read_back(&mut self, address: IpAddr) -> Result<Vec<ReadBack>, KernelError> {
+        let links = links::now().map_err(|e| system("listing interfaces", e))?;
+        readback::read_back(&self.config, &links, address).map_err(|e| system("reading back", e))
+    }
+
+    fn read(&self, address: IpAddr) -> Result<AddressReading, KernelError> {
+        let names = if address.is_ipv4() {
+            [map::DIR4, map::CHUNKS4]
+        } else {
+            [map::HASH6, map::HOMES6]
+        };
+        let open = |n| self.maps.get(n).map_err(|e| system(n, e));
+        let reading =
+            readback::class([open(names[0])?, open(names[1])?], address).map_err(|e| system("reading the tables", e))?;
+        let cold = tables::cold_record(open(map::COLD)?, address).map_err(|e| system("reading COLD", e))?;
+        Ok(AddressReading {
+            pool: pool_now(reading.class, cold, tables::boot_now()),
+            session: cold.map(|c| SessionId(c.session)),
+            lease_end: cold.filter(|c| c.lease_end != u64::MAX).map(|c| BootTime(c.lease_end)),
+            map_id: reading.map_id,
+        })
+    }
+
+    fn set_links(&mut self, _links: &[Link]) {
+        // The kernel's word now is newer than the caller's, and says what is attached.
+        let links = match links::now() {
+            Ok(l) => l,
+            Err(e) => {
+                tracing::error!("listing interfaces: {e}");
+                return;
+            }
+        };
+        self.attach(&links);
+        // Attaching to XDP changes what the list says of it; the floor and the routes need names and indexes only.
+        if let Err(e) = self.mend_floor(&links) {
+            tracing::error!("the floor: {e}");
+        }
+        match routes::apply(&self.config, &links) {
+            Ok(problems) => problems.iter().for_each(|p| tracing::warn!("{p}")),
+            Err(e) => tracing::error!("routes: {e}"),
+        }
+    }
+
+    fn interfaces(&mut self) -> Vec<InterfaceState> {
+        let links = links::now().unwrap_or_else(|e| {
+            tracing::error!("listing interfaces: {e}");
+            Vec::new()
+        });
+        let mut all: Vec<InterfaceState> = links
+            .iter()
+            .filter_map(|l| {
+                Some(InterfaceState {
+                    name: l.link.name.to_string(),
+                    ifindex: Some(l.link.ifindex),
+                    role: self.config.role(&l.link.name)?,
+                    hooks: self.hooks.states(&self.config, l),
+                })
+            })
+            .collect();
+        for rule in &self.config.interfaces {
+            let pattern = matches!(rule.name, InterfacePattern::Prefix(_));
+            if !links.iter().any(|l| rule.name.matches(&l.link.name)) {
+                tracing::trace!(pattern, "no interface is {}", rule.name);
+                all.push(InterfaceState {
+                    name: rule.name.to_string(),
+                    ifindex: None,
+                    role: rule.role,
+                    hooks: Vec::new(),
+                });
+            }
+        }
+        all
+    }
+
+    fn floor(&mut self) -> String {
+        let standing = match &self.floor {
+            None => floor::exists().map(|e| {
+                if e {
+                    "broken: it is closed although the mode is observe"
+                } else {
+                    "open"
+                }
+                .to_owned()
+            }),
+            Some(floor) => links::now()
+                .map_err(Into::into)
+                .and_then(|links| floor.standing(&links))
+                .map(|s| {
+                    if s.problem.is_empty() {
+                        "closed".to_owned()
+                    } else {
+                        format!("broken: {}", s.problem)
+                    }
+                }),
+        };
+        standing.unwrap_or_else(|e| format!("broken: {e}"))
+    }
+
+    fn counters(&self) -> Result<Vec<(u8, Box<[Count; REASONS]>)>, KernelError> {
+        let counters = self.maps.get(map::COUNTERS).map_err(|e| system("COUNTERS", e))?;
+        let one = |pool: u8| {
+            let words: Box<[u64; 2 * REASONS]> =
+                readback::per_cpu(counters, u32::from(pool)).map_err(|e| system("reading COUNTERS", e))?;
+            let counts = std::array::from_fn(|i| Count {
+                packets: words[2 * i],
+                bytes: words[2 * i + 1],
+            });
+            Ok((pool, Box::new(counts)))
+        };
+        (0..=MAX_POOLS)
+            .filter(|p| usize::from(*p) <= self.config.pools.len())
+            .map(one)
+            .collect()
+    }
+
+    fn events_lost(&self) -> Result<(u64, u64), KernelError> {
+        let lost = self.maps.get(map::EVENTS_LOST).map_err(|e| system("EVENTS_LOST", e))?;
+        let words: Box<[u64; 2]> = readback::per_cpu(lost, 0).map_err(|e| system("reading EVENTS_LOST", e))?;
+        Ok((words[0], words[1]))
+    }
+
+    fn mode(&self) -> Mode {
+        self.config.mode
+    }
+}
+
+/// Loads the object: on pinned maps, or on new ones of the sizes that the configuration asks for.
+fn load(config: &Config, adopt: Option<&PathBuf>) -> Result<(Maps, HashMap<&'static str, Program>), Error> {
+    let chunks = Layout4::new(config)?.chunks();
+    let paths: Vec<_> = maps::NAMES.into_iter().filter_map(|n| Some((n, adopt?.join(n)))).collect();
+    let mut loader = EbpfLoader::new();
+    loader
+        // At most MAX_CHUNKS + 1.
+        .map_max_entries(map::CHUNKS4, chunks as u32)
+        .map_max_entries(map::HASH6, layout::buckets6(config))
+        .map_max_entries(map::COLD, config.tables.addresses)
+        .map_max_entries(map::DENIALS, config.tables.denials_bytes);
+    for (name, path) in &paths {
+        loader.map_pin_path(name, path.as_path());
+    }
+    let mut object = loader.load(object::OBJECT).map_err(environment::load_error)?;
+    let mut programs = HashMap::new();
+    for name in PROGRAMS {
+        programs.insert(name, load_program(&mut object, name)?);
+    }
+    let maps = Maps::open(|name| {
+        let missing = || std::io::Error::new(std::io::ErrorKind::NotFound, format!("the BPF object has no map {name}"));
+        let data = match object.map(name).ok_or_else(missing)? {
+            AyaMap::Array(d) | AyaMap::HashMap(d) | AyaMap::PerCpuArray(d) | AyaMap::RingBuf(d) => d,
+            _ => {
+                return Err(std::io::Error::new(
+                    std::io::ErrorKind::InvalidData,
+                    format!("map {name} is of another kind"),
+                ));
+            }
+        };
+        Map::new(data.fd().as_fd().try_clone_to_owned()?)
+    });
+    Ok((maps.map_err(Error::system("opening the maps"))?, programs))
+}
+
+fn load_program(object: &mut Ebpf, name: &str) -> Result<Program, Error> {
+    let missing = || Error::Load(format!("the BPF object has no program {name}"));
+    let named = |e| match environment::load_error(e) {
+        Error::Load(text) => Error::Load(format!("{name}: {text}")),
+        other => other,
+    };
+    let fd = match object.program_mut(name).ok_or_else(missing)? {
+        AyaProgram::Xdp(p) => {
+            p.load().map_err(named)?;
+            p.fd().map_err(named)?.try_clone()
+        }
+        AyaProgram::SchedClassifier(p) => {
+            p.load().map_err(named)?;
+            p.fd().map_err(named)?.try_clone()
+        }
+        _ => return Err(Error::Load(format!("program {name} is of another type"))),
+    };
+    let fd = fd
+        .and_then(|fd| fd.as_fd().try_clone_to_owned())
+        .map_err(Error::system(format!("program {name}")))?;
+    let id = super::bpf::program_info(fd.as_fd())
+        .map_err(Error::system(format!("asking about program {name}")))?
+        .id;
+    Ok(Program { fd, id })
+}

@@ -1,0 +1,163 @@
+//! Reading an address by system call through the programs that are attached now: which maps a program has, and what they say. Nothing is
+//! remembered from one call to the next.
+
+use std::{collections::HashMap, io, net::IpAddr, os::fd::AsFd, rc::Rc};
+
+use gateway_ebpf::abi::{BUCKET6_SLOTS, Bucket6, CLASS_LEASED, CLASS_POOL, Class, Cold, Homes6, map};
+
+use super::{
+    bpf::{self, Map, ProgramInfo},
+    hooks,
+    layout::{self, CHUNK},
+    table6,
+};
+use crate::{
+    config::Config,
+    kernel::{ProgramReading, ReadBack},
+    links::LinkNow,
+    model::PoolId,
+};
+
+/// One reading for each hook with a program of ours, or that should have one.
+pub(super) fn read_back(config: &Config, links: &[LinkNow], address: IpAddr) -> io::Result<Vec<ReadBack>> {
+    let mut reader = Reader::default();
+    let mut all = Vec::new();
+    for now in links.iter().filter(|l| config.role(&l.link.name).is_some()) {
+        for (hook, program) in hooks::attached(config, now)? {
+            all.push(ReadBack {
+                interface: now.link.name.clone(),
+                ifindex: now.link.ifindex,
+                hook,
+                reading: program.map(|p| reader.through(&p, address)).transpose()?.flatten(),
+            });
+        }
+    }
+    Ok(all)
+}
+
+/// A class byte, and the map that it was read from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Reading {
+    pub(super) class: Class,
+    pub(super) map_id: u32,
+}
+
+/// The class of an address by two tables: DIR4 and CHUNKS4, or HASH6 and HOMES6.
+pub(super) fn class(tables: [&Map; 2], address: IpAddr) -> io::Result<Reading> {
+    let [first, second] = tables;
+    match address {
+        IpAddr::V4(a) => {
+            let (upper, lower) = ((u32::from(a) >> 16) as usize, (u32::from(a) & 0xffff) as usize);
+            let chunk = first.element::<[u16; CHUNK]>(0)?[upper];
+            let class = second.element::<[u8; CHUNK]>(u32::from(chunk))?[lower];
+            Ok(Reading {
+                class,
+                map_id: second.info.id,
+            })
+        }
+        IpAddr::V6(a) => {
+            let key = layout::words6(a);
+            let buckets = first.info.max_entries as usize;
+            if buckets.is_power_of_two() && key[0] != 0 {
+                for bucket in table6::choices(key, buckets) {
+                    let bucket = first.element::<Bucket6>(bucket as u32)?;
+                    if let Some(slot) = (0..BUCKET6_SLOTS).find(|s| bucket.keys[*s] == key) {
+                        return Ok(Reading {
+                            class: bucket.classes[slot],
+                            map_id: first.info.id,
+                        });
+                    }
+                }
+            }
+            let homes = second.element::<Homes6>(0)?;
+            let in_use = homes.homes.iter().take(homes.count as usize);
+            let home = in_use.into_iter().find(|h| (0..2).all(|i| key[i] & h.mask[i] == h.prefix[i]));
+            Ok(Reading {
+                class: home.map_or(0, |h| h.class as Class),
+                map_id: second.info.id,
+            })
+        }
+    }
+}
+
+/// The pool that judges an address of a class now: past its lease, the fallback. `None`: no pool, or a leased class without a record.
+pub(super) fn pool_now(class: Class, cold: Option<Cold>, boot_now: u64) -> Option<PoolId> {
+    let pool = if class & CLASS_LEASED == 0 {
+        class & CLASS_POOL
+    } else {
+        match cold {
+            Some(c) if boot_now < c.lease_end => class & CLASS_POOL,
+            Some(c) => c.fallback as Class & CLASS_POOL,
+            None => 0,
+        }
+    };
+    (pool != 0).then_some(PoolId(pool))
+}
+
+/// Within one call, each map is opened and each table looked up once, however many programs share it.
+#[derive(Default)]
+struct Reader {
+    maps: HashMap<u32, Option<Rc<Map>>>,
+    read: HashMap<[u32; 3], (Reading, Option<Cold>)>,
+}
+
+impl Reader {
+    /// `None`: the program does not have our tables.
+    fn through(&mut self, program: &ProgramInfo, address: IpAddr) -> io::Result<Option<ProgramReading>> {
+        let names = match address {
+            IpAddr::V4(_) => [map::DIR4, map::CHUNKS4, map::COLD],
+            IpAddr::V6(_) => [map::HASH6, map::HOMES6, map::COLD],
+        };
+        let mut found = [const { None }; 3];
+        for id in &program.maps {
+            let Some(m) = self.map(*id) else { continue };
+            if let Some(place) = names.iter().position(|n| *n == m.info.name) {
+                found[place] = Some(m);
+            }
+        }
+        let [Some(first), Some(second), Some(cold)] = found else {
+            return Ok(None);
+        };
+        let key = [first.info.id, second.info.id, cold.info.id];
+        let (reading, record) = match self.read.get(&key) {
+            Some(r) => *r,
+            None => {
+                let r = (
+                    class([&first, &second], address)?,
+                    super::tables::cold_record(&cold, address)?,
+                );
+                self.read.insert(key, r);
+                r
+            }
+        };
+        Ok(Some(ProgramReading {
+            program_id: program.id,
+            map_id: reading.map_id,
+            pool: pool_now(reading.class, record, super::tables::boot_now()),
+        }))
+    }
+
+    fn map(&mut self, id: u32) -> Option<Rc<Map>> {
+        let open = || bpf::map_by_id(id).and_then(Map::new).ok().map(Rc::new);
+        self.maps.entry(id).or_insert_with(open).clone()
+    }
+}
+
+/// Sums a per-CPU array's element over the CPUs.
+pub(super) fn per_cpu<const N: usize>(map: &Map, index: u32) -> io::Result<Box<[u64; N]>> {
+    let cpus = aya::util::nr_cpus().map_err(|(what, e)| io::Error::new(e.kind(), format!("{what}: {e}")))?;
+    if map.info.value_size as usize != size_of::<[u64; N]>() {
+        return Err(io::Error::new(
+            io::ErrorKind::InvalidData,
+            format!("map {} has another layout", map.info.name),
+        ));
+    }
+    let mut value = vec![0; size_of::<[u64; N]>() * cpus];
+    bpf::lookup(map.fd.as_fd(), &index.to_ne_bytes(), &mut value)?;
+    let mut sum = Box::new([0_u64; N]);
+    for (i, word) in value.chunks_exact(8).enumerate() {
+        let word = word.try_into().map_or(0, u64::from_ne_bytes);
+        sum[i % N] = sum[i % N].wrapping_add(word);
+    }
+    Ok(sum)
+}

@@ -1,4 +1,4 @@
-//! What the parser makes of frames, whole and broken.
+//! Fields and their byte order, damage, and the fast form against the full one.
 
 use std::{vec, vec::Vec};
 

@@ -173,6 +173,11 @@ impl Object {
         denials
     }
 
+    /// The program, for attaching.
+    pub(crate) fn program(&mut self, name: &str) -> &mut Program {
+        self.0.program_mut(name).unwrap()
+    }
+
     fn fd(&self, name: &str) -> BorrowedFd<'_> {
         match self.0.map(name).unwrap_or_else(|| panic!("no map {name}")) {
             Map::Array(m) | Map::HashMap(m) | Map::PerCpuArray(m) | Map::RingBuf(m) => m.fd().as_fd(),

@@ -1,0 +1,182 @@
+//! XDP and its TC companion on one interface, attached, with real packets between two namespaces: the mark crosses from one to the other,
+//! nothing is counted twice, and a tag that the network card takes off the frame does not slip by.
+
+use std::{
+    io,
+    net::UdpSocket,
+    os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd},
+    time::Duration,
+};
+
+use aya::programs::{
+    Program, XdpMode,
+    links::LinkOrder,
+    tc::{TcAttachOptions, TcAttachType},
+};
+use gateway_ebpf::{
+    abi::{mark, program},
+    reason::Reason,
+};
+use lazaret_tests::{
+    netns::{Namespace, veth},
+    require::{Need, or_skip},
+};
+use nix::{
+    cmsg_space,
+    sys::socket::{ControlMessageOwned, MsgFlags, SockaddrStorage, recvmsg},
+};
+
+use crate::{object::Object, table::Table, world::World};
+
+/// A socket that says with which mark a packet came.
+struct Receiver(UdpSocket);
+
+impl Receiver {
+    fn new(at: &Namespace, port: u16) -> Self {
+        let socket = at.run(|| UdpSocket::bind(("::", port))).unwrap();
+        socket.set_read_timeout(Some(Duration::from_secs(3))).unwrap();
+        let on = 1_i32;
+        // SAFETY: the option is an int, and its length is said.
+        let set = unsafe {
+            libc::setsockopt(
+                socket.as_raw_fd(),
+                libc::SOL_SOCKET,
+                libc::SO_RCVMARK,
+                (&raw const on).cast(),
+                size_of::<i32>() as u32,
+            )
+        };
+        assert_eq!(set, 0, "{}", io::Error::last_os_error());
+        Self(socket)
+    }
+
+    /// The next packet's mark; `None`: none came in time.
+    fn mark(&self) -> Option<u32> {
+        let (mut data, mut control) = ([0; 64], cmsg_space!([u32; 4]));
+        let mut into = [io::IoSliceMut::new(&mut data)];
+        let message = recvmsg::<SockaddrStorage>(self.0.as_raw_fd(), &mut into, Some(&mut control), MsgFlags::empty()).ok()?;
+        let mark = message.cmsgs().unwrap().find_map(|c| match c {
+            ControlMessageOwned::Unknown(u) if u.cmsg_header.cmsg_type == libc::SO_MARK => {
+                Some(u32::from_ne_bytes(u.data_bytes[..4].try_into().unwrap()))
+            }
+            _ => None,
+        });
+        Some(mark.unwrap_or(0))
+    }
+}
+
+#[test]
+fn the_mark_crosses_from_xdp_to_tc() {
+    if !or_skip("the_mark_crosses_from_xdp_to_tc", &[Need::Root, Need::Bpf]) {
+        return;
+    }
+    let (device, gateway) = (Namespace::new("device").unwrap(), Namespace::new("gateway").unwrap());
+    veth((&device, "vpn"), (&gateway, "inside")).unwrap();
+    for (at, interface, address) in [
+        (&device, "vpn", "10.66.0.5/16"),
+        (&device, "vpn", "fd66::5/64"),
+        (&gateway, "inside", "10.66.0.1/16"),
+        (&gateway, "inside", "fd66::1/64"),
+        (&gateway, "lo", "10.77.0.53/32"),
+        (&gateway, "lo", "fd77::53/128"),
+    ] {
+        at.address(interface, address).unwrap();
+    }
+    device.route("10.77.0.0/24", "10.66.0.1".parse().unwrap()).unwrap();
+    device.route("fd77::/64", "fd66::1".parse().unwrap()).unwrap();
+
+    let mut object = Object::load(1 << 18);
+    World::new(&Table::read().world).write(&object);
+    let rule = |object: &Object| object.counters()[1][Reason::Rule as usize].packets;
+    let reason = |object: &Object, reason: Reason| object.counters().iter().map(|p| p[reason as usize].packets).sum::<u64>();
+    gateway.run(|| {
+        let Program::SchedClassifier(tc) = object.program(program::TC_DEVICE_ETH) else {
+            unreachable!()
+        };
+        let first = TcAttachOptions::TcxOrder(LinkOrder::first());
+        tc.attach_with_options("inside", TcAttachType::Ingress, first).unwrap();
+    });
+    let sender = device.run(|| UdpSocket::bind("[::]:0")).unwrap();
+    let (allowed, denied) = (Receiver::new(&gateway, 53), Receiver::new(&gateway, 54));
+    let send = |port: u16| {
+        for to in ["::ffff:10.77.0.53", "fd77::53"] {
+            sender
+                .send_to(b"who", (to.parse::<std::net::Ipv6Addr>().unwrap(), port))
+                .unwrap();
+        }
+    };
+
+    // TC alone judges in full. Address resolution has passed, or nothing would arrive.
+    send(53);
+    assert_eq!([allowed.mark(), allowed.mark()], [Some(mark(1, true)); 2]);
+    assert_eq!(rule(&object), 2);
+    assert!(reason(&object, Reason::Arp) > 0 && reason(&object, Reason::NeighbourDiscovery) > 0);
+
+    // With XDP, XDP judges and TC takes its word: the same mark, counted once.
+    let xdp_link = gateway.run(|| {
+        let Program::Xdp(xdp) = object.program(program::XDP_DEVICE) else {
+            unreachable!()
+        };
+        xdp.attach("inside", XdpMode::Driver).unwrap()
+    });
+    send(53);
+    assert_eq!([allowed.mark(), allowed.mark()], [Some(mark(1, true)); 2]);
+    assert_eq!(rule(&object), 4);
+    send(54);
+    denied.0.set_read_timeout(Some(Duration::from_millis(300))).unwrap();
+    assert_eq!(denied.mark(), None);
+    assert_eq!(reason(&object, Reason::NoRule), 2);
+
+    // A tag in the buffer's own field: XDP sees an untagged frame and counts a rule; TC sees the tag.
+    let pusher = push_tags(&device, "vpn");
+    send(53);
+    allowed.0.set_read_timeout(Some(Duration::from_millis(300))).unwrap();
+    assert_eq!(allowed.mark(), None);
+    assert!(reason(&object, Reason::Vlan) >= 2);
+    drop(pusher);
+
+    // Without XDP again, TC judges in full again.
+    let Program::Xdp(xdp) = object.program(program::XDP_DEVICE) else {
+        unreachable!()
+    };
+    xdp.detach(xdp_link).unwrap();
+    let before = rule(&object);
+    allowed.0.set_read_timeout(Some(Duration::from_secs(3))).unwrap();
+    send(53);
+    assert_eq!([allowed.mark(), allowed.mark()], [Some(mark(1, true)); 2]);
+    assert_eq!(rule(&object), before + 2);
+}
+
+/// Tags what leaves through an interface, as its network card would: `bpf_skb_vlan_push(skb, htons(0x8100), 7)`, assembled by hand,
+/// for as long as the link lives.
+fn push_tags(namespace: &Namespace, interface: &str) -> OwnedFd {
+    const BPF_PROG_LOAD: libc::c_long = 5;
+    const BPF_LINK_CREATE: libc::c_long = 28;
+    const BPF_PROG_TYPE_SCHED_CLS: u64 = 3;
+    const BPF_TCX_EGRESS: u64 = 47;
+    // Opcode, registers, offset, immediate: r2 = 0x0081; r3 = 7; call 18; r0 = TCX_NEXT; exit.
+    let code: [[u8; 8]; 5] = [
+        [0xb7, 2, 0, 0, 0x81, 0, 0, 0],
+        [0xb7, 3, 0, 0, 7, 0, 0, 0],
+        [0x85, 0, 0, 0, 18, 0, 0, 0],
+        [0xb7, 0, 0, 0, 0xff, 0xff, 0xff, 0xff],
+        [0x95, 0, 0, 0, 0, 0, 0, 0],
+    ];
+    let bpf = |command: libc::c_long, attribute: [u64; 16]| {
+        // SAFETY: the attribute is longer than the command needs and zero behind; what it points at outlives the call.
+        let fd = unsafe { libc::syscall(libc::SYS_bpf, command, attribute.as_ptr(), size_of_val(&attribute)) };
+        assert!(fd >= 0, "{}", io::Error::last_os_error());
+        // SAFETY: the call succeeded, so this is a new descriptor of ours.
+        unsafe { OwnedFd::from_raw_fd(fd as i32) }
+    };
+    let mut load = [0; 16];
+    load[0] = BPF_PROG_TYPE_SCHED_CLS | (code.len() as u64) << 32;
+    load[1] = code.as_ptr() as u64;
+    load[2] = c"GPL".as_ptr() as u64;
+    let program = bpf(BPF_PROG_LOAD, load);
+    let ifindex = namespace.ifindex(interface).unwrap();
+    let mut create = [0; 16];
+    create[0] = program.as_raw_fd() as u64 | u64::from(ifindex) << 32;
+    create[1] = BPF_TCX_EGRESS;
+    namespace.run(|| bpf(BPF_LINK_CREATE, create))
+}

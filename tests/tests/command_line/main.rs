@@ -1,0 +1,350 @@
+//! The command line and the OpenVPN hook: the real binary against the real API, controller and store over a real socket, on a kernel in
+//! memory. Texts, JSON and exit codes as people and programs see them.
+
+mod gateway;
+
+use std::{fs, time::Instant};
+
+use gateway_user::kernel::HookPoint;
+use lazaret_tests::require::require;
+use serde_json::Value;
+
+use self::gateway::{Gateway, lazaret};
+
+const ADDRESS: &str = "10.66.0.2";
+
+#[test]
+fn an_operator_s_day() {
+    let g = Gateway::new("cli-day");
+    let status = g.ok(&["status"]);
+    assert!(
+        status.contains("floor             closed") && !status.contains("problem"),
+        "{status}"
+    );
+    assert!(status.contains("tun0") && status.contains("tc egress"), "{status}");
+
+    g.ok(&[
+        "device",
+        "register",
+        "phone-1",
+        "--owner",
+        "A. Person",
+        "--common-name",
+        "a.person",
+    ]);
+    let opened = g.json(&[
+        "session",
+        "open",
+        "--device",
+        "a.person",
+        "--address",
+        ADDRESS,
+        "--interface",
+        "tun0",
+        "--source",
+        "by-hand",
+    ]);
+    assert_eq!(opened["enforcement"], "enforced");
+    assert_eq!(opened["session"]["device_id"], "phone-1");
+    assert_eq!(opened["gateway_uri"], "q.vpn.example");
+    let session = opened["session"]["session_id"].to_string();
+
+    let released = g.ok(&["device", "release", "phone-1"]);
+    for part in [
+        "released (policy_applied)",
+        "vpn.example",
+        "in force",
+        "10.66.0.2/32",
+        "tc ingress",
+        "staff",
+    ] {
+        assert!(released.contains(part), "{part:?} in:\n{released}");
+    }
+    let device = g.json(&["device", "show", "phone-1"]);
+    assert_eq!(
+        (&device["state"], &device["policy_revision"]),
+        (&"released".into(), &"operator".into())
+    );
+    assert_eq!(
+        g.json(&["devices", "--state", "released"])["devices"][0]["device_id"],
+        "phone-1"
+    );
+    assert_eq!(g.json(&["devices", "--state", "retired"])["devices"], Value::Array(vec![]));
+    assert_eq!(g.json(&["addresses", ADDRESS])["addresses"][0]["current_pool"], "staff");
+    assert_eq!(g.json(&["sessions"])["sessions"][0]["source"], "by-hand");
+    assert_eq!(g.json(&["pools"])["pools"][0]["fallback"], "");
+    assert!(g.ok(&["pools"]).contains("ADDRESSES NOW"));
+    assert_eq!(g.json(&["counters"])["events_lost"], 0);
+    assert_eq!(g.json(&["denials"])["denials"], Value::Array(vec![]));
+
+    let quarantined = g.json(&["device", "quarantine", "phone-1", "--reason", "lost"]);
+    assert_eq!(quarantined["gateway_uri"], "q.vpn.example");
+    assert_eq!(quarantined["prefixes"][0]["read_backs"][0]["pool"], "quarantine");
+    assert_eq!(g.json(&["session", "close", &session])["ended"], true);
+    assert_eq!(
+        g.json(&["session", "close", &session])["ended"],
+        false,
+        "a late close ends nobody's"
+    );
+    assert_eq!(g.json(&["device", "retire", "phone-1"])["enforcement"], "no_session");
+}
+
+#[test]
+fn exit_codes_say_what_happened() {
+    let mut g = Gateway::new("cli-codes");
+    let refused = g.run(&["device", "show", "nobody"]);
+    assert_eq!(refused.code, 1);
+    assert!(
+        refused.err.starts_with("lazaret: UNKNOWN_DEVICE: ") && refused.err.contains("lazaret devices"),
+        "{}",
+        refused.err
+    );
+    assert_eq!(g.run(&["device", "show", "no/body"]).code, 2, "an id that can be none");
+    assert_eq!(g.run(&["nothing"]).code, 2);
+    assert_eq!(g.run(&["device", "show", "nobody", "--socket", "/nonexistent"]).code, 3);
+
+    // A program detached by hand, which cannot be attached again: committed, not in force.
+    g.ok(&["device", "register", "phone-1"]);
+    g.ok(&[
+        "session",
+        "open",
+        "--device",
+        "phone-1",
+        "--address",
+        ADDRESS,
+        "--interface",
+        "tun0",
+        "--source",
+        "s",
+    ]);
+    {
+        let mut kernel = g.kernel.state();
+        kernel.stuck = true;
+        kernel.detached.insert((3, HookPoint::TcIngress));
+    }
+    let half = g.run(&["device", "release", "phone-1"]);
+    assert_eq!(half.code, 4, "{}{}", half.out, half.err);
+    assert!(
+        half.out.contains("NOT IN FORCE EVERYWHERE") && half.out.contains("not attached"),
+        "{}",
+        half.out
+    );
+    let degraded = g.run(&["status"]);
+    assert_eq!(degraded.code, 4);
+    assert!(
+        degraded.out.contains("NOT ATTACHED") && degraded.out.contains("problem: tun0 tc ingress"),
+        "{}",
+        degraded.out
+    );
+    assert_eq!(g.run(&["status", "--json"]).code, 4);
+
+    g.stop();
+    let unreachable = g.run(&["status"]);
+    assert_eq!(unreachable.code, 3);
+    assert!(unreachable.err.contains("systemctl status lazaret"), "{}", unreachable.err);
+}
+
+#[test]
+fn a_role_that_may_not_is_told_so() {
+    require!(Root);
+    let g = Gateway::new("cli-role");
+    g.open_to_everyone();
+    let denied = g.run_as_nobody(&["status"]);
+    assert_eq!(denied.code, 5, "{}{}", denied.out, denied.err);
+}
+
+#[test]
+fn observe_mode_is_loud() {
+    let g = Gateway::observing("cli-observe");
+    let status = g.run(&["status"]);
+    assert_eq!(status.code, 4);
+    assert!(
+        status.out.starts_with("OBSERVE MODE") && status.out.contains("NOTHING IS DENIED"),
+        "{}",
+        status.out
+    );
+    assert_eq!(g.run_json(&["status"]).1["healthy"], false);
+}
+
+#[test]
+fn check_says_every_mistake_and_touches_nothing() {
+    let g = Gateway::new("cli-check");
+    let good = lazaret(&["check", g.file("good.toml", gateway::CONFIG).as_str()]);
+    assert_eq!(good.code, 0, "{}{}", good.out, good.err);
+    assert!(
+        good.out.contains("ok: 2 pools") && good.out.contains("there is no [api]"),
+        "{}",
+        good.out
+    );
+    let text = gateway::CONFIG.replace("mode", "mod").replace("\"443\"", "\"0\"") + "[socket]\nvpn_group = 5\n";
+    let file = g.file("bad.toml", &text);
+    let bad = lazaret(&["check", &file]);
+    assert_eq!(bad.code, 1);
+    assert_eq!(
+        bad.out.lines().filter(|l| l.starts_with(&format!("{file}:"))).count(),
+        4,
+        "{}",
+        bad.out
+    );
+    let group = g.file(
+        "group.toml",
+        &(gateway::CONFIG.to_owned() + "[socket]\nvpn_group = \"no-such-group-here\"\n"),
+    );
+    let missing = lazaret(&["check", &group, "--json"]);
+    assert_eq!(missing.code, 1);
+    let said: Value = serde_json::from_str(&missing.out).unwrap();
+    assert!(said["errors"][0].as_str().unwrap().contains("groupadd"), "{said}");
+    assert_eq!(lazaret(&["check", "/nonexistent"]).code, 1);
+}
+
+/// What OpenVPN 2.6.14 sets for a client.
+fn client(script: &str) -> Vec<(&'static str, String)> {
+    let digest = "08:da:7f:3e:75:6a:a2:38:a7:c0:50:84:6e:a8:2e:e2:b5:b5:89:f1:75:d9:cd:1a:ac:ca:71:c9:51:13:a5:a6";
+    vec![
+        ("script_type", script.into()),
+        ("common_name", "phone-1".into()),
+        ("dev", "tun0".into()),
+        ("dev_type", "tun".into()),
+        ("ifconfig_pool_remote_ip", ADDRESS.into()),
+        ("ifconfig_pool_remote_ip6", "fd00:66::1000".into()),
+        ("time_unix", "1795314052".into()),
+        ("tls_digest_sha256_0", digest.into()),
+    ]
+}
+
+#[test]
+fn openvpn_s_calls() {
+    let mut g = Gateway::new("cli-hook");
+    let refused = g.hook(&client("client-connect"), &["/tmp/cc"]);
+    assert_eq!(refused.code, 1);
+    assert!(refused.err.contains("UNKNOWN_DEVICE"), "{}", refused.err);
+    assert!(g.states().is_empty(), "a refused client leaves nothing");
+
+    g.ok(&["device", "register", "phone-1"]);
+    assert_eq!(g.hook(&client("client-connect"), &["/tmp/cc"]).code, 0);
+    let sessions = g.json(&["sessions"]);
+    let session = &sessions["sessions"][0];
+    assert_eq!(session["source"], "openvpn-tun0");
+    assert_eq!(session["prefixes"], serde_json::json!(["10.66.0.2/32", "fd00:66::1000/128"]));
+
+    let learn = client("learn-address");
+    for (args, code) in [
+        (["add", ADDRESS, "phone-1"], 0),
+        (["add", "fd00:66::1000", "phone-1"], 0),
+        (["update", ADDRESS, "phone-1"], 0),
+        // Not the address that the session was opened on.
+        (["add", "10.66.0.3", "phone-1"], 1),
+        // A network behind the client.
+        (["add", "10.66.0.0/24", "phone-1"], 1),
+    ] {
+        assert_eq!(g.hook(&learn, &args).code, code, "{args:?}");
+    }
+    // OpenVPN changed its mind about the address after client-connect: it is another client, for which no session was opened.
+    let mut moved = learn.clone();
+    moved[4].1 = "10.66.0.9".into();
+    assert_eq!(g.hook(&moved, &["add", "10.66.0.9", "phone-1"]).code, 1);
+    let late = vec![("script_type", "learn-address".to_owned())];
+    assert_eq!(g.hook(&late, &["delete", ADDRESS]).code, 0);
+
+    assert_eq!(g.hook(&client("client-disconnect"), &[]).code, 0);
+    assert_eq!(g.json(&["sessions"])["sessions"], Value::Array(vec![]));
+    assert!(g.states().is_empty());
+    assert_eq!(g.hook(&learn, &["add", ADDRESS, "phone-1"]).code, 1, "it has left");
+
+    // A client that leaves while the daemon is away is told of at the next connection; else the device could not come back.
+    assert_eq!(g.hook(&client("client-connect"), &["/tmp/cc"]).code, 0);
+    g.stop();
+    assert_eq!(g.hook(&client("client-disconnect"), &[]).code, 1);
+    assert_eq!(
+        g.hook(&client("client-connect"), &["/tmp/cc"]).code,
+        1,
+        "refused without the daemon"
+    );
+    g.start();
+    let mut again = client("client-connect");
+    again[4].1 = "10.66.0.7".into();
+    again[6].1 = "1795314999".into();
+    let back = g.hook(&again, &["/tmp/cc"]);
+    assert_eq!(back.code, 0, "{}", back.err);
+    assert_eq!(g.json(&["sessions"])["sessions"][0]["prefixes"][0], "10.66.0.7/32");
+
+    // The server crashed and starts again: nobody is connected.
+    let up = vec![
+        ("script_type", "up".to_owned()),
+        ("dev", "tun0".into()),
+        ("dev_type", "tun".into()),
+    ];
+    assert_eq!(
+        g.hook(&up, &["tun0", "1500", "0", "10.66.0.1", "255.255.0.0", "init"]).code,
+        0
+    );
+    assert_eq!(g.json(&["sessions"])["sessions"], Value::Array(vec![]));
+    assert!(g.states().is_empty());
+}
+
+#[test]
+fn openvpn_s_calls_with_hostile_values() {
+    let g = Gateway::new("cli-hostile");
+    let canary = g.path("canary");
+    let touch = format!("$(touch {})", canary.display());
+    for (place, bad) in [
+        (1, touch.as_str()),
+        (1, "../../x"),
+        (1, "a\u{1b}[31mb"),
+        (2, "../x"),
+        (4, "10.66.0.2;id"),
+        (7, "zz"),
+    ] {
+        let mut env = client("client-connect");
+        env[place].1 = bad.into();
+        let refused = g.hook(&env, &[&touch]);
+        assert_eq!(refused.code, 1);
+        assert_eq!(refused.err.lines().count(), 1, "one line: {}", refused.err);
+        assert!(
+            !refused.err.contains(bad) && !refused.err.contains('\u{1b}'),
+            "{}",
+            refused.err
+        );
+    }
+    // What OpenVPN appends is no option of ours, whatever it looks like.
+    let learn = client("learn-address");
+    assert_eq!(g.hook(&learn, &["add", ADDRESS, "--socket=/tmp/evil"]).code, 1);
+    assert!(!canary.exists());
+    let tap = client("client-connect")
+        .into_iter()
+        .map(|(k, v)| (k, if k == "dev_type" { "tap".to_owned() } else { v }));
+    assert!(g.hook(&tap.collect::<Vec<_>>(), &[]).err.contains("use dev tun"));
+    let config = g.file("server.conf", "dev tun\nclient-to-client\n");
+    let mut env = client("client-connect");
+    env.push(("config", config));
+    assert!(g.hook(&env, &[]).err.contains("client-to-client"));
+}
+
+/// A socket that takes connections and never answers.
+#[test]
+fn openvpn_waits_no_longer_than_two_seconds() {
+    let g = Gateway::new("cli-slow");
+    let silent = g.path("silent.sock");
+    let _listener = std::os::unix::net::UnixListener::bind(&silent).unwrap();
+    let started = Instant::now();
+    let refused = g.hook_at(&silent, &client("client-connect"), &["/tmp/cc"]);
+    let took = started.elapsed();
+    assert_eq!(refused.code, 1);
+    assert!(took.as_millis() < 2000, "{took:?}");
+    assert!(g.states().is_empty());
+}
+
+#[test]
+fn pki_by_the_command_line() {
+    let g = Gateway::new("cli-pki");
+    let dir = g.path("ca").display().to_string();
+    assert_eq!(lazaret(&["pki", "init", "--dir", &dir]).code, 0);
+    assert_eq!(lazaret(&["pki", "init", "--dir", &dir]).code, 1, "nothing is overwritten");
+    let made = lazaret(&["pki", "issue", "--dir", &dir, "--role", "mdm", "--name", "mdm-1"]);
+    assert_eq!(made.code, 0, "{}", made.err);
+    assert!(fs::metadata(g.path("ca").join("mdm-1.pem")).is_ok());
+    assert_eq!(
+        lazaret(&["pki", "issue", "--dir", &dir, "--role", "root", "--name", "x"]).code,
+        2
+    );
+}

@@ -1,11 +1,136 @@
-//! To be written.
+//! The daemon: what is started, in which order, and how it ends. It decides nothing.
+//!
+//! Everything that can be wrong with the configuration, the certificates, the sockets or the store is found before the kernel is touched.
+//! Then the floor is closed, then programs are attached, and only then is anything answered. At the end nothing is detached: the kernel
+//! goes on enforcing.
 
-use std::path::Path;
+use std::{path::Path, sync::Arc};
 
-/// Runs the daemon.
+use anyhow::{Context as _, Result, anyhow};
+use tokio::{
+    signal::unix::{Signal, SignalKind, signal},
+    sync::watch,
+};
+use tracing::{info, warn};
+
+use crate::{
+    access::listen::Listeners,
+    api,
+    clock::SystemClock,
+    config::{Config, Mode},
+    controller::{Controller, Options, Start},
+    dataplane::{self, Live},
+    events::Denials,
+    kernel::Link,
+    links, notify,
+    store::SqliteStore,
+    telemetry,
+};
+
+/// Runs the daemon in the foreground, until SIGTERM or SIGINT.
 ///
 /// # Errors
-/// It is to be written.
-pub fn run(_config_path: &Path) -> anyhow::Result<()> {
-    anyhow::bail!("this build has no daemon")
+/// What kept it from starting, or what made it end.
+pub fn run(file: &Path) -> Result<()> {
+    let config = Config::load(file)?;
+    telemetry::init(&config.log)?;
+    for warning in config.warnings() {
+        warn!("{warning}");
+    }
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .context("the runtime cannot be started")?;
+    runtime.block_on(serve(Arc::new(config)))
+}
+
+async fn serve(config: Arc<Config>) -> Result<()> {
+    // First, so that a signal during the start ends it in order.
+    let mut ends = Ends::new()?;
+    let listeners = Listeners::bind(&config)?;
+    let store = SqliteStore::open(&config.paths.state)?;
+
+    let live = Live::open(&config)?;
+    if config.mode == Mode::Observe {
+        warn!("mode = \"observe\": everything is judged and counted, NOTHING IS DENIED, and the floor is open");
+    }
+    let denials = Denials::default();
+    let pump = tokio::spawn(dataplane::pump(live.denials()?, denials.clone()));
+    let (links, watching) = links::watch()?;
+    let watching = tokio::spawn(watching);
+    let start = Start {
+        config: Arc::clone(&config),
+        store: Box::new(store),
+        kernel: Box::new(live),
+        clock: Box::new(SystemClock::new()?),
+        links: links.borrow().clone(),
+        options: Options::default(),
+    };
+    let (controller, mut writer) = Controller::start(start).await?;
+    let follow = tokio::spawn(follow(links, controller.clone()));
+
+    let (stop, stopped) = watch::channel(false);
+    let shutdown = async move {
+        let mut stopped = stopped;
+        // An error is the sender's end, which is an end too.
+        let _ = stopped.wait_for(|s| *s).await;
+    };
+    let mut serving = tokio::spawn(api::serve(listeners, Arc::clone(&config), controller.clone(), denials, shutdown));
+    notify::tell(notify::State::Ready).context("systemd cannot be told")?;
+    info!(version = env!("CARGO_PKG_VERSION"), mode = ?config.mode, "ready");
+
+    // A task whose silent end would matter ends the process.
+    let ended = tokio::select! {
+        signal = ends.next() => { info!("{signal}: stopping; the kernel goes on enforcing"); Ok(()) }
+        end = writer.ended() => Err(end.err().map_or_else(|| anyhow!("the controller has stopped"), Into::into)),
+        end = &mut serving => Err(match end { Ok(Ok(())) => anyhow!("the API has stopped"), Ok(Err(e)) => e.into(), Err(e) => e.into() }),
+        end = pump => Err(end.map_or_else(Into::into, |e| anyhow!(e).context("reading denials"))),
+        end = watching => Err(end.map_or_else(Into::into, |e| anyhow!(e).context("watching interfaces"))),
+        _ = follow => Err(anyhow!("nobody follows the interfaces any more")),
+    };
+    if let Err(e) = notify::tell(notify::State::Stopping) {
+        warn!("systemd cannot be told: {e}");
+    }
+    // What is being asked is answered; what is in the queue is done; then the process ends.
+    stop.send_replace(true);
+    if !serving.is_finished() {
+        match serving.await {
+            Ok(Ok(())) => {}
+            Ok(Err(e)) => warn!("the API: {e}"),
+            Err(e) => warn!("the API: {e}"),
+        }
+    }
+    controller.shutdown().await;
+    ended
+}
+
+/// Hands each set of interfaces on.
+async fn follow(mut links: watch::Receiver<Vec<Link>>, controller: Controller) {
+    while links.changed().await.is_ok() {
+        let now = links.borrow_and_update().clone();
+        controller.set_links(now);
+    }
+}
+
+/// The signals that end the daemon.
+struct Ends {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Ends {
+    fn new() -> Result<Self> {
+        let on = |kind| signal(kind).context("signals cannot be caught");
+        Ok(Self {
+            terminate: on(SignalKind::terminate())?,
+            interrupt: on(SignalKind::interrupt())?,
+        })
+    }
+
+    async fn next(&mut self) -> &'static str {
+        tokio::select! {
+            _ = self.terminate.recv() => "SIGTERM",
+            _ = self.interrupt.recv() => "SIGINT",
+        }
+    }
 }

@@ -75,7 +75,13 @@ async fn serve(config: Arc<Config>) -> Result<()> {
         // An error is the sender's end, which is an end too.
         let _ = stopped.wait_for(|s| *s).await;
     };
-    let mut serving = tokio::spawn(api::serve(listeners, Arc::clone(&config), controller.clone(), denials, shutdown));
+    let mut serving = tokio::spawn(api::serve(
+        listeners,
+        Arc::clone(&config),
+        controller.clone(),
+        denials,
+        shutdown,
+    ));
     notify::tell(notify::State::Ready).context("systemd cannot be told")?;
     info!(version = env!("CARGO_PKG_VERSION"), mode = ?config.mode, "ready");
 

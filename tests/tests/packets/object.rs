@@ -3,7 +3,7 @@
 
 use std::{
     io,
-    os::fd::{AsFd as _, AsRawFd as _, BorrowedFd},
+    os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, RawFd},
 };
 
 use aya::{
@@ -176,6 +176,11 @@ impl Object {
     /// The program, for attaching.
     pub(crate) fn program(&mut self, name: &str) -> &mut Program {
         self.0.program_mut(name).unwrap()
+    }
+
+    /// A map's descriptor, for a program that is loaded by hand.
+    pub(crate) fn map_fd(&self, name: &str) -> RawFd {
+        self.fd(name).as_raw_fd()
     }
 
     fn fd(&self, name: &str) -> BorrowedFd<'_> {

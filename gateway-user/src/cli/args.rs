@@ -46,13 +46,32 @@ pub(super) enum Command {
         after_help = "Exit codes: 0 it can be run (there may be warnings), 1 it cannot.\n\nExample:\n  lazaret check /etc/lazaret/lazaret.toml"
     )]
     Check(CheckArgs),
-    /// Close the floor and nothing else: what is not granted by the programs is denied by the kernel itself (for boot, before the network)
+    /// Close the floor and nothing else, at boot: the kernel itself denies what no program grants
     #[command(after_help = "Example:\n  lazaret floor --config /etc/lazaret/lazaret.toml")]
     Floor(ConfigArgs),
+    #[command(flatten)]
+    Ask(Ask),
+    /// Take Lazaret out of the kernel, with the daemon stopped; the floor stays closed
+    #[command(after_help = DETACH_EXAMPLES)]
+    Detach(DetachArgs),
+    /// A small certificate authority for the gRPC API, so that nobody starts with plaintext
+    #[command(subcommand)]
+    Pki(PkiCommand),
+    /// Take a VPN server's calls
+    #[command(subcommand)]
+    Hook(HookCommand),
+}
+
+/// What the daemon is asked.
+#[derive(Debug, Subcommand)]
+pub(super) enum Ask {
     /// Whether the gateway does its work: mode, floor, store, interfaces and hooks
-    #[command(after_help = "Exit codes: 0 it does, 4 degraded or in observe mode, 3 the daemon cannot be reached.")]
+    #[command(
+        after_help = "Exit codes: 0 it does, 4 degraded or in observe mode, 3 the daemon cannot be reached.\n\nExample:\n  lazaret status --json"
+    )]
     Status(Connection),
     /// The pools: what they hold, and what passed and was dropped under each
+    #[command(after_help = "Example:\n  lazaret pools")]
     Pools(Connection),
     /// Addresses of live sessions, or one address, as the kernel's map has them
     #[command(after_help = "Examples:\n  lazaret addresses\n  lazaret addresses 10.66.0.5")]
@@ -64,21 +83,17 @@ pub(super) enum Command {
     #[command(subcommand)]
     Device(DeviceCommand),
     /// The live sessions
+    #[command(after_help = "Example:\n  lazaret sessions --json")]
     Sessions(Connection),
     /// One session: open, close
     #[command(subcommand)]
     Session(SessionCommand),
     /// Exact packets and bytes by pool and reason
+    #[command(after_help = "Example:\n  lazaret counters --pool quarantine")]
     Counters(CountersArgs),
     /// The last denied packets, newest last, each with its reason and what to do about it
     #[command(after_help = "Examples:\n  lazaret denials --limit 10\n  lazaret denials --address 10.66.0.5 --reason no_rule")]
     Denials(DenialsArgs),
-    /// A small certificate authority for the gRPC API, so that nobody starts with plaintext
-    #[command(subcommand)]
-    Pki(PkiCommand),
-    /// Take a VPN server's calls
-    #[command(subcommand)]
-    Hook(HookCommand),
 }
 
 /// The daemon's configuration.
@@ -88,6 +103,22 @@ pub(super) struct ConfigArgs {
     #[arg(long, value_name = "FILE")]
     pub(super) config: PathBuf,
 }
+
+#[derive(Debug, Args)]
+pub(super) struct DetachArgs {
+    #[command(flatten)]
+    pub(super) config: ConfigArgs,
+    /// Open the floor, too: nothing is denied any more
+    #[arg(long)]
+    pub(super) open: bool,
+}
+
+const DETACH_EXAMPLES: &str = "\
+In observe mode the floor is open, and stays so.
+
+Examples:
+  systemctl stop lazaret && lazaret detach --config /etc/lazaret/lazaret.toml          devices reach nothing
+  systemctl stop lazaret && lazaret detach --open --config /etc/lazaret/lazaret.toml   everything passes, as without Lazaret";
 
 #[derive(Debug, Args)]
 pub(super) struct CheckArgs {
@@ -146,6 +177,7 @@ pub(super) enum State {
 #[derive(Debug, Subcommand)]
 pub(super) enum DeviceCommand {
     /// Everything that the registry holds of a device, and its live sessions
+    #[command(after_help = "Example:\n  lazaret device show phone-17")]
     Show(DeviceArgs),
     /// Add a device to the registry, or change its owner, pool and aliases
     #[command(after_help = "Example:\n  lazaret device register phone-17 --owner 'A. Person' --common-name a.person")]
@@ -159,6 +191,7 @@ pub(super) enum DeviceCommand {
     #[command(after_help = "Example:\n  lazaret device quarantine phone-17 --reason 'reported stolen'")]
     Quarantine(QuarantineArgs),
     /// End a device's management, for good: no new session of it opens
+    #[command(after_help = "Example:\n  lazaret device retire phone-17")]
     Retire(DeviceArgs),
 }
 
@@ -310,10 +343,13 @@ mod tests {
     use super::Cli;
 
     #[test]
-    fn the_command_line_is_consistent_and_every_subcommand_is_described() {
+    fn the_command_line_is_consistent_and_every_subcommand_is_described_with_an_example() {
         fn walk(command: &clap::Command) {
             for sub in command.get_subcommands() {
                 assert!(sub.get_about().is_some(), "{} has no description", sub.get_name());
+                let help = sub.get_after_help().map(ToString::to_string).unwrap_or_default();
+                let shown = help.contains("lazaret ") || sub.has_subcommands();
+                assert!(shown, "{} has no example", sub.get_name());
                 walk(sub);
             }
         }

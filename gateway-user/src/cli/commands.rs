@@ -8,41 +8,36 @@ use serde_json::{Value, json};
 use super::{
     Outcome,
     args::{
-        AddressesArgs, CloseArgs, Command, Connection, CountersArgs, DenialsArgs, DeviceArgs, DeviceCommand, DevicesArgs,
-        OpenArgs, QuarantineArgs, RegisterArgs, ReleaseArgs, SessionCommand, State,
+        AddressesArgs, Ask, CloseArgs, Connection, CountersArgs, DenialsArgs, DeviceArgs, DeviceCommand, DevicesArgs, OpenArgs,
+        QuarantineArgs, RegisterArgs, ReleaseArgs, SessionCommand, State,
     },
     client::{Client, Failure, context},
     json, show,
     table::{Page, write_out},
 };
 
-/// Runs a subcommand that needs the daemon; `None`: it is none of these.
-pub(super) fn run(command: &Command) -> Option<Result<Outcome, Failure>> {
-    let run = |future: std::pin::Pin<Box<dyn Future<Output = Result<Outcome, Failure>> + '_>>| {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-        Some(
-            runtime
-                .map_err(|e| Failure::Local(format!("no event loop: {e}")))
-                .and_then(|r| r.block_on(future)),
-        )
-    };
-    match command {
-        Command::Status(c) => run(Box::pin(status(c))),
-        Command::Pools(c) => run(Box::pin(pools(c))),
-        Command::Addresses(a) => run(Box::pin(addresses(a))),
-        Command::Devices(a) => run(Box::pin(devices(a))),
-        Command::Device(DeviceCommand::Show(a)) => run(Box::pin(device(a))),
-        Command::Device(DeviceCommand::Register(a)) => run(Box::pin(register(a))),
-        Command::Device(DeviceCommand::Release(a)) => run(Box::pin(release(a))),
-        Command::Device(DeviceCommand::Quarantine(a)) => run(Box::pin(quarantine(a))),
-        Command::Device(DeviceCommand::Retire(a)) => run(Box::pin(retire(a))),
-        Command::Sessions(c) => run(Box::pin(sessions(c))),
-        Command::Session(SessionCommand::Open(a)) => run(Box::pin(open(a))),
-        Command::Session(SessionCommand::Close(a)) => run(Box::pin(close(a))),
-        Command::Counters(a) => run(Box::pin(counters(a))),
-        Command::Denials(a) => run(Box::pin(denials(a))),
-        Command::Run(_) | Command::Check(_) | Command::Floor(_) | Command::Pki(_) | Command::Hook(_) => None,
-    }
+/// Asks the daemon, and prints what it says.
+pub(super) fn run(ask: &Ask) -> Result<Outcome, Failure> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let runtime = runtime.map_err(|e| Failure::Local(format!("no event loop: {e}")))?;
+    runtime.block_on(async {
+        match ask {
+            Ask::Status(c) => status(c).await,
+            Ask::Pools(c) => pools(c).await,
+            Ask::Addresses(a) => addresses(a).await,
+            Ask::Devices(a) => devices(a).await,
+            Ask::Device(DeviceCommand::Show(a)) => device(a).await,
+            Ask::Device(DeviceCommand::Register(a)) => register(a).await,
+            Ask::Device(DeviceCommand::Release(a)) => release(a).await,
+            Ask::Device(DeviceCommand::Quarantine(a)) => quarantine(a).await,
+            Ask::Device(DeviceCommand::Retire(a)) => retire(a).await,
+            Ask::Sessions(c) => sessions(c).await,
+            Ask::Session(SessionCommand::Open(a)) => open(a).await,
+            Ask::Session(SessionCommand::Close(a)) => close(a).await,
+            Ask::Counters(a) => counters(a).await,
+            Ask::Denials(a) => denials(a).await,
+        }
+    })
 }
 
 async fn status(c: &Connection) -> Result<Outcome, Failure> {

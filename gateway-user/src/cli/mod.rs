@@ -6,6 +6,7 @@ mod check;
 pub(crate) mod client;
 mod commands;
 mod json;
+mod kernel;
 mod show;
 mod table;
 
@@ -43,9 +44,6 @@ enum Outcome {
 }
 
 fn run(command: &Command) -> Result<Outcome, Failure> {
-    if let Some(done) = commands::run(command) {
-        return done;
-    }
     match command {
         Command::Run(a) => local(crate::daemon::run(&a.config)),
         Command::Check(a) => check::run(a),
@@ -56,7 +54,9 @@ fn run(command: &Command) -> Result<Outcome, Failure> {
         }),
         Command::Pki(PkiCommand::Init(a)) => made(crate::pki::init(a)),
         Command::Pki(PkiCommand::Issue(a)) => made(crate::pki::issue(a)),
-        _ => Err(Failure::Local("this build does not have it".into())),
+        Command::Ask(ask) => commands::run(ask),
+        Command::Floor(a) => kernel::close_floor(a),
+        Command::Detach(a) => kernel::detach(a),
     }
 }
 

@@ -23,6 +23,7 @@ const OBJ_INFO: i32 = 15;
 const PROG_QUERY: i32 = 16;
 const LINK_CREATE: i32 = 28;
 const LINK_UPDATE: i32 = 29;
+const LINK_DETACH: i32 = 34;
 
 /// Where a link attaches: `enum bpf_attach_type`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -151,6 +152,13 @@ pub(super) fn link_update(link: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::
         old: 0,
     };
     call(LINK_UPDATE, &mut attr).map(|_| ())
+}
+
+/// Detaches a link from its interface, before the return; one that is detached already is fine. Dropping its last reference would do so
+/// some milliseconds later.
+pub(super) fn link_detach(link: BorrowedFd<'_>) -> io::Result<()> {
+    let mut attr = link.as_raw_fd() as u32;
+    call(LINK_DETACH, &mut attr).map(|_| ())
 }
 
 /// A program on a TCX hook.

@@ -25,7 +25,7 @@ pub fn detach(config: &Config, open: bool) -> Result<(), Error> {
     let remove = || -> io::Result<()> {
         hooks::detach_all(pins)?;
         for version in hooks::versions(pins)? {
-            for name in ["maps", "maps.new"] {
+            for name in ["maps", maps::FRESH] {
                 maps::remove(&version.join(name))?;
             }
             fs::remove_dir(&version)?;

@@ -126,7 +126,7 @@ impl Hooks {
                 if let Some((index, Slot::Egress | Slot::Guard)) = parse_pin(&pin) {
                     unjudge(index);
                 }
-                if let Err(e) = fs::remove_file(&pin) {
+                if let Err(e) = cut(&pin) {
                     tracing::warn!("removing {}: {e}", pin.display());
                 }
             }
@@ -159,7 +159,7 @@ impl Hooks {
                 Err(e) => return Err(format!("replacing {name}: {e}")),
             }
             // Cut by hand, of another interface or namespace, or of another mode: it judges nothing here.
-            fs::remove_file(&pin).map_err(|e| format!("removing {}: {e}", pin.display()))?;
+            cut(&pin).map_err(|e| format!("removing {}: {e}", pin.display()))?;
         }
         if slot == Slot::Xdp {
             offload_off(&now.link);
@@ -316,12 +316,25 @@ pub(super) fn attached(config: &Config, now: &LinkNow) -> io::Result<Vec<(HookPo
     Ok(all)
 }
 
-/// Unpins every link below `root`, of any ABI version: with its last reference, a link detaches.
+/// Detaches and unpins every link below `root`, of any ABI version.
 pub(super) fn detach_all(root: &Path) -> io::Result<()> {
-    for version in versions(root)? {
-        super::maps::remove(&version.join("links"))?;
+    for links in versions(root)?.into_iter().map(|v| v.join("links")) {
+        for pin in entries(&links)? {
+            cut(&pin)?;
+        }
+        super::maps::remove(&links)?;
     }
     Ok(())
+}
+
+/// Detaches a pinned link and unpins it.
+fn cut(pin: &Path) -> io::Result<()> {
+    if let Ok(link) = bpf::open_pin(pin)
+        && let Err(e) = bpf::link_detach(link.as_fd())
+    {
+        tracing::debug!("detaching {}: {e}", pin.display());
+    }
+    fs::remove_file(pin)
 }
 
 /// The directories of ABI versions below the pin directory.

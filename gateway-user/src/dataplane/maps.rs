@@ -21,6 +21,9 @@ pub(super) const NAMES: [&str; 10] = [
     map::DENIALS,
 ];
 
+/// Directory of a set that is being pinned. (A bpffs refuses names with a dot.)
+pub(super) const FRESH: &str = "maps-new";
+
 /// Open maps, in the order of [`NAMES`].
 pub(super) struct Maps(Vec<(&'static str, Map)>);
 
@@ -51,7 +54,7 @@ impl Maps {
 
     /// Pins the set as `directory`, in place of what is pinned there.
     pub(super) fn pin(&self, directory: &Path) -> io::Result<()> {
-        let fresh = directory.with_extension("new");
+        let fresh = directory.with_file_name(FRESH);
         remove(&fresh)?;
         fs::create_dir(&fresh)?;
         for (name, m) in &self.0 {

@@ -1,0 +1,241 @@
+//! Restarts: what is pinned is adopted or replaced without a gap, one daemon at a time, and `detach` takes it all out.
+
+use std::path::PathBuf;
+
+use gateway_ebpf::reason::Reason;
+use gateway_user::{
+    dataplane::{self, Error, Live, detach},
+    kernel::Kernel,
+};
+use lazaret_tests::{
+    require,
+    site::{DEVICE, DEVICE6, MAIL, MAIL6, RESOLVER},
+};
+
+use crate::gateway::{Gateway, QUARANTINE, STAFF, Stop, configuration};
+
+#[test]
+fn a_restart_adopts_maps_sessions_and_counters() {
+    require!(Root, Bpf, Tun, Program("nft"));
+    let (mut g, tun) = Gateway::tun(|c| c);
+    g.open();
+    assert!(!g.live(|l| l.adopted()));
+    g.assign(DEVICE, STAFF);
+    g.assign(DEVICE6, STAFF);
+    assert!(!g.reaches(&tun, [10, 66, 0, 6].into(), MAIL, 25));
+    let counted = g.counted(1, Reason::NoRule);
+    let before = g.read_back(DEVICE);
+
+    // Dead, it keeps enforcing.
+    g.live = None;
+    assert!(g.reaches(&tun, DEVICE, MAIL, 25) && g.reaches(&tun, DEVICE6, MAIL6, 25));
+    assert!(!g.reaches(&tun, [10, 66, 0, 6].into(), MAIL, 25));
+
+    g.try_open().unwrap();
+    assert!(g.live(|l| l.adopted()));
+    let mut held = g.live(|l| l.assigned()).unwrap();
+    held.sort();
+    assert_eq!(held, [DEVICE, DEVICE6]);
+    assert_eq!(g.read_back(DEVICE), before, "the old programs, until set_links");
+    g.set_links();
+    let after = g.read_back(DEVICE);
+    for (old, new) in before.iter().zip(&after) {
+        let (old, new) = (old.reading.unwrap(), new.reading.unwrap());
+        assert_eq!((old.map_id, old.pool), (new.map_id, new.pool));
+        assert_ne!(old.program_id, new.program_id, "this binary's programs");
+    }
+    assert_eq!(g.counted(1, Reason::NoRule), counted + 1);
+    assert!(g.reaches(&tun, DEVICE, MAIL, 25));
+    assert_eq!((g.problems(), g.floor()), (vec![], "closed".to_owned()));
+}
+
+#[test]
+fn ten_restarts_under_traffic_lose_nothing_and_let_nothing_through() {
+    require!(Root, Bpf, Tun, Program("nft"));
+    use lazaret_tests::packets::{Watcher, udp};
+    use std::sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering},
+    };
+    let (mut g, tun) = Gateway::tun(|c| c);
+    g.open();
+    let seen = Watcher::new(&g.site.core, |p| p.ports.0 == 6000 && !p.outgoing).unwrap();
+    let (sent, config) = (AtomicU32::new(0), g.config.clone());
+    std::thread::scope(|s| {
+        let (tun, sent, stop) = (&tun, &sent, Stop::default());
+        let stopped = Arc::clone(&stop.0);
+        s.spawn(move || {
+            let (good, bad) = (
+                udp((DEVICE, 6000), (RESOLVER, 53), b"?"),
+                udp((DEVICE, 6000), (MAIL, 25), b"?"),
+            );
+            while !stopped.load(Ordering::Relaxed) {
+                tun.send(&good).unwrap();
+                tun.send(&bad).unwrap();
+                sent.fetch_add(1, Ordering::Relaxed);
+                std::thread::sleep(std::time::Duration::from_micros(300));
+            }
+        });
+        for round in 0..10 {
+            g.live = None;
+            if round % 3 == 2 {
+                // Other address tables: new maps, swapped in.
+                g.config.tables.addresses = config.tables.addresses + round;
+            }
+            g.open();
+            assert_eq!(g.live(|l| l.adopted()), round % 3 != 2);
+        }
+        drop(stop);
+    });
+    let seen = seen.seen();
+    assert_eq!(seen.iter().filter(|p| p.to == MAIL).count(), 0);
+    assert_eq!(seen.len(), sent.load(Ordering::Relaxed) as usize, "every allowed packet");
+    assert!(seen.len() > 100, "{}", seen.len());
+}
+
+#[test]
+fn a_policy_changes_in_place_and_other_pools_make_new_maps_with_the_sessions_in_them() {
+    require!(Root, Bpf, Tun, Program("nft"));
+    let (mut g, tun) = Gateway::tun(|c| c);
+    g.open();
+    assert!(!g.reaches(&tun, DEVICE, MAIL, 53));
+    g.live = None;
+    // A rule more: adopted, next generation.
+    g.config = configuration("vpn0", &g.scratch, |c| {
+        c.replace("10.9.0.53/32\"]", "10.9.0.53/32\", \"10.9.0.20/32\"]")
+    });
+    g.open();
+    assert!(g.live(|l| l.adopted()));
+    assert!(g.reaches(&tun, DEVICE, MAIL, 53));
+    let old = g.read_back(DEVICE);
+
+    // Another pool's prefix: new maps; sessions are assigned before any program sees them.
+    g.live = None;
+    g.config = configuration("vpn0", &g.scratch, |c| {
+        c.replace("\"10.67.0.0/24\"", "\"10.67.0.0/24\", \"10.99.0.0/20\"")
+    });
+    g.try_open().unwrap();
+    assert!(!g.live(|l| l.adopted()));
+    g.assign(DEVICE, STAFF);
+    assert_eq!(g.read_back(DEVICE), old, "the programs attached still read the old maps");
+    g.set_links();
+    assert!(g.reaches(&tun, DEVICE, MAIL, 25));
+    assert!(g.pools(DEVICE).iter().all(|(.., p)| *p == Some(STAFF)));
+    assert_eq!(
+        g.live(|l| l.read([10, 99, 15, 255].into())).unwrap().pool,
+        Some(QUARANTINE),
+        "rests at the fallback"
+    );
+
+    // The new ones are the pinned ones.
+    g.live = None;
+    g.open();
+    assert!(g.live(|l| l.adopted()));
+    assert_eq!(g.live(|l| l.assigned()).unwrap(), [DEVICE]);
+}
+
+#[test]
+fn adopted_tables_that_were_tampered_with_are_set_right() {
+    require!(Root, Bpf, Tun, Program("nft"));
+    let (mut g, tun) = Gateway::tun(|c| c);
+    g.open();
+    g.assign(DEVICE, STAFF);
+    g.live = None;
+    // Class bytes of released devices, for addresses without a session.
+    let pin = g.config.paths.pins.join("v1/maps/CHUNKS4");
+    let chunks = aya::maps::MapData::from_pin(&pin).unwrap();
+    let mut chunks: aya::maps::Array<_, [u8; 65536]> = aya::maps::Map::Array(chunks).try_into().unwrap();
+    let mut first = chunks.get(&1, 0).unwrap();
+    first[9] = STAFF.0;
+    chunks.set(1, first, 0).unwrap();
+    assert!(g.reaches(&tun, [10, 66, 0, 9].into(), MAIL, 25), "it was tampered with");
+    g.open();
+    assert!(g.live(|l| l.adopted()));
+    assert!(!g.reaches(&tun, [10, 66, 0, 9].into(), MAIL, 25));
+    assert!(
+        g.reaches(&tun, DEVICE, MAIL, 25),
+        "a session's stays for the controller to reconcile"
+    );
+}
+
+#[test]
+fn a_second_daemon_on_the_same_pins_is_refused_by_the_holders_pid() {
+    require!(Root, Bpf, Tun, Program("nft"));
+    let (mut g, _tun) = Gateway::tun(|c| c);
+    g.open();
+    let config = g.config.clone();
+    let second = g.site.gw.run(|| Live::open(&config));
+    let Err(Error::Locked { pid, .. }) = second else {
+        panic!("it opened")
+    };
+    assert_eq!(pid, Some(std::process::id()));
+    assert!(matches!(g.site.gw.run(|| detach(&config, true)), Err(Error::Locked { .. })));
+    assert_eq!(g.floor(), "closed", "the refused ones changed nothing");
+}
+
+#[test]
+fn detach_removes_all_of_ours_and_keeps_the_floor_unless_told() {
+    require!(Root, Bpf, Tun, Program("nft"), Program("bpftool"));
+    let (mut g, tun) = Gateway::tun(|c| c);
+    g.open();
+    g.assign(DEVICE, STAFF);
+    let programs: Vec<u32> = g.read_back(DEVICE).iter().map(|r| r.reading.unwrap().program_id).collect();
+    let config = g.config.clone();
+    g.live = None;
+    g.site.gw.run(|| detach(&config, false)).unwrap();
+    assert!(!g.reaches(&tun, DEVICE, MAIL, 25));
+    assert!(!g.reaches(&tun, DEVICE, RESOLVER, 53));
+    assert!(!g.host_sends(&tun, DEVICE));
+    assert_eq!(std::fs::read_dir(&config.paths.pins).unwrap().count(), 0);
+    let left = g.site.gw.exec("bpftool -j prog").unwrap();
+    let left: serde_json::Value = serde_json::from_str(&left).unwrap();
+    assert!(
+        left.as_array()
+            .unwrap()
+            .iter()
+            .all(|p| !programs.contains(&(p["id"].as_u64().unwrap() as u32)))
+    );
+    // Again, and then open.
+    g.site.gw.run(|| detach(&config, true)).unwrap();
+    assert!(g.reaches(&tun, DEVICE, MAIL, 25));
+    assert!(!g.site.gw.exec("nft list tables").unwrap().contains("lazaret"));
+}
+
+#[test]
+fn pins_elsewhere_than_on_a_bpffs_are_refused_by_name_before_anything_is_touched() {
+    require!(Root, Bpf, Program("nft"));
+    let mut g = Gateway::new("vpn0", |c| c);
+    g.config.paths.pins = g.scratch.path().join("plain/lazaret");
+    let refused = g.try_open();
+    assert!(
+        matches!(refused, Err(Error::NoBpffs(ref p)) if *p == PathBuf::from(&g.config.paths.pins)),
+        "{refused:?}"
+    );
+    assert!(!g.site.gw.exec("nft list tables").unwrap().contains("lazaret"));
+    assert!(!g.config.paths.pins.exists());
+}
+
+#[test]
+fn without_a_capability_it_is_named() {
+    require!(Root, Bpf, Program("setpriv"));
+    let mut g = Gateway::new("vpn0", |c| c);
+    g.open();
+    g.live = None;
+    let config = g.config.clone();
+    let refused = g.site.gw.run(|| {
+        // Of this thread only. CAP_NET_ADMIN is 12, CAP_SYS_ADMIN 21.
+        let mut header = [0x2008_0522_u32, 0];
+        let mut data = [[0_u32; 3]; 2];
+        // SAFETY: version 3 of capget(2): a header of two words, two times three words of data.
+        unsafe { libc::syscall(libc::SYS_capget, header.as_mut_ptr(), data.as_mut_ptr()) };
+        data[0][0] &= !(1 << 21);
+        // SAFETY: as above.
+        unsafe { libc::syscall(libc::SYS_capset, header.as_mut_ptr(), data.as_ptr()) };
+        Live::open(&config).err().map(|e| e.to_string())
+    });
+    assert!(
+        refused.as_ref().is_some_and(|e| e.starts_with("CAP_SYS_ADMIN")),
+        "{refused:?}"
+    );
+    let _: Option<dataplane::Error> = None;
+}

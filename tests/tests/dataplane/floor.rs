@@ -1,0 +1,204 @@
+//! The floor, with our programs attached, detached, and never there.
+
+use std::net::IpAddr;
+
+use gateway_user::{floor, kernel::Kernel};
+use lazaret_tests::{
+    netns::Tun,
+    require,
+    site::{DEVICE, DEVICE6, GATEWAY, MAIL, MAIL6, RESOLVER, TUNNEL, TUNNEL6},
+};
+
+use crate::gateway::{Gateway, STAFF, talks, unique_port};
+
+#[test]
+fn closed_before_any_program_it_denies_forward_input_and_output_in_both_families() {
+    require!(Root, Bpf, Tun, Program("nft"));
+    let (g, tun) = Gateway::tun(|c| c);
+    let config = g.config.clone();
+    g.site.gw.address("vpn0", &format!("{TUNNEL}/32")).unwrap();
+    g.site.gw.address("vpn0", &format!("{TUNNEL6}/128")).unwrap();
+    // The paths work while nothing denies them.
+    let all = |g: &Gateway, tun: &Tun| {
+        [(DEVICE, MAIL, TUNNEL), (DEVICE6, MAIL6, TUNNEL6)].map(|(device, mail, own)| {
+            [
+                g.reaches(tun, device, mail, 25),
+                g.core_sends(tun, mail, unique_port(), device),
+                g.delivered(tun, device, own),
+                g.host_sends(tun, device),
+            ]
+        })
+    };
+    assert_eq!(all(&g, &tun), [[true; 4]; 2]);
+    g.site.gw.run(|| floor::close(&config)).unwrap();
+    assert_eq!(all(&g, &tun), [[false; 4]; 2]);
+    // An established connection is no exception: conntrack knows this one.
+    g.site.gw.exec("nft add table inet stateful").unwrap();
+    g.site
+        .gw
+        .exec("nft add chain inet stateful f { type filter hook forward priority 0 ; }")
+        .unwrap();
+    g.site
+        .gw
+        .exec("nft add rule inet stateful f ct state established,related accept")
+        .unwrap();
+    assert_eq!(all(&g, &tun), [[false; 4]; 2]);
+
+    // It holds for interfaces to come, and says what it dropped.
+    drop(tun);
+    let tun = g.make_tun();
+    assert_eq!(all(&g, &tun).map(|f| [f[0], f[1], f[3]]), [[false; 3]; 2]);
+    let counters = g.site.gw.exec("nft list counters table inet lazaret").unwrap();
+    for name in [
+        "forward_from_device",
+        "forward_to_device",
+        "input_from_device",
+        "output_to_device",
+    ] {
+        let count = counters.split(&format!("counter {name} {{")).nth(1).unwrap();
+        assert!(!count.trim_start().starts_with("packets 0 "), "{counters}");
+    }
+    g.site.gw.run(floor::open).unwrap();
+    assert_eq!(all(&g, &tun).map(|f| f[0]), [true; 2]);
+}
+
+#[test]
+fn the_host_itself_is_not_locked_out() {
+    require!(Root, Bpf, Tun, Program("nft"));
+    let (mut g, _tun) = Gateway::tun(|c| c);
+    g.site.gw.address("vpn0", &format!("{TUNNEL}/32")).unwrap();
+    g.site.gw.address("vpn0", &format!("{TUNNEL6}/128")).unwrap();
+    g.open();
+    for to in [TUNNEL, TUNNEL6, GATEWAY] {
+        assert!(talks(&g.site.gw, &g.site.gw, to), "{to}");
+    }
+    // From and to the core, where no pool is touched; neighbours are found again.
+    g.site.gw.ip("neigh flush all").unwrap();
+    for (to, own) in [(MAIL, GATEWAY), (MAIL6, "fd00:9::1".parse().unwrap())] {
+        assert!(talks(&g.site.gw, &g.site.core, to), "{to}");
+        assert!(talks(&g.site.core, &g.site.gw, own), "{own}");
+    }
+}
+
+#[test]
+fn neighbours_are_found_on_a_closed_device_interface_and_no_more() {
+    require!(Root, Bpf, Program("nft"));
+    let g = Gateway::new("dev0", |c| c);
+    g.site.by_ethernet().unwrap();
+    let config = g.config.clone();
+    g.site.gw.run(|| floor::close(&config)).unwrap();
+    assert!(!talks(&g.site.device, &g.site.gw, TUNNEL6));
+    let neighbours = g.site.device.ip("-6 neigh").unwrap();
+    let own = neighbours.lines().find(|l| l.starts_with(&TUNNEL6.to_string())).unwrap();
+    assert!(own.contains("lladdr"), "{neighbours}");
+}
+
+#[test]
+fn a_pool_source_behind_an_interface_without_role_is_denied() {
+    require!(Root, Bpf, Tun, Program("nft"));
+    let (mut g, _tun) = Gateway::tun(|c| c);
+    g.open();
+    let other = Tun::new(&g.site.gw, "other0").unwrap();
+    for (device, mail) in [(DEVICE, MAIL), (DEVICE6, MAIL6)] {
+        g.assign(device, STAFF);
+        assert!(!g.reaches(&other, device, mail, 25), "released, but not from here");
+        assert!(!g.delivered(
+            &other,
+            device,
+            if device.is_ipv4() {
+                GATEWAY
+            } else {
+                "fd00:9::1".parse().unwrap()
+            }
+        ));
+    }
+    let foreign: IpAddr = "192.0.2.7".parse().unwrap();
+    g.site.gw.ip("route add 192.0.2.0/24 dev other0").unwrap();
+    assert!(g.reaches(&other, foreign, MAIL, 25), "what touches no pool is not ours");
+}
+
+#[test]
+fn destination_nat_of_what_the_host_sends_is_no_way_around() {
+    require!(Root, Bpf, Tun, Program("nft"));
+    let (g, tun) = Gateway::tun(|c| c);
+    let config = g.config.clone();
+    g.site.gw.exec("nft add table ip nat").unwrap();
+    g.site
+        .gw
+        .exec("nft add chain ip nat output { type nat hook output priority -100 ; }")
+        .unwrap();
+    g.site
+        .gw
+        .exec("nft add rule ip nat output ip daddr 10.9.0.99 dnat to 10.66.0.5")
+        .unwrap();
+    let sends = |g: &Gateway| {
+        g.site.gw.run(|| {
+            let socket = std::net::UdpSocket::bind("0.0.0.0:7777").unwrap();
+            let _denied = socket.send_to(b"!", "10.9.0.99:9");
+        });
+        crate::gateway::arrives(&tun, |p| p.to == DEVICE && p.ports.0 == 7777)
+    };
+    assert!(sends(&g), "the translation works");
+    g.site.gw.run(|| floor::close(&config)).unwrap();
+    assert!(!sends(&g));
+}
+
+#[test]
+fn a_changed_floor_is_told_and_closed_again_and_others_tables_stay() {
+    require!(Root, Bpf, Tun, Program("nft"));
+    let (mut g, tun) = Gateway::tun(|c| c);
+    for line in [
+        "nft add table inet theirs",
+        "nft add chain inet theirs c",
+        "nft add table ip lazaret",
+    ] {
+        g.site.gw.exec(line).unwrap();
+    }
+    let theirs = |g: &Gateway| {
+        g.site.gw.exec("nft list table inet theirs").unwrap() + &g.site.gw.exec("nft list table ip lazaret").unwrap()
+    };
+    let before = theirs(&g);
+    g.open();
+    assert_eq!(g.floor(), "closed");
+    for (change, told) in [
+        ("flush chain inet lazaret forward_in", "rule forward_in"),
+        (
+            "insert rule inet lazaret forward accept",
+            "rule forward of table inet lazaret was added",
+        ),
+        ("add element inet lazaret pools4 { 192.0.2.1 }", "set pools4"),
+        ("delete table inet lazaret", "is gone"),
+    ] {
+        g.site.gw.exec(&format!("nft {change}")).unwrap();
+        let state = g.floor();
+        assert!(state.starts_with("broken: ") && state.contains(told), "{change}: {state}");
+        g.set_links();
+        assert_eq!(g.floor(), "closed", "{change}");
+        assert!(g.reaches(&tun, DEVICE, RESOLVER, 53));
+        g.assign(DEVICE, STAFF);
+        assert!(g.host_sends(&tun, DEVICE), "still judged after {change}");
+    }
+    assert_eq!(theirs(&g), before);
+    let config = g.config.clone();
+    g.live = None;
+    g.site.gw.run(|| gateway_user::dataplane::detach(&config, true)).unwrap();
+    assert_eq!(theirs(&g), before);
+}
+
+#[test]
+fn a_core_name_before_a_device_pattern_stays_core() {
+    require!(Root, Bpf, Tun, Program("nft"));
+    let (mut g, _vpn) = Gateway::tun(|c| {
+        let c = c
+            .replace("name = \"vpn0\"", "name = \"tun9\"")
+            .replacen("role = \"device\"", "role = \"core\"", 1);
+        c.replacen("[[pool]]", "[[interface]]\nname = \"tun*\"\nrole = \"device\"\n\n[[pool]]", 1)
+    });
+    let core = Tun::new(&g.site.gw, "tun9").unwrap();
+    let device = Tun::new(&g.site.gw, "tun4").unwrap();
+    g.site.gw.ip("route add 192.0.2.0/24 dev tun9").unwrap();
+    g.open();
+    let foreign: IpAddr = "192.0.2.7".parse().unwrap();
+    assert!(g.reaches(&core, foreign, MAIL, 25), "{:?}", g.live(|l| l.interfaces()));
+    assert!(!g.reaches(&device, foreign, MAIL, 25));
+}

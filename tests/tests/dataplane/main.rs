@@ -1,0 +1,8 @@
+//! The data plane, the floor and the routes on the real kernel, without the daemon: each invariant that the controller's tests take for
+//! granted is anchored here once.
+
+mod adopt;
+mod floor;
+mod gateway;
+mod judge;
+mod routes;

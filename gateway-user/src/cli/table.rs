@@ -65,9 +65,11 @@ impl Page {
         self.text.push('\n');
     }
 
-    /// `name` padded, then the value.
+    /// `name` padded, then the value; "-" if it is empty.
     pub(super) fn pair(&mut self, name: &str, value: impl Into<Cell>) {
-        let value = self.painted(&value.into());
+        let value = value.into();
+        let value = if value.text.is_empty() { toned("-", Tone::Dim) } else { value };
+        let value = self.painted(&value);
         self.text += &format!("{name:<18}{value}\n");
     }
 

@@ -199,7 +199,8 @@ async fn close(args: &HookArgs, who: &Client) -> Result<Option<String>, Refusal>
     let states = States::open(&args.state)?;
     let key = who.key();
     let Some(session) = states.read(&key)? else {
-        return Ok(Some(format!("{}: no session was opened for this connection", who.name)));
+        // OpenVPN says goodbye to clients that client-connect refused, too.
+        return Ok(None);
     };
     // From here on the client is gone: if the gateway cannot be told now, the next connection tells it.
     let late = states.set_aside(&key)?;

@@ -1,10 +1,8 @@
 //! Taking Lazaret out of the kernel, with the daemon not running.
 
-use std::{fs, io};
-
 use super::{
     environment::{self, Error},
-    hooks, maps,
+    hooks,
 };
 use crate::{config::Config, floor, routes};
 
@@ -15,24 +13,20 @@ use crate::{config::Config, floor, routes};
 /// [`Error::Locked`] while a daemon runs; what failed otherwise. The floor is opened last, so an error leaves it closed.
 pub fn detach(config: &Config, open: bool) -> Result<(), Error> {
     let pins = &config.paths.pins;
-    environment::require(pins)?;
-    let _lock = environment::lock(pins)?;
+    let lock = match environment::require(pins) {
+        Ok(()) => Some(environment::lock(pins)?),
+        // Where nothing can be pinned nothing of ours is attached, and no daemon runs.
+        Err(Error::NoBpffs(_)) => None,
+        Err(e) => return Err(e),
+    };
     if !open {
         floor::close(config)?;
     }
     // Whom nobody judges any more the host may not send to.
     floor::judge_none()?;
-    let remove = || -> io::Result<()> {
-        hooks::detach_all(pins)?;
-        for version in hooks::versions(pins)? {
-            for name in ["maps", maps::FRESH] {
-                maps::remove(&version.join(name))?;
-            }
-            fs::remove_dir(&version)?;
-        }
-        Ok(())
-    };
-    remove().map_err(Error::system(format!("removing the pins in {}", pins.display())))?;
+    if lock.is_some() {
+        hooks::remove_versions(pins, None).map_err(Error::system(format!("removing the pins in {}", pins.display())))?;
+    }
     routes::remove().map_err(Error::system("removing routes"))?;
     if open {
         floor::open()?;

@@ -10,7 +10,10 @@ use std::{
 
 use gateway_ebpf::abi::program;
 
-use super::bpf::{self, Attach, AttachType, Attached, ProgramInfo};
+use super::{
+    bpf::{self, Attach, AttachType, Attached, ProgramInfo},
+    maps,
+};
 use crate::{
     config::{Config, InterfaceRole, XdpMode},
     kernel::{HookPoint, HookState, Link},
@@ -316,13 +319,17 @@ pub(super) fn attached(config: &Config, now: &LinkNow) -> io::Result<Vec<(HookPo
     Ok(all)
 }
 
-/// Detaches and unpins every link below `root`, of any ABI version.
-pub(super) fn detach_all(root: &Path) -> io::Result<()> {
-    for links in versions(root)?.into_iter().map(|v| v.join("links")) {
-        for pin in entries(&links)? {
+/// Detaches and unpins what is below `root`, links first, of every ABI version but one.
+pub(super) fn remove_versions(root: &Path, except: Option<u32>) -> io::Result<()> {
+    let kept = except.map(|v| root.join(format!("v{v}")));
+    for version in versions(root)?.into_iter().filter(|v| Some(v) != kept.as_ref()) {
+        for pin in entries(&version.join("links"))? {
             cut(&pin)?;
         }
-        super::maps::remove(&links)?;
+        for directory in ["links", "maps", maps::FRESH] {
+            maps::remove(&version.join(directory))?;
+        }
+        fs::remove_dir(&version)?;
     }
     Ok(())
 }
@@ -338,7 +345,7 @@ fn cut(pin: &Path) -> io::Result<()> {
 }
 
 /// The directories of ABI versions below the pin directory.
-pub(super) fn versions(root: &Path) -> io::Result<Vec<PathBuf>> {
+fn versions(root: &Path) -> io::Result<Vec<PathBuf>> {
     let is_version = |p: &PathBuf| {
         let name = p.file_name().and_then(|n| n.to_str()).unwrap_or_default();
         name.strip_prefix('v').is_some_and(|n| n.parse::<u32>().is_ok())

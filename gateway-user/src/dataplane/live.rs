@@ -30,7 +30,7 @@ use super::{
     tables::{self, Tables, TablesError, system},
 };
 use crate::{
-    config::{Config, InterfacePattern, Mode},
+    config::{Config, Mode},
     floor::{self, Floor},
     kernel::{AddressReading, Assignment, InterfaceState, Kernel, KernelError, Link, ReadBack},
     links::{self, LinkNow},
@@ -150,6 +150,10 @@ impl Live {
             );
             self.to_pin = Some(directory);
         }
+        // Their links are ours now, so nothing reads the maps of other versions.
+        if let Err(e) = hooks::remove_versions(&self.config.paths.pins, Some(VERSION)) {
+            tracing::warn!("removing the pins of other versions: {e}");
+        }
     }
 
     /// Closes the floor again if it was changed, and sets `judged` right.
@@ -246,9 +250,7 @@ impl Kernel for Live {
             })
             .collect();
         for rule in &self.config.interfaces {
-            let pattern = matches!(rule.name, InterfacePattern::Prefix(_));
             if !links.iter().any(|l| rule.name.matches(&l.link.name)) {
-                tracing::trace!(pattern, "no interface is {}", rule.name);
                 all.push(InterfaceState {
                     name: rule.name.to_string(),
                     ifindex: None,

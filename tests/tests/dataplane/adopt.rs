@@ -1,10 +1,8 @@
 //! Restarts: what is pinned is adopted or replaced without a gap, one daemon at a time, and `detach` takes it all out.
 
-use std::path::PathBuf;
-
 use gateway_ebpf::reason::Reason;
 use gateway_user::{
-    dataplane::{self, Error, Live, detach},
+    dataplane::{Error, Live, detach},
     kernel::Kernel,
 };
 use lazaret_tests::{
@@ -202,13 +200,47 @@ fn detach_removes_all_of_ours_and_keeps_the_floor_unless_told() {
 }
 
 #[test]
+fn links_of_another_version_are_taken_over_and_its_maps_go() {
+    require!(Root, Bpf, Tun, Program("nft"));
+    let (mut g, tun) = Gateway::tun(|c| c);
+    g.open();
+    g.assign(DEVICE, STAFF);
+    let old = g.read_back(DEVICE);
+    g.live = None;
+    let pins = g.config.paths.pins.clone();
+    std::fs::rename(pins.join("v1"), pins.join("v0")).unwrap();
+    g.try_open().unwrap();
+    assert!(!g.live(|l| l.adopted()));
+    assert_eq!(g.read_back(DEVICE), old, "it judges until it is replaced");
+    g.assign(DEVICE, STAFF);
+    g.set_links();
+    assert!(g.reaches(&tun, DEVICE, MAIL, 25));
+    assert!(!g.reaches(&tun, [10, 66, 0, 6].into(), MAIL, 25));
+    assert!(!pins.join("v0").exists() && pins.join("v1/maps/CHUNKS4").exists());
+    let hooks = |all: &[gateway_user::kernel::ReadBack]| all.len();
+    assert_eq!(hooks(&g.read_back(DEVICE)), hooks(&old), "one program of ours at each hook");
+    assert_eq!(g.problems(), [""; 0]);
+}
+
+#[test]
+fn without_a_bpffs_detach_still_opens_the_floor() {
+    require!(Root, Bpf, Program("nft"));
+    let mut g = Gateway::new("vpn0", |c| c);
+    g.config.paths.pins = g.scratch.path().join("plain/lazaret");
+    let config = g.config.clone();
+    g.site.gw.run(|| gateway_user::floor::close(&config)).unwrap();
+    g.site.gw.run(|| detach(&config, true)).unwrap();
+    assert!(!g.site.gw.exec("nft list tables").unwrap().contains("lazaret"));
+}
+
+#[test]
 fn pins_elsewhere_than_on_a_bpffs_are_refused_by_name_before_anything_is_touched() {
     require!(Root, Bpf, Program("nft"));
     let mut g = Gateway::new("vpn0", |c| c);
     g.config.paths.pins = g.scratch.path().join("plain/lazaret");
     let refused = g.try_open();
     assert!(
-        matches!(refused, Err(Error::NoBpffs(ref p)) if *p == PathBuf::from(&g.config.paths.pins)),
+        matches!(refused, Err(Error::NoBpffs(ref p)) if *p == g.config.paths.pins),
         "{refused:?}"
     );
     assert!(!g.site.gw.exec("nft list tables").unwrap().contains("lazaret"));
@@ -217,7 +249,7 @@ fn pins_elsewhere_than_on_a_bpffs_are_refused_by_name_before_anything_is_touched
 
 #[test]
 fn without_a_capability_it_is_named() {
-    require!(Root, Bpf, Program("setpriv"));
+    require!(Root, Bpf, Program("nft"));
     let mut g = Gateway::new("vpn0", |c| c);
     g.open();
     g.live = None;
@@ -237,5 +269,4 @@ fn without_a_capability_it_is_named() {
         refused.as_ref().is_some_and(|e| e.starts_with("CAP_SYS_ADMIN")),
         "{refused:?}"
     );
-    let _: Option<dataplane::Error> = None;
 }

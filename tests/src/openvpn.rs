@@ -79,18 +79,22 @@ pub fn hooks(gateway: &Gateway) -> String {
     format!("script-security 2\n{lines}")
 }
 
-/// Starts the server: tun0, 10.66.0.0/24 and fd00:66::/64, UDP port 1194 on the underlay. `lines` are added to its configuration.
+/// Starts the server: tun0, 10.66.0.0/24 and fd00:66::/64, UDP port 1194 on the underlay. It has addresses for `clients` clients
+/// (2 at least, says OpenVPN); `lines` are added to its configuration.
 ///
 /// # Errors
 /// It does not start; the error holds its log.
-pub fn server(gw: &Namespace, authority: &Authority, lines: &str) -> Result<Process> {
+pub fn server(gw: &Namespace, authority: &Authority, clients: u8, lines: &str) -> Result<Process> {
     authority.issue("server", ExtendedKeyUsagePurpose::ServerAuth)?;
     let mut config = common("server", &authority.folder);
     config.push_str(
-        "local 10.8.0.1\nport 1194\ndh none\nkeepalive 1 4\nserver 10.66.0.0 255.255.255.0\nserver-ipv6 fd00:66::/64\n\
-         push \"route 10.9.0.0 255.255.255.0\"\npush \"route-ipv6 fd00:9::/64\"\n",
+        "local 10.8.0.1\nport 1194\ndh none\nkeepalive 1 4\nmode server\ntls-server\nifconfig 10.66.0.1 255.255.255.0\nifconfig-ipv6 fd00:66::1/64 fd00:66::2\n\
+         push \"topology subnet\"\npush \"route-gateway 10.66.0.1\"\npush \"tun-ipv6\"\npush \"route 10.9.0.0 255.255.255.0\"\npush \"route-ipv6 fd00:9::/64\"\n",
     );
-    config.push_str(lines);
+    config.push_str(&format!(
+        "ifconfig-pool 10.66.0.2 10.66.0.{} 255.255.255.0\nifconfig-ipv6-pool fd00:66::1000/64\n{lines}",
+        clients.saturating_add(1)
+    ));
     let mut process = start(gw, "openvpn-server", &config, &authority.folder)?;
     process.prints("Initialization Sequence Completed", LIMIT)?;
     Ok(process)
@@ -118,7 +122,7 @@ pub fn connect(device: &Namespace, authority: &Authority, name: &str) -> Result<
 pub fn client(device: &Namespace, authority: &Authority, name: &str) -> Result<Process> {
     authority.issue(name, ExtendedKeyUsagePurpose::ClientAuth)?;
     let mut config = common(name, &authority.folder);
-    config.push_str("client\nremote 10.8.0.1 1194\nnobind\nremote-cert-tls server\nconnect-retry 1 1\nserver-poll-timeout 4\n");
+    config.push_str("client\nremote 10.8.0.1 1194\nnobind\nremote-cert-tls server\nconnect-retry 1 1\nserver-poll-timeout 4\nexplicit-exit-notify 1\n");
     start(device, &format!("openvpn-{name}"), &config, &authority.folder)
 }
 

@@ -59,6 +59,8 @@ pub struct Process {
     child: Child,
     name: String,
     log: PathBuf,
+    /// Where its own output starts in the file.
+    start: usize,
 }
 
 impl Process {
@@ -72,6 +74,7 @@ impl Process {
             .append(true)
             .open(log)
             .with_context(|| format!("cannot write {}", log.display()))?;
+        let start = usize::try_from(out.metadata()?.len())?;
         let name = command.get_program().to_string_lossy().into_owned();
         let child = command
             .stdout(out.try_clone()?)
@@ -82,6 +85,7 @@ impl Process {
             child,
             name,
             log: log.to_owned(),
+            start,
         })
     }
 
@@ -94,7 +98,8 @@ impl Process {
     /// What it has printed.
     #[must_use]
     pub fn log(&self) -> String {
-        std::fs::read(&self.log).map_or_else(|e| e.to_string(), |b| String::from_utf8_lossy(&b).into_owned())
+        let own = |bytes: Vec<u8>| String::from_utf8_lossy(bytes.get(self.start..).unwrap_or_default()).into_owned();
+        std::fs::read(&self.log).map_or_else(|e| e.to_string(), own)
     }
 
     /// `None` while it runs.

@@ -200,7 +200,7 @@ fn a_second_daemon_on_the_same_pins_is_refused() {
         .cli(&format!("run --config {}", other.display()))
         .unwrap_err()
         .to_string();
-    assert!(refused.contains("pins") || refused.contains("already"), "{refused}");
+    assert!(refused.contains("another lazaret owns"), "{refused}");
     assert_eq!(
         gateway.local().unwrap().status().unwrap().floor,
         "closed",

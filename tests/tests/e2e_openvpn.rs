@@ -27,7 +27,7 @@ struct Stage {
     site: Site,
 }
 
-fn stage() -> Stage {
+fn stage(clients: u8) -> Stage {
     let site = Site::new().unwrap();
     site.underlay().unwrap();
     let mut gateway = Gateway::new(&site, "tun0").unwrap();
@@ -35,7 +35,7 @@ fn stage() -> Stage {
     let mail = services::http(&site.core, site::MAIL, "mail", 400, gateway.folder()).unwrap();
     gateway.start().unwrap();
     let authority = Authority::new(gateway.folder()).unwrap();
-    let server = openvpn::server(&site.gw, &authority, &openvpn::hooks(&gateway)).unwrap();
+    let server = openvpn::server(&site.gw, &authority, clients, &openvpn::hooks(&gateway)).unwrap();
     gateway.attached("tun0").unwrap();
     Stage {
         server,
@@ -56,7 +56,7 @@ impl Stage {
 #[test]
 fn a_device_connects_is_released_and_is_cut_off_in_a_download() {
     require!(Root, Bpf, Tun, Program("openvpn"), Program("python3"), Program("curl"));
-    let stage = stage();
+    let stage = stage(9);
     let mdm = stage.gateway.mdm().unwrap();
     mdm.register("phone", "staff").unwrap();
     let (_client, addresses) = openvpn::connect(&stage.site.device, &stage.authority, "phone").unwrap();
@@ -104,7 +104,7 @@ fn a_device_connects_is_released_and_is_cut_off_in_a_download() {
 #[test]
 fn an_unknown_device_does_not_connect() {
     require!(Root, Bpf, Tun, Program("openvpn"), Program("python3"));
-    let mut stage = stage();
+    let mut stage = stage(9);
     let mut client = openvpn::client(&stage.site.device, &stage.authority, "stranger").unwrap();
     stage.server.prints("stranger", LIMIT).unwrap();
     assert!(
@@ -120,23 +120,30 @@ fn an_unknown_device_does_not_connect() {
 #[test]
 fn an_address_that_changes_hands_starts_in_quarantine() {
     require!(Root, Bpf, Tun, Program("openvpn"), Program("python3"), Program("curl"));
-    let stage = stage();
+    let stage = stage(2);
     let mdm = stage.gateway.mdm().unwrap();
-    mdm.register("first", "staff").unwrap();
-    mdm.register("second", "staff").unwrap();
-    let (mut client, before) = openvpn::connect(&stage.site.device, &stage.authority, "first").unwrap();
+    let local = stage.gateway.local().unwrap();
+    for name in ["first", "second", "third"] {
+        mdm.register(name, "staff").unwrap();
+    }
+    let leave = |mut client: Process| {
+        client.terminate(LIMIT).unwrap();
+        until(LIMIT, "the session ends", || Ok(local.list_sessions()?.is_empty())).unwrap();
+    };
+    let (client, before) = openvpn::connect(&stage.site.device, &stage.authority, "first").unwrap();
     assert_eq!(mdm.applied("first").unwrap().enforcement(), Enforcement::Enforced);
     assert_eq!(stage.page(site::MAIL, LIMIT).as_deref(), Some("mail\n"));
-    client.terminate(LIMIT).unwrap();
-    drop(client);
-    // The server notices by its keepalive; the session ends with it.
-    let local = stage.gateway.local().unwrap();
-    until(Duration::from_secs(15), "the session ends", || {
-        Ok(local.list_sessions()?.is_empty())
-    })
-    .unwrap();
-    let (_client, after) = openvpn::connect(&stage.site.device, &stage.authority, "second").unwrap();
-    assert_eq!(before, after, "the pool hands the same address out again");
+    leave(client);
+    let (client, _) = openvpn::connect(&stage.site.device, &stage.authority, "second").unwrap();
+    leave(client);
+    // OpenVPN gives out the address that was free for longest.
+    let (client, after) = openvpn::connect(&stage.site.device, &stage.authority, "third").unwrap();
+    assert_eq!(before, after, "the address has changed hands");
     assert_eq!(stage.page(site::MAIL, PATIENCE), None);
     assert_eq!(stage.page(site::DM, LIMIT).as_deref(), Some("enrolment\n"));
+    leave(client);
+
+    // The release is the device's, and comes back with it.
+    let (_client, _) = openvpn::connect(&stage.site.device, &stage.authority, "first").unwrap();
+    assert_eq!(stage.page(site::MAIL, LIMIT).as_deref(), Some("mail\n"));
 }

@@ -125,7 +125,7 @@ fn openvpn_carries_both_families_to_the_cores_servers() {
     let _resolver = services::resolver(&site.core, scratch.path()).unwrap();
 
     let authority = openvpn::Authority::new(scratch.path()).unwrap();
-    let _server = openvpn::server(&site.gw, &authority, "").unwrap();
+    let _server = openvpn::server(&site.gw, &authority, 9, "").unwrap();
     let (_client, addresses) = openvpn::connect(&site.device, &authority, "phone-17").unwrap();
     assert!(
         addresses.iter().any(|a| a.to_string().starts_with("10.66.0.")),

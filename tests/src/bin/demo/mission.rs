@@ -101,7 +101,7 @@ fn open(story: &mut Story) -> Result<Stage> {
     story.note("`lazaret run` is up: the floor is closed, tun0 is waited for. Now OpenVPN starts, with `lazaret hook openvpn`.");
     let vpn = openvpn::Authority::new(&folder)?;
     let mut processes = processes;
-    processes.push(openvpn::server(&site.gw, &vpn, &openvpn::hooks(&gateway))?);
+    processes.push(openvpn::server(&site.gw, &vpn, 99, &openvpn::hooks(&gateway))?);
     gateway.attached("tun0")?;
     gateway.attached("core0")?;
     story.command("gw", "lazaret status", &gateway.cli("status")?);
@@ -144,7 +144,7 @@ fn connect(story: &mut Story, stage: &mut Stage) -> Result<()> {
     story.command("gw", "lazaret sessions", &stage.gateway.cli("sessions")?);
     story.command("gw", "lazaret addresses", &stage.gateway.cli("addresses")?);
     for address in &stage.addresses {
-        let pool = stage.mdm_pool(*address)?;
+        let pool = stage.kernel_address(*address)?.current_pool;
         story.check(
             &format!("the kernel judges {address} by the pool quarantine"),
             pool == "quarantine",
@@ -287,6 +287,8 @@ fn revoke_while_downloading(story: &mut Story, stage: &mut Stage) -> Result<()> 
 
 fn kill_the_daemon(story: &mut Story, stage: &mut Stage) -> Result<()> {
     story.step("The daemon is killed: the kernel goes on enforcing");
+    let counted = stage.gateway.local()?.counted("no_rule")?;
+    let map = stage.kernel_address(stage.addresses[0])?.map_id;
     let id = stage.gateway.daemon()?.id();
     stage.gateway.kill()?;
     story.command("gw", &format!("kill -9 {id}    # lazaret"), "");
@@ -296,6 +298,11 @@ fn kill_the_daemon(story: &mut Story, stage: &mut Stage) -> Result<()> {
     stage.gateway.attached("tun0")?;
     story.note("`lazaret run` again: it adopts what is in the kernel, and reconciles.");
     stage.mdm = stage.gateway.mdm()?;
+    let adopted = stage.kernel_address(stage.addresses[0])?.map_id == map;
+    story.check(
+        &format!("map {map} is still the one, and its counters have gone on"),
+        adopted && stage.gateway.local()?.counted("no_rule")? > counted,
+    )?;
     stage.expect_no_mail(story, site::MAIL)?;
     let device = stage.mdm.device(DEVICE)?;
     story.check(
@@ -314,9 +321,9 @@ fn show_the_end(story: &mut Story, stage: &mut Stage) -> Result<()> {
 }
 
 impl Stage {
-    /// Asked from the kernel's map.
-    fn mdm_pool(&self, address: IpAddr) -> Result<String> {
-        Ok(self.gateway.local()?.address(&address.to_string())?.current_pool)
+    /// An address, as the kernel's map has it.
+    fn kernel_address(&self, address: IpAddr) -> Result<pb::Address> {
+        Ok(self.gateway.local()?.address(&address.to_string())?)
     }
 
     /// `curl` on the device, shown as typed.

@@ -114,10 +114,10 @@ impl Watcher {
         let (to, stopped) = (Arc::clone(&seen), Arc::clone(&stop));
         let watch = move || {
             while !stopped.load(Ordering::Relaxed) {
-                if netns::readable(&socket, Duration::from_millis(20)).unwrap_or(false) {
-                    if let Some(packet) = receive(&socket).filter(&wanted) {
-                        to.lock().unwrap_or_else(PoisonError::into_inner).push(packet);
-                    }
+                if netns::readable(&socket, Duration::from_millis(20)).unwrap_or(false)
+                    && let Some(packet) = receive(&socket).filter(&wanted)
+                {
+                    to.lock().unwrap_or_else(PoisonError::into_inner).push(packet);
                 }
             }
         };

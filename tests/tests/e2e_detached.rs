@@ -1,5 +1,6 @@
 //! End to end, with programs detached behind the daemon's back: nothing loosens, and a release is not answered as enforced where a program
 //! is missing.
+#![allow(clippy::unwrap_used, reason = "a test ends at what it does not expect")]
 
 use std::{process::Command, thread, time::Duration};
 

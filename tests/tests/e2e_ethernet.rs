@@ -1,4 +1,5 @@
 //! End to end over Ethernet (veth on both sides, native XDP): both families, both directions, and what is not ours.
+#![allow(clippy::unwrap_used, reason = "a test ends at what it does not expect")]
 
 use std::{
     net::{IpAddr, TcpListener, UdpSocket},

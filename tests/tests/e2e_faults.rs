@@ -1,4 +1,5 @@
 //! End to end, with something broken: the daemon killed under traffic, the tun re-created, a second daemon, a full disk.
+#![allow(clippy::unwrap_used, reason = "a test ends at what it does not expect")]
 
 use std::{
     fs,

@@ -1,4 +1,5 @@
 //! End to end over a real OpenVPN tun, with `lazaret hook openvpn` reporting the sessions.
+#![allow(clippy::unwrap_used, reason = "a test ends at what it does not expect")]
 
 use std::{
     fs, thread,

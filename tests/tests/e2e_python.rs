@@ -1,4 +1,5 @@
 //! A gRPC client that is not ours: Python's grpcio with code that it generates from the .proto files alone, over mTLS.
+#![allow(clippy::unwrap_used, reason = "a test ends at what it does not expect")]
 
 use std::path::Path;
 

@@ -1,5 +1,6 @@
 //! The command line and the OpenVPN hook: the real binary against the real API, controller and store over a real socket, on a kernel in
 //! memory. Texts, JSON and exit codes as people and programs see them.
+#![allow(clippy::unwrap_used, reason = "a test ends at what it does not expect")]
 
 mod gateway;
 

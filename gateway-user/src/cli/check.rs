@@ -1,7 +1,5 @@
 //! `lazaret check`: what is wrong with a configuration, what may not be meant, and what it says in short. Reads; changes nothing.
 
-use std::{fs, path::Path};
-
 use serde_json::json;
 
 use super::{
@@ -10,10 +8,7 @@ use super::{
     client::Failure,
     table::{Cell, Page, Tone, toned, write_out},
 };
-use crate::{
-    config::{Allow, Config, InterfacePattern, InterfaceRule},
-    model::InterfaceName,
-};
+use crate::config::{Allow, Config, InterfacePattern, InterfaceRule};
 
 pub(super) fn run(args: &CheckArgs) -> Result<Outcome, Failure> {
     let (config, mut errors) = match Config::load(&args.file) {
@@ -24,7 +19,7 @@ pub(super) fn run(args: &CheckArgs) -> Result<Outcome, Failure> {
     if let Some(config) = &config {
         errors.extend(beyond_the_file(config));
         warnings = config.warnings();
-        warnings.extend(on_this_host(config, Path::new("/sys/class/net")));
+        warnings.extend(on_this_host(config));
     }
     let good = errors.is_empty();
     let written = if args.json {
@@ -82,14 +77,13 @@ fn beyond_the_file(config: &Config) -> Vec<String> {
     errors
 }
 
-/// What is not there yet; `interfaces` is the directory that has an entry for each.
-fn on_this_host(config: &Config, interfaces: &Path) -> Vec<String> {
-    let there: Vec<InterfaceName> = fs::read_dir(interfaces)
-        .into_iter()
-        .flatten()
-        .filter_map(|e| e.ok()?.file_name().into_string().ok()?.parse().ok())
-        .collect();
-    let missing = |r: &&InterfaceRule| !there.iter().any(|name| r.name.matches(name));
+/// What is not there yet, in this network namespace.
+fn on_this_host(config: &Config) -> Vec<String> {
+    let there = match crate::links::now() {
+        Ok(links) => links,
+        Err(e) => return vec![format!("the interfaces of this host cannot be listed: {e}")],
+    };
+    let missing = |r: &&InterfaceRule| !there.iter().any(|now| r.name.matches(&now.link.name));
     let sentence = |r: &InterfaceRule| match &r.name {
         InterfacePattern::Name(name) => format!("interface {name} does not exist yet; it is waited for"),
         InterfacePattern::Prefix(_) => format!("no interface {} exists yet; they are waited for", r.name),

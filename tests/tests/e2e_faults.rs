@@ -14,7 +14,7 @@ use std::{
     time::Duration,
 };
 
-use lazaret_proto::v1::Enforcement;
+use lazaret_proto::v1::{DeviceState, Enforcement};
 use lazaret_tests::{
     gateway::Gateway,
     netns::Tun,
@@ -134,6 +134,92 @@ fn a_release_outlives_the_daemon() {
     gateway.kill().unwrap();
     (0..100).for_each(|n| device.send(&denied(n)).unwrap());
     assert_eq!(mail.seen().len(), 200, "revoked, daemon dead");
+}
+
+#[test]
+fn a_lease_runs_out_with_the_daemon_dead() {
+    require!(Root, Bpf, Tun);
+    let site = site();
+    let mut gateway = Gateway::new(&site, "tun0").unwrap();
+    gateway.configure("lease = \"12h\"", "lease = \"2s\"").unwrap();
+    let device = tun(&site);
+    gateway.start().unwrap();
+    gateway.attached("tun0").unwrap();
+    gateway.attached("core0").unwrap();
+    let local = gateway.local().unwrap();
+    local.register("phone", "staff").unwrap();
+    local.open("lab", "phone", &["10.66.0.5"], "tun0").unwrap();
+    assert_eq!(local.applied("phone").unwrap().enforcement(), Enforcement::Enforced);
+    gateway.kill().unwrap();
+    let (good, mail) = (arrivals(&site, site::RESOLVER), arrivals(&site, site::MAIL));
+    (0..50).for_each(|n| device.send(&denied(n)).unwrap());
+    assert_eq!(mail.seen().len(), 50, "within the lease");
+    thread::sleep(Duration::from_millis(2200));
+    (0..50).for_each(|n| device.send(&denied(n)).unwrap());
+    (0..50).for_each(|n| device.send(&allowed(n)).unwrap());
+    assert_eq!(
+        (mail.seen().len(), good.seen().len()),
+        (50, 50),
+        "after it the quarantine pool's policy holds"
+    );
+
+    gateway.start().unwrap();
+    let local = gateway.local().unwrap();
+    let device = local.device("phone").unwrap();
+    assert_eq!(
+        (device.state(), device.gateway_uri.as_str()),
+        (DeviceState::Quarantined, "enrol.vpn.example.test")
+    );
+    assert!(local.counted("lease_ended").unwrap() >= 50);
+}
+
+#[test]
+fn detached_by_the_command_line_the_floor_stays_closed_until_told() {
+    require!(Root, Bpf, Tun);
+    let site = site();
+    let mut gateway = Gateway::new(&site, "tun0").unwrap();
+    let device = tun(&site);
+    gateway.start().unwrap();
+    gateway.attached("tun0").unwrap();
+    let detach = format!("detach --config {}", gateway.config().display());
+    assert!(gateway.cli(&detach).is_err(), "not under a running daemon");
+    gateway.stop().unwrap();
+    let (good, mail) = (arrivals(&site, site::RESOLVER), arrivals(&site, site::MAIL));
+    let flood = || (0..50).for_each(|n| [allowed(n), denied(n)].iter().for_each(|p| device.send(p).unwrap()));
+    flood();
+    assert_eq!((good.seen().len(), mail.seen().len()), (50, 0), "stopped");
+    gateway.cli(&detach).unwrap();
+    flood();
+    assert_eq!((good.seen().len(), mail.seen().len()), (50, 0), "detached: nothing passes");
+    gateway.cli(&format!("{detach} --open")).unwrap();
+    flood();
+    assert_eq!((good.seen().len(), mail.seen().len()), (100, 50), "open: everything does");
+}
+
+#[test]
+fn in_observe_mode_everything_is_judged_and_nothing_denied() {
+    require!(Root, Bpf, Tun);
+    let site = site();
+    let mut gateway = Gateway::new(&site, "tun0").unwrap();
+    gateway.configure("mode = \"enforce\"", "mode = \"observe\"").unwrap();
+    let device = tun(&site);
+    gateway.start().unwrap();
+    gateway.attached("tun0").unwrap();
+    gateway.attached("core0").unwrap();
+    let local = gateway.local().unwrap();
+    let mail = arrivals(&site, site::MAIL);
+    let before = local.counted("no_rule").unwrap();
+    (0..50).for_each(|n| device.send(&denied(n)).unwrap());
+    assert_eq!(mail.seen().len(), 50);
+    assert_eq!(local.counted("no_rule").unwrap() - before, 50, "judged and counted");
+    assert!(
+        local.denials().unwrap().iter().all(|d| d.observed),
+        "and shown as let through"
+    );
+    let status = local.status().unwrap();
+    assert_eq!((status.mode.as_str(), status.floor.as_str()), ("observe", "open"));
+    assert!(status.warnings.iter().any(|w| w.contains("observe")), "{:?}", status.warnings);
+    assert!(gateway.cli("status").is_err(), "and the exit code says so");
 }
 
 #[test]
@@ -272,7 +358,7 @@ fn a_full_disk_refuses_a_release_and_never_a_restriction() {
     gateway.kill().unwrap();
     gateway.start().unwrap();
     let device = gateway.local().unwrap().device("phone").unwrap();
-    assert_eq!(device.state(), lazaret_proto::v1::DeviceState::Quarantined);
+    assert_eq!(device.state(), DeviceState::Quarantined);
 }
 
 /// Fills the file system of `file` to the last byte.

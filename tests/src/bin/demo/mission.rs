@@ -157,6 +157,11 @@ fn quarantine(story: &mut Story, stage: &mut Stage) -> Result<()> {
     story.step("In quarantine: the DM server and nothing else");
     stage.expect_dm(story)?;
 
+    let other = stage.curl(story, "http://mail.example.test/", LIMIT);
+    story.check(
+        "no other name resolves",
+        other.is_err_and(|e| e.to_string().contains("resolve host")),
+    )?;
     let inside = Watcher::new(&stage.site.core, |p| !p.outgoing && [site::MAIL, site::MAIL6].contains(&p.to))?;
     let before = stage.gateway.local()?.counted("no_rule")?;
     stage.expect_no_mail(story, site::MAIL)?;

@@ -3,16 +3,18 @@
 
 use std::{io, os::fd::AsRawFd};
 
-use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
-use tokio::{
-    io::{Interest, unix::AsyncFd},
-    sync::watch,
+use futures_util::{FutureExt as _, Stream, StreamExt as _};
+use netlink_packet_route::{
+    RouteNetlinkMessage,
+    link::{LinkAttribute, LinkExtentMask, LinkLayerType, LinkMessage, LinkXdp, XdpAttached},
 };
+use rtnetlink::MulticastGroup;
+use tokio::{sync::watch, time::timeout};
 
 use crate::{
     kernel::Link,
     model::InterfaceName,
-    netlink::{Connection, attributes, u16_at, u32_at},
+    netlink::{self, Requests},
 };
 
 /// An interface with what the kernel says of its XDP program.
@@ -37,65 +39,51 @@ pub struct Xdp {
 /// hold for it all the same.
 ///
 /// # Errors
-/// Those of the netlink socket.
+/// Those of the netlink socket; TimedOut after a few seconds.
 pub fn now() -> io::Result<Vec<LinkNow>> {
-    dump(&mut Connection::new()?)
+    netlink::ask(async |requests| read(requests).await)
 }
 
-/// Watches the interfaces: the set as it is, and again whenever something about a link changes. The future ends with the error that
-/// ended the watch; who spawns it ends the process then, since interfaces that appear would stay without program.
+/// Watches the interfaces: the set as it is, and again whenever something about a link changes. Only inside a tokio runtime. The future
+/// ends with the error that ended the watch; who spawns it ends the process then, since interfaces that appear would stay without program.
 ///
 /// # Errors
-/// Those of the netlink sockets.
+/// Those of the netlink sockets; no runtime.
 pub fn watch() -> io::Result<(watch::Receiver<Vec<Link>>, impl Future<Output = io::Error> + Send + 'static)> {
-    // Watch first, then read: nothing is missed in between. Both sockets belong to the caller's namespace, whichever thread polls.
-    let mut events = Socket::new(NETLINK_ROUTE)?;
-    events.bind(&SocketAddr::new(0, 0))?;
-    events.add_membership(u32::from(libc::RTNLGRP_LINK as u16))?;
-    events.set_non_blocking(true)?;
-    let mut reader = Connection::new()?;
-    let (sender, receiver) = watch::channel(links(dump(&mut reader)?));
+    // Opening a socket without a runtime panics.
+    tokio::runtime::Handle::try_current().map_err(io::Error::other)?;
+    // Watch first, then read: nothing is missed in between. Both sockets belong to the caller's namespace, whichever thread polls. They
+    // are two, since a message caused by another's request bears that one's sequence number and would be taken for an answer to ours.
+    let (listening, _, changes) = rtnetlink::new_multicast_connection(&[MulticastGroup::Link])?;
+    let (requests, reading) = Requests::open()?;
+    let (sender, receiver) = watch::channel(links(now()?));
     Ok((receiver, async move {
-        // SAFETY: a `Socket` owns its descriptor, which stays open and the same for as long as it lives.
-        let events = match unsafe { AsyncFd::register_with_interest(events, Interest::READABLE) } {
-            Ok(e) => e,
-            Err(e) => return e.into(),
-        };
-        loop {
-            if let Err(e) = changed(&events).await {
-                return e;
-            }
-            match dump(&mut reader) {
-                Ok(all) => {
-                    let all = links(all);
-                    sender.send_if_modified(|held| std::mem::replace(held, all.clone()) != all);
-                }
-                // The changes that disturb the dump bring messages of their own.
-                Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
-                Err(e) => return e,
-            }
+        tokio::select! {
+            biased;
+            e = follow(changes, requests, sender) => e,
+            () = listening => netlink::closed(),
+            () = reading => netlink::closed(),
         }
     }))
 }
 
-/// Waits for a message, and takes all that wait: what they say is read from a dump. A lost message (ENOBUFS) is one as well.
-async fn changed(events: &AsyncFd<Socket>) -> io::Result<()> {
-    let mut any = false;
-    loop {
-        let mut ready = events.readable().await?;
-        let mut taken = Vec::with_capacity(65536);
-        let received = ready.try_io(|s| {
-            taken.clear();
-            s.get_ref().recv(&mut taken, 0)
-        });
-        match received {
-            Ok(Ok(_)) => any = true,
-            Ok(Err(e)) if e.raw_os_error() == Some(libc::ENOBUFS) => any = true,
-            Ok(Err(e)) => return Err(e),
-            Err(_would_block) if any => return Ok(()),
-            Err(_would_block) => {}
+/// Reads the set anew after each change; what changed is not looked at. That messages were lost (ENOBUFS) is a message as well: an
+/// `Overrun`.
+async fn follow(mut changes: impl Stream + Unpin, mut requests: Requests, sender: watch::Sender<Vec<Link>>) -> io::Error {
+    while changes.next().await.is_some() {
+        while let Some(Some(_)) = changes.next().now_or_never() {}
+        match timeout(netlink::LIMIT, read(&mut requests)).await {
+            Ok(Ok(all)) => {
+                let all = links(all);
+                sender.send_if_modified(|held| std::mem::replace(held, all.clone()) != all);
+            }
+            // The changes that disturb the dump bring messages of their own.
+            Ok(Err(e)) if e.kind() == io::ErrorKind::WouldBlock => {}
+            Ok(Err(e)) => return e,
+            Err(_) => return netlink::late(),
         }
     }
+    netlink::closed()
 }
 
 fn links(all: Vec<LinkNow>) -> Vec<Link> {
@@ -104,62 +92,54 @@ fn links(all: Vec<LinkNow>) -> Vec<Link> {
     all
 }
 
-const RTM_NEWLINK: u16 = 16;
-const RTM_GETLINK: u16 = 18;
-/// `struct ifinfomsg`.
-const IFINFOMSG: usize = 16;
-const IFLA_IFNAME: u16 = 3;
-const IFLA_XDP: u16 = 43;
-const IFLA_XDP_ATTACHED: u16 = 2;
-const IFLA_XDP_PROG_ID: u16 = 4;
-const IFLA_XDP_DRV_PROG_ID: u16 = 5;
-/// XDP_ATTACHED_SKB.
-const GENERIC: u8 = 2;
-
-fn dump(connection: &mut Connection) -> io::Result<Vec<LinkNow>> {
-    let all = connection.dump(RTM_GETLINK, &[0; IFINFOMSG])?;
+async fn read(requests: &mut Requests) -> io::Result<Vec<LinkNow>> {
+    let mut all = LinkMessage::default();
+    // IPv6 would count its statistics of each interface on every CPU.
+    all.attributes.push(LinkAttribute::ExtMask(vec![LinkExtentMask::SkipStats]));
+    let all = requests.dump(RouteNetlinkMessage::GetLink(all)).await?;
     Ok(all
-        .iter()
-        .filter(|m| m.kind == RTM_NEWLINK)
-        .filter_map(|m| decode(&m.body))
+        .into_iter()
+        .filter_map(|m| match m {
+            RouteNetlinkMessage::NewLink(link) => decode(&link),
+            _ => None,
+        })
         .collect())
 }
 
-fn decode(body: &[u8]) -> Option<LinkNow> {
-    let (layer, ifindex) = (u16_at(body, 2)?, u32_at(body, 4)?);
+fn decode(message: &LinkMessage) -> Option<LinkNow> {
     let mut name = None;
     let mut xdp = None;
-    for (kind, value) in attributes(body, IFINFOMSG) {
-        match kind {
-            IFLA_IFNAME => name = std::str::from_utf8(value.strip_suffix(b"\0").unwrap_or(value)).ok(),
-            IFLA_XDP => xdp = decode_xdp(value),
+    for attribute in &message.attributes {
+        match attribute {
+            LinkAttribute::IfName(n) => name = n.parse::<InterfaceName>().ok(),
+            LinkAttribute::Xdp(all) => xdp = decode_xdp(all),
             _ => {}
         }
     }
-    let name: InterfaceName = name?.parse().ok()?;
     Some(LinkNow {
         link: Link {
-            ifindex,
-            name,
-            ethernet: layer == libc::ARPHRD_ETHER,
+            ifindex: message.header.index,
+            name: name?,
+            ethernet: message.header.link_layer_type == LinkLayerType::Ether,
         },
         xdp,
     })
 }
 
-fn decode_xdp(nested: &[u8]) -> Option<Xdp> {
-    let (mut attached, mut program, mut driver) = (0, None, None);
-    for (kind, value) in attributes(nested, 0) {
-        match kind {
-            IFLA_XDP_ATTACHED => attached = *value.first()?,
-            IFLA_XDP_PROG_ID => program = u32_at(value, 0),
-            IFLA_XDP_DRV_PROG_ID => driver = u32_at(value, 0),
+fn decode_xdp(all: &[LinkXdp]) -> Option<Xdp> {
+    let (mut attached, mut program, mut driver) = (XdpAttached::None, None, None);
+    for one in all {
+        match one {
+            LinkXdp::Attached(a) => attached = *a,
+            LinkXdp::ProgId(id) => program = Some(*id),
+            LinkXdp::DrvProgId(id) => driver = Some(*id),
             _ => {}
         }
     }
     Some(Xdp {
+        // With programs in several modes there is no one program.
         program: program.or(driver)?,
-        native: attached != GENERIC,
+        native: attached != XdpAttached::SocketBuffer,
     })
 }
 
@@ -202,4 +182,50 @@ pub fn receive_vlan_offload_off(name: &InterfaceName) -> io::Result<()> {
         ethtool(ETHTOOL_SFLAGS, flags & !ETH_FLAG_RXVLAN)?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn message(name: &str, xdp: Vec<LinkXdp>) -> LinkMessage {
+        let mut message = LinkMessage::default();
+        message.header.index = 7;
+        message.header.link_layer_type = LinkLayerType::Ether;
+        message.attributes = vec![LinkAttribute::Xdp(xdp), LinkAttribute::IfName(name.to_owned())];
+        message
+    }
+
+    #[test]
+    fn a_link_is_its_name_index_layer_and_program() {
+        use XdpAttached::{Driver, Hardware, Multiple, None as Nowhere, SocketBuffer};
+        let xdp = |attached, more: &[LinkXdp]| {
+            let all = [&[LinkXdp::Attached(attached)], more].concat();
+            decode(&message("tun0", all)).unwrap().xdp.map(|x| (x.program, x.native))
+        };
+        assert_eq!(xdp(Nowhere, &[]), None);
+        assert_eq!(xdp(Driver, &[LinkXdp::ProgId(5), LinkXdp::DrvProgId(5)]), Some((5, true)));
+        assert_eq!(xdp(Hardware, &[LinkXdp::ProgId(5), LinkXdp::HwProgId(5)]), Some((5, true)));
+        assert_eq!(
+            xdp(SocketBuffer, &[LinkXdp::ProgId(6), LinkXdp::SkbProgId(6)]),
+            Some((6, false))
+        );
+        assert_eq!(
+            xdp(Multiple, &[LinkXdp::DrvProgId(5), LinkXdp::SkbProgId(6)]),
+            Some((5, true))
+        );
+
+        let mut tun = message("tun0", Vec::new());
+        tun.header.link_layer_type = LinkLayerType::None;
+        let link = decode(&tun).unwrap().link;
+        assert_eq!((link.ifindex, link.name.as_str(), link.ethernet), (7, "tun0", false));
+        assert!(decode(&message("tun0", Vec::new())).unwrap().link.ethernet);
+        assert_eq!(decode(&message("", Vec::new())), None);
+        assert_eq!(decode(&LinkMessage::default()), None);
+    }
+
+    #[test]
+    fn without_a_runtime_there_is_no_watch() {
+        assert!(watch().is_err());
+    }
 }

@@ -1,55 +1,101 @@
-//! Blocking rtnetlink, as much of it as [`crate::links`] and [`crate::routes`] need: requests with acknowledgement, dumps, attributes.
-//! Layouts: rtnetlink(7), linux/netlink.h. Not here: what is asked for and why.
+//! Asking rtnetlink and waiting for the answer, for callers that do not run as futures: what [`crate::links`] and [`crate::routes`] share.
+//! Not here: what is asked for and why.
+//!
+//! Each call has a thread of its own, with a runtime and a socket. A caller may itself be inside a runtime, where waiting for a future
+//! panics; and a socket belongs to the network namespace of the thread that opens it, which a new thread has from its parent.
+//!
+//! Messages go through [`rtnetlink::Handle::request`], not through the handles for links, routes and rules: those take an answer that
+//! ends early for a success, and do not tell of a dump that the kernel marks as interrupted.
 
-use std::io;
+use std::{
+    io,
+    sync::mpsc::{RecvTimeoutError, sync_channel},
+    thread,
+    time::Duration,
+};
 
-use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
+use futures_util::StreamExt as _;
+use netlink_packet_route::RouteNetlinkMessage;
+use rtnetlink::{
+    Handle,
+    packet_core::{NLM_F_ACK, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload},
+};
+use tokio::time::timeout;
 
-pub(crate) const NLM_F_CREATE: u16 = 0x400;
-pub(crate) const NLM_F_EXCL: u16 = 0x200;
-const NLM_F_REQUEST: u16 = 1;
-const NLM_F_ACK: u16 = 4;
-const NLM_F_DUMP: u16 = 0x300;
-const NLM_F_DUMP_INTR: u16 = 0x10;
-const NLMSG_ERROR: u16 = 2;
-const NLMSG_DONE: u16 = 3;
-const HEADER: usize = 16;
-/// Attribute types carry flags in their upper bits (NLA_F_NESTED, NLA_F_NET_BYTEORDER).
-const TYPE_MASK: u16 = 0x3fff;
+/// Within this a call ends. The kernel answers in microseconds, unless someone holds its lock of the network configuration.
+pub(crate) const LIMIT: Duration = Duration::from_secs(3);
+/// More for the thread, which has the same limit, to say so itself.
+const GRACE: Duration = Duration::from_millis(500);
 
-/// A socket in the network namespace of the thread that opened it.
-pub(crate) struct Connection {
-    socket: Socket,
-    sequence: u32,
+/// Runs `what` with a connection in the caller's network namespace, and waits. `what` is given up after [`LIMIT`]: no request follows the
+/// one that is under way then.
+///
+/// # Errors
+/// Those of `what`; TimedOut; those of opening the socket and starting the thread.
+pub(crate) fn ask<T: Send + 'static>(what: impl AsyncFnOnce(&mut Requests) -> io::Result<T> + Send + 'static) -> io::Result<T> {
+    let (answer, answered) = sync_channel(1);
+    // Sending a request can block in the kernel, beyond any runtime's reach: then the thread is left behind and ends when it can.
+    thread::Builder::new().name("netlink".to_owned()).spawn(move || {
+        let _too_late = answer.send(run(what));
+    })?;
+    answered.recv_timeout(LIMIT + GRACE).unwrap_or_else(|e| {
+        Err(match e {
+            RecvTimeoutError::Timeout => late(),
+            RecvTimeoutError::Disconnected => io::Error::other("the thread that speaks netlink has panicked"),
+        })
+    })
 }
 
-/// A message of a dump, without netlink's own header.
-pub(crate) struct Message {
-    pub(crate) kind: u16,
-    pub(crate) body: Vec<u8>,
+fn run<T>(what: impl AsyncFnOnce(&mut Requests) -> io::Result<T>) -> io::Result<T> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_io()
+        .enable_time()
+        .build()?;
+    runtime.block_on(async {
+        let (mut requests, connection) = Requests::open()?;
+        tokio::select! {
+            biased;
+            done = timeout(LIMIT, what(&mut requests)) => done.unwrap_or_else(|_| Err(late())),
+            () = connection => Err(closed()),
+        }
+    })
 }
 
-impl Connection {
-    pub(crate) fn new() -> io::Result<Self> {
-        let mut socket = Socket::new(NETLINK_ROUTE)?;
-        socket.bind_auto()?;
-        socket.connect(&SocketAddr::new(0, 0))?;
-        Ok(Self { socket, sequence: 0 })
+/// Requests on a connection.
+pub(crate) struct Requests(Handle);
+
+impl Requests {
+    /// A connection in the network namespace of this thread. The future moves its messages, and ends if the socket fails. Only inside a
+    /// runtime.
+    pub(crate) fn open() -> io::Result<(Self, impl Future<Output = ()> + Send + 'static)> {
+        // Strict: the kernel sends those routes that were asked for, not all that the host has, which may be a million.
+        let (mut connection, handle, unasked) = rtnetlink::new_connection_with_strict_check()?;
+        // What ends an answer is told too: without it, it did not end.
+        connection.set_forward_done(true);
+        connection.set_forward_ack(true);
+        Ok((Self(handle), async move {
+            connection.await;
+            // Held until here: without a receiver, each such message is a line in the log.
+            drop(unasked);
+        }))
     }
 
     /// Sends a request and waits for its acknowledgement.
-    pub(crate) fn request(&mut self, kind: u16, flags: u16, body: &[u8]) -> io::Result<()> {
-        self.send(kind, NLM_F_REQUEST | NLM_F_ACK | flags, body)?;
-        self.receive(|_| ()).map(|_| ())
+    pub(crate) async fn change(&mut self, message: RouteNetlinkMessage, flags: u16) -> io::Result<()> {
+        let mut answers = self.send(message, NLM_F_REQUEST | NLM_F_ACK | flags)?;
+        while let Some(answer) = answers.next().await {
+            if let NetlinkPayload::Error(e) = answer.payload {
+                return if e.code.is_none() { Ok(()) } else { Err(e.to_io()) };
+            }
+        }
+        Err(closed())
     }
 
     /// Every object of a kind. A dump during which something changed is begun anew.
-    pub(crate) fn dump(&mut self, kind: u16, body: &[u8]) -> io::Result<Vec<Message>> {
+    pub(crate) async fn dump(&mut self, message: RouteNetlinkMessage) -> io::Result<Vec<RouteNetlinkMessage>> {
         // A bound, so that a storm of changes cannot hold the caller; the next change comes with a message of its own.
         for _ in 0..16 {
-            let mut all = Vec::new();
-            self.send(kind, NLM_F_REQUEST | NLM_F_DUMP, body)?;
-            if self.receive(|m| all.push(m))? {
+            if let Some(all) = self.dump_once(message.clone()).await? {
                 return Ok(all);
             }
         }
@@ -59,106 +105,98 @@ impl Connection {
         ))
     }
 
-    fn send(&mut self, kind: u16, flags: u16, body: &[u8]) -> io::Result<()> {
-        self.sequence = self.sequence.wrapping_add(1);
-        let length = u32::try_from(HEADER + body.len()).map_err(io::Error::other)?;
-        let mut message = Vec::with_capacity(HEADER + body.len());
-        message.extend(length.to_ne_bytes());
-        message.extend(kind.to_ne_bytes());
-        message.extend(flags.to_ne_bytes());
-        message.extend(self.sequence.to_ne_bytes());
-        message.extend([0; 4]);
-        message.extend(body);
-        self.socket.send(&message, 0).map(|_| ())
-    }
-
-    /// Reads until the end of the answer. False: a dump that the kernel marked as interrupted.
-    fn receive(&self, mut each: impl FnMut(Message)) -> io::Result<bool> {
-        let mut whole = true;
-        loop {
-            let (datagram, _) = self.socket.recv_from_full()?;
-            let mut rest = &datagram[..];
-            while rest.len() >= HEADER {
-                let length = u32_at(rest, 0).unwrap_or(0) as usize;
-                if length < HEADER || length > rest.len() {
-                    return Err(io::Error::new(
-                        io::ErrorKind::InvalidData,
-                        "a netlink message of a wrong length",
-                    ));
-                }
-                let (kind, flags) = (u16_at(rest, 4).unwrap_or(0), u16_at(rest, 6).unwrap_or(0));
-                let (sequence, body) = (u32_at(rest, 8), &rest[HEADER..length]);
-                rest = &rest[length.next_multiple_of(4).min(rest.len())..];
-                if sequence != Some(self.sequence) {
-                    // The rest of an answer that was given up.
-                    continue;
-                }
-                whole &= flags & NLM_F_DUMP_INTR == 0;
-                match kind {
-                    NLMSG_DONE => return Ok(whole),
-                    NLMSG_ERROR => match i32::from_ne_bytes(array(body, 0).unwrap_or_default()) {
-                        0 => return Ok(whole),
-                        e => return Err(io::Error::from_raw_os_error(e.wrapping_neg())),
-                    },
-                    _ => each(Message {
-                        kind,
-                        body: body.to_vec(),
-                    }),
-                }
+    /// `None`: the kernel marked it as interrupted.
+    async fn dump_once(&mut self, message: RouteNetlinkMessage) -> io::Result<Option<Vec<RouteNetlinkMessage>>> {
+        let (mut all, mut whole) = (Vec::new(), true);
+        let mut answers = self.send(message, NLM_F_REQUEST | NLM_F_DUMP)?;
+        while let Some(answer) = answers.next().await {
+            whole &= answer.header.flags & NLM_F_DUMP_INTR == 0;
+            match answer.payload {
+                NetlinkPayload::InnerMessage(m) => all.push(m),
+                NetlinkPayload::Done(end) if end.code == 0 => return Ok(whole.then_some(all)),
+                NetlinkPayload::Done(end) => return Err(io::Error::from_raw_os_error(end.code.wrapping_neg())),
+                NetlinkPayload::Error(e) => return Err(e.to_io()),
+                _ => {}
             }
         }
+        Err(closed())
+    }
+
+    fn send(
+        &mut self,
+        message: RouteNetlinkMessage,
+        flags: u16,
+    ) -> io::Result<impl futures_util::Stream<Item = NetlinkMessage<RouteNetlinkMessage>> + Unpin + use<>> {
+        let mut message = NetlinkMessage::from(message);
+        message.header.flags = flags;
+        // The only error: nobody moves the messages any more.
+        self.0.request(message).map_err(|_| closed())
     }
 }
 
-/// The attributes of a message body after its fixed part; ends at the first malformed one.
-pub(crate) fn attributes(body: &[u8], fixed: usize) -> impl Iterator<Item = (u16, &[u8])> {
-    let mut rest = body.get(fixed..).unwrap_or_default();
-    std::iter::from_fn(move || {
-        let (length, kind) = (usize::from(u16_at(rest, 0)?), u16_at(rest, 2)?);
-        let value = rest.get(4..length)?;
-        rest = rest.get(length.next_multiple_of(4)..).unwrap_or_default();
-        Some((kind & TYPE_MASK, value))
-    })
+pub(crate) fn late() -> io::Error {
+    io::Error::new(
+        io::ErrorKind::TimedOut,
+        format!("no answer by netlink within {} s", LIMIT.as_secs()),
+    )
 }
 
-/// Appends an attribute.
-pub(crate) fn put(body: &mut Vec<u8>, kind: u16, value: &[u8]) {
-    // The few values of this crate are addresses and numbers.
-    let length = 4 + value.len() as u16;
-    body.extend(length.to_ne_bytes());
-    body.extend(kind.to_ne_bytes());
-    body.extend(value);
-    body.resize(body.len().next_multiple_of(4), 0);
-}
-
-pub(crate) fn u16_at(b: &[u8], at: usize) -> Option<u16> {
-    array(b, at).map(u16::from_ne_bytes)
-}
-
-pub(crate) fn u32_at(b: &[u8], at: usize) -> Option<u32> {
-    array(b, at).map(u32::from_ne_bytes)
-}
-
-fn array<const N: usize>(b: &[u8], at: usize) -> Option<[u8; N]> {
-    b.get(at..at.checked_add(N)?)?.try_into().ok()
+pub(crate) fn closed() -> io::Error {
+    io::Error::new(io::ErrorKind::BrokenPipe, "the netlink socket has failed")
 }
 
 #[cfg(test)]
 mod tests {
+    use std::time::Instant;
+
+    use netlink_packet_route::link::LinkMessage;
+
     use super::*;
 
     #[test]
-    fn attributes_end_at_the_first_malformed_one() {
-        let mut body = vec![0; 12];
-        put(&mut body, 3, b"tun0\0");
-        put(&mut body, 7 | 0x8000, &5_u32.to_ne_bytes());
-        let all: Vec<_> = attributes(&body, 12).collect();
-        assert_eq!(all, [(3, &b"tun0\0"[..]), (7, &5_u32.to_ne_bytes()[..])]);
-        for cut in [[0, 0, 1, 0], [3, 0, 1, 0], [9, 0, 1, 0]] {
-            let mut bad = body.clone();
-            bad.extend(cut);
-            assert_eq!(attributes(&bad, 12).count(), 2);
-        }
-        assert_eq!(attributes(&body, 4000).count(), 0);
+    fn what_never_ends_is_given_up() {
+        let begun = Instant::now();
+        let e = ask(async |_| std::future::pending::<io::Result<()>>().await).unwrap_err();
+        assert_eq!(e.kind(), io::ErrorKind::TimedOut);
+        assert!(begun.elapsed() < LIMIT + GRACE, "{:?}", begun.elapsed());
+        // Nor can a thread that is stuck hold the caller.
+        let e = ask(async |_| {
+            thread::sleep(LIMIT + 4 * GRACE);
+            Ok(())
+        })
+        .unwrap_err();
+        assert_eq!(e.kind(), io::ErrorKind::TimedOut);
+    }
+
+    #[test]
+    fn a_panic_is_an_error() {
+        let e = ask(async |_| -> io::Result<()> { panic!("as a defect would") }).unwrap_err();
+        assert!(e.to_string().contains("panicked"), "{e}");
+    }
+
+    #[test]
+    fn the_kernels_refusals_are_errors() {
+        // No privilege is needed for either.
+        let none = LinkMessage::default();
+        let dump = ask(async |r| r.dump(RouteNetlinkMessage::NewLink(none)).await.map(drop)).unwrap_err();
+        assert!(dump.raw_os_error().is_some(), "{dump}");
+        let mut absent = LinkMessage::default();
+        absent.header.index = i32::MAX.cast_unsigned();
+        let change = ask(async |r| r.change(RouteNetlinkMessage::GetLink(absent), 0).await).unwrap_err();
+        assert_eq!(change.raw_os_error(), Some(libc::ENODEV), "{change}");
+    }
+
+    #[test]
+    fn a_connection_without_mover_is_closed() {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let e = runtime.block_on(async {
+            let (mut requests, connection) = Requests::open().unwrap();
+            drop(connection);
+            requests
+                .dump(RouteNetlinkMessage::GetLink(LinkMessage::default()))
+                .await
+                .unwrap_err()
+        });
+        assert_eq!(e.kind(), io::ErrorKind::BrokenPipe);
     }
 }

@@ -10,12 +10,18 @@ use std::{
 };
 
 use gateway_ebpf::abi::{MARK_OURS, mark};
+use netlink_packet_route::{
+    AddressFamily, RouteNetlinkMessage,
+    route::{RouteAddress, RouteAttribute, RouteMessage, RouteProtocol, RouteScope, RouteType},
+    rule::{RuleAction, RuleAttribute, RuleMessage},
+};
+use rtnetlink::packet_core::{NLM_F_CREATE, NLM_F_EXCL};
 
 use crate::{
     config::Config,
     links::LinkNow,
     model::InterfaceName,
-    netlink::{Connection, Message, NLM_F_CREATE, NLM_F_EXCL, attributes, put, u32_at},
+    netlink::{self, Requests},
 };
 
 /// Protocol number of our rules (FRA_PROTOCOL) and routes (rtm_protocol): `ip rule list proto 76`.
@@ -28,51 +34,38 @@ pub const METRIC: u32 = 1024;
 /// Makes rules and routes what the configuration says, with the interfaces that exist now. Returns what could not be set, in words.
 ///
 /// # Errors
-/// Those of reading what there is; nothing was changed then.
+/// Those of reading what there is; nothing was changed then. TimedOut after a few seconds; the next call does the rest.
 pub fn apply(config: &Config, links: &[LinkNow]) -> io::Result<Vec<String>> {
     let mut problems = Vec::new();
-    let (rules, routes) = wanted(config, links, &mut problems);
-    let mut connection = Connection::new()?;
-    let (held_rules, held_routes) = held(&mut connection)?;
-    let mut report = |what: &str, object: &dyn std::fmt::Debug, result: io::Result<()>| {
-        if let Err(e) = result {
-            problems.push(format!("{what} {object:?}: {e}"));
+    let wanted = wanted(config, links, &mut problems);
+    netlink::ask(async move |requests| {
+        for change in changes(&wanted, &held(requests).await?) {
+            if let Err(e) = requests.change(change.message, change.flags).await {
+                problems.push(format!("{}: {e}", change.words));
+            }
         }
-    };
-    for route in held_routes.iter().filter(|held| !routes.iter().any(|w| w.is(held))) {
-        report("removing", route, route.request(&mut connection, RTM_DELROUTE, 0));
-    }
-    for rule in held_rules.iter().filter(|r| !rules.contains(r)) {
-        report("removing", rule, rule.request(&mut connection, RTM_DELRULE, 0));
-    }
-    // The refusing route and the others stand before the rule directs anything to them.
-    for route in routes.iter().filter(|w| !held_routes.iter().any(|held| w.is(held))) {
-        report(
-            "adding",
-            route,
-            route.request(&mut connection, RTM_NEWROUTE, NLM_F_CREATE | NLM_F_EXCL),
-        );
-    }
-    for rule in rules.iter().filter(|r| !held_rules.contains(r)) {
-        report(
-            "adding",
-            rule,
-            rule.request(&mut connection, RTM_NEWRULE, NLM_F_CREATE | NLM_F_EXCL),
-        );
-    }
-    Ok(problems)
+        Ok(problems)
+    })
 }
 
 /// Removes every rule and route of ours.
 ///
 /// # Errors
-/// The first that failed; the others were tried.
+/// The first that failed; the others were tried. TimedOut after a few seconds.
 pub fn remove() -> io::Result<()> {
-    let mut connection = Connection::new()?;
-    let (rules, routes) = held(&mut connection)?;
-    let rules: Vec<_> = rules.iter().map(|r| r.request(&mut connection, RTM_DELRULE, 0)).collect();
-    let routes: Vec<_> = routes.iter().map(|r| r.request(&mut connection, RTM_DELROUTE, 0)).collect();
-    rules.into_iter().chain(routes).collect()
+    netlink::ask(async |requests| {
+        let mut result = Ok(());
+        for change in changes(&Set::default(), &held(requests).await?) {
+            result = result.and(requests.change(change.message, change.flags).await);
+        }
+        result
+    })
+}
+
+#[derive(Debug, Default)]
+struct Set {
+    rules: Vec<Rule>,
+    routes: Vec<Route>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -96,8 +89,8 @@ struct Route {
     unreachable: bool,
 }
 
-fn wanted(config: &Config, links: &[LinkNow], problems: &mut Vec<String>) -> (Vec<Rule>, Vec<Route>) {
-    let (mut rules, mut routes) = (Vec::new(), Vec::new());
+fn wanted(config: &Config, links: &[LinkNow], problems: &mut Vec<String>) -> Set {
+    let Set { mut rules, mut routes } = Set::default();
     for pool in &config.pools {
         let Some(table) = &pool.table else { continue };
         for v6 in [false, true] {
@@ -150,72 +143,103 @@ fn wanted(config: &Config, links: &[LinkNow], problems: &mut Vec<String>) -> (Ve
             }
         }
     }
-    (rules, routes)
+    Set { rules, routes }
 }
 
-const RTM_NEWROUTE: u16 = 24;
-const RTM_DELROUTE: u16 = 25;
-const RTM_GETROUTE: u16 = 26;
-const RTM_NEWRULE: u16 = 32;
-const RTM_DELRULE: u16 = 33;
-const RTM_GETRULE: u16 = 34;
-/// `struct rtmsg` and `struct fib_rule_hdr` are both 12 bytes long.
-const FIXED: usize = 12;
+struct Change {
+    words: String,
+    message: RouteNetlinkMessage,
+    flags: u16,
+}
 
-fn held(connection: &mut Connection) -> io::Result<(Vec<Rule>, Vec<Route>)> {
-    let (mut rules, mut routes) = (Vec::new(), Vec::new());
-    for family in [libc::AF_INET, libc::AF_INET6] {
-        let mut header = [0; FIXED];
-        header[0] = family as u8;
-        rules.extend(connection.dump(RTM_GETRULE, &header)?.iter().filter_map(Rule::decode));
-        routes.extend(connection.dump(RTM_GETROUTE, &header)?.iter().filter_map(Route::decode));
+/// What makes `wanted` of `held`, in this order.
+fn changes(wanted: &Set, held: &Set) -> Vec<Change> {
+    let change = |words: &str, object: &dyn std::fmt::Debug, message, flags| Change {
+        words: format!("{words} {object:?}"),
+        message,
+        flags,
+    };
+    let mut all = Vec::new();
+    for rule in held.rules.iter().filter(|r| !wanted.rules.contains(r)) {
+        all.push(change("removing", rule, RouteNetlinkMessage::DelRule(rule.message()), 0));
     }
-    Ok((rules, routes))
+    for route in held.routes.iter().filter(|held| !wanted.routes.iter().any(|w| w.is(held))) {
+        all.push(change("removing", route, RouteNetlinkMessage::DelRoute(route.message()), 0));
+    }
+    // The refusing route and the others stand before the rule directs anything to them.
+    let new = NLM_F_CREATE | NLM_F_EXCL;
+    for route in wanted.routes.iter().filter(|w| !held.routes.iter().any(|held| w.is(held))) {
+        all.push(change("adding", route, RouteNetlinkMessage::NewRoute(route.message()), new));
+    }
+    for rule in wanted.rules.iter().filter(|r| !held.rules.contains(r)) {
+        all.push(change("adding", rule, RouteNetlinkMessage::NewRule(rule.message()), new));
+    }
+    all
+}
+
+const OURS: RouteProtocol = RouteProtocol::Other(PROTOCOL);
+
+async fn held(requests: &mut Requests) -> io::Result<Set> {
+    let mut set = Set::default();
+    for family in [AddressFamily::Inet, AddressFamily::Inet6] {
+        let mut rules = RuleMessage::default();
+        rules.header.family = family;
+        for message in requests.dump(RouteNetlinkMessage::GetRule(rules)).await? {
+            if let RouteNetlinkMessage::NewRule(m) = message {
+                set.rules.extend(Rule::decode(&m));
+            }
+        }
+        let mut routes = RouteMessage::default();
+        routes.header.address_family = family;
+        // The kernel leaves out those of others; if it did not, decoding does.
+        routes.header.protocol = OURS;
+        for message in requests.dump(RouteNetlinkMessage::GetRoute(routes)).await? {
+            if let RouteNetlinkMessage::NewRoute(m) = message {
+                set.routes.extend(Route::decode(&m));
+            }
+        }
+    }
+    Ok(set)
 }
 
 impl Rule {
     /// One of ours; `None`: another's.
-    fn decode(m: &Message) -> Option<Self> {
+    fn decode(message: &RuleMessage) -> Option<Self> {
         let mut rule = Self {
-            v6: i32::from(*m.body.first()?) == libc::AF_INET6,
+            v6: message.header.family == AddressFamily::Inet6,
             preference: 0,
             mark: 0,
             mask: 0,
-            table: 0,
+            table: message.header.table.into(),
         };
-        let mut protocol = 0;
-        for (kind, value) in attributes(&m.body, FIXED) {
-            match kind {
-                FRA_PRIORITY => rule.preference = u32_at(value, 0)?,
-                FRA_FWMARK => rule.mark = u32_at(value, 0)?,
-                FRA_FWMASK => rule.mask = u32_at(value, 0)?,
-                FRA_TABLE => rule.table = u32_at(value, 0)?,
-                FRA_PROTOCOL => protocol = *value.first()?,
+        let mut protocol = RouteProtocol::Unspec;
+        for attribute in &message.attributes {
+            match attribute {
+                RuleAttribute::Priority(p) => rule.preference = *p,
+                RuleAttribute::FwMark(m) => rule.mark = *m,
+                RuleAttribute::FwMask(m) => rule.mask = *m,
+                RuleAttribute::Table(t) => rule.table = *t,
+                RuleAttribute::Protocol(p) => protocol = *p,
                 _ => {}
             }
         }
-        (m.kind == RTM_NEWRULE && protocol == PROTOCOL).then_some(rule)
+        (protocol == OURS).then_some(rule)
     }
 
-    fn request(&self, connection: &mut Connection, kind: u16, flags: u16) -> io::Result<()> {
-        let mut body = vec![0; FIXED];
-        body[0] = if self.v6 { libc::AF_INET6 } else { libc::AF_INET } as u8;
-        // FR_ACT_TO_TBL.
-        body[7] = 1;
-        put(&mut body, FRA_PRIORITY, &self.preference.to_ne_bytes());
-        put(&mut body, FRA_FWMARK, &self.mark.to_ne_bytes());
-        put(&mut body, FRA_FWMASK, &self.mask.to_ne_bytes());
-        put(&mut body, FRA_TABLE, &self.table.to_ne_bytes());
-        put(&mut body, FRA_PROTOCOL, &[PROTOCOL]);
-        connection.request(kind, flags, &body)
+    fn message(&self) -> RuleMessage {
+        let mut message = RuleMessage::default();
+        message.header.family = family(self.v6);
+        message.header.action = RuleAction::ToTable;
+        message.attributes = vec![
+            RuleAttribute::Priority(self.preference),
+            RuleAttribute::FwMark(self.mark),
+            RuleAttribute::FwMask(self.mask),
+            RuleAttribute::Table(self.table),
+            RuleAttribute::Protocol(OURS),
+        ];
+        message
     }
 }
-
-const FRA_PRIORITY: u16 = 6;
-const FRA_FWMARK: u16 = 10;
-const FRA_TABLE: u16 = 15;
-const FRA_FWMASK: u16 = 16;
-const FRA_PROTOCOL: u16 = 21;
 
 impl Route {
     /// Whether a route of the kernel's is this wanted one.
@@ -229,76 +253,133 @@ impl Route {
     }
 
     /// One of ours; `None`: another's.
-    fn decode(m: &Message) -> Option<Self> {
-        let byte = |at: usize| m.body.get(at).copied();
-        let v6 = i32::from(byte(0)?) == libc::AF_INET6;
+    fn decode(message: &RouteMessage) -> Option<Self> {
+        let header = &message.header;
         let mut route = Self {
-            table: u32::from(byte(4)?),
-            to: if v6 {
+            table: header.table.into(),
+            to: if header.address_family == AddressFamily::Inet6 {
                 Ipv6Addr::UNSPECIFIED.into()
             } else {
                 Ipv4Addr::UNSPECIFIED.into()
             },
-            length: byte(1)?,
+            length: header.destination_prefix_length,
             via: None,
             interface: None,
             metric: 0,
-            unreachable: byte(7)? == RTN_UNREACHABLE,
+            unreachable: header.kind == RouteType::Unreachable,
         };
-        for (kind, value) in attributes(&m.body, FIXED) {
-            match kind {
-                RTA_DST => route.to = address(value)?,
-                RTA_GATEWAY => route.via = Some(address(value)?),
-                RTA_OIF => route.interface = u32_at(value, 0),
-                RTA_PRIORITY => route.metric = u32_at(value, 0)?,
-                RTA_TABLE => route.table = u32_at(value, 0)?,
+        for attribute in &message.attributes {
+            match attribute {
+                RouteAttribute::Destination(to) => route.to = address(to)?,
+                RouteAttribute::Gateway(via) => route.via = Some(address(via)?),
+                RouteAttribute::Oif(index) => route.interface = Some(*index),
+                RouteAttribute::Priority(metric) => route.metric = *metric,
+                RouteAttribute::Table(table) => route.table = *table,
                 _ => {}
             }
         }
-        (m.kind == RTM_NEWROUTE && byte(5)? == PROTOCOL).then_some(route)
+        (header.protocol == OURS).then_some(route)
     }
 
-    fn request(&self, connection: &mut Connection, kind: u16, flags: u16) -> io::Result<()> {
-        let mut body = vec![0; FIXED];
-        body[0] = if self.to.is_ipv6() { libc::AF_INET6 } else { libc::AF_INET } as u8;
-        body[1] = self.length;
-        body[5] = PROTOCOL;
-        // RT_SCOPE_LINK on the link, RT_SCOPE_UNIVERSE behind a next hop.
-        body[6] = if self.via.is_none() && !self.unreachable { 253 } else { 0 };
-        body[7] = if self.unreachable { RTN_UNREACHABLE } else { RTN_UNICAST };
-        put(&mut body, RTA_DST, &octets(self.to));
-        put(&mut body, RTA_TABLE, &self.table.to_ne_bytes());
-        put(&mut body, RTA_PRIORITY, &self.metric.to_ne_bytes());
-        if let Some(via) = self.via {
-            put(&mut body, RTA_GATEWAY, &octets(via));
-        }
+    fn message(&self) -> RouteMessage {
+        let mut message = RouteMessage::default();
+        let on_link = self.via.is_none() && !self.unreachable;
+        message.header.address_family = family(self.to.is_ipv6());
+        message.header.destination_prefix_length = self.length;
+        message.header.protocol = OURS;
+        message.header.scope = if on_link { RouteScope::Link } else { RouteScope::Universe };
+        message.header.kind = if self.unreachable {
+            RouteType::Unreachable
+        } else {
+            RouteType::Unicast
+        };
+        message.attributes = vec![
+            RouteAttribute::Destination(self.to.into()),
+            RouteAttribute::Table(self.table),
+            RouteAttribute::Priority(self.metric),
+        ];
+        message
+            .attributes
+            .extend(self.via.map(|via| RouteAttribute::Gateway(via.into())));
         // IPv6 shows refusing routes as leading to `lo`.
-        if let Some(interface) = self.interface.filter(|_| !self.unreachable) {
-            put(&mut body, RTA_OIF, &interface.to_ne_bytes());
-        }
-        connection.request(kind, flags, &body)
+        let interface = self.interface.filter(|_| !self.unreachable);
+        message.attributes.extend(interface.map(RouteAttribute::Oif));
+        message
     }
 }
 
-const RTN_UNICAST: u8 = 1;
-const RTN_UNREACHABLE: u8 = 7;
-const RTA_DST: u16 = 1;
-const RTA_OIF: u16 = 4;
-const RTA_GATEWAY: u16 = 5;
-const RTA_PRIORITY: u16 = 6;
-const RTA_TABLE: u16 = 15;
+fn family(v6: bool) -> AddressFamily {
+    if v6 { AddressFamily::Inet6 } else { AddressFamily::Inet }
+}
 
-fn octets(address: IpAddr) -> Vec<u8> {
+fn address(address: &RouteAddress) -> Option<IpAddr> {
     match address {
-        IpAddr::V4(a) => a.octets().to_vec(),
-        IpAddr::V6(a) => a.octets().to_vec(),
+        RouteAddress::Inet(a) => Some((*a).into()),
+        RouteAddress::Inet6(a) => Some((*a).into()),
+        _ => None,
     }
 }
 
-fn address(value: &[u8]) -> Option<IpAddr> {
-    match value.len() {
-        4 => <[u8; 4]>::try_from(value).ok().map(Into::into),
-        16 => <[u8; 16]>::try_from(value).ok().map(Into::into),
-        _ => None,
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn rule() -> Rule {
+        Rule {
+            v6: true,
+            preference: 7601,
+            mark: 0x8101_0000,
+            mask: MARK_OURS,
+            table: 1066,
+        }
+    }
+
+    fn route() -> Route {
+        Route {
+            table: 1066,
+            to: "fd09::".parse().unwrap(),
+            length: 32,
+            via: Some("fe80::1".parse().unwrap()),
+            interface: Some(7),
+            metric: METRIC,
+            unreachable: false,
+        }
+    }
+
+    #[test]
+    fn what_is_sent_is_read_as_the_same_and_anothers_as_nothing() {
+        assert_eq!(Rule::decode(&rule().message()), Some(rule()));
+        assert_eq!(Route::decode(&route().message()), Some(route()));
+        let mut foreign = rule().message();
+        foreign.attributes.retain(|a| !matches!(a, RuleAttribute::Protocol(_)));
+        assert_eq!(Rule::decode(&foreign), None);
+        foreign.attributes.push(RuleAttribute::Protocol(RouteProtocol::Static));
+        assert_eq!(Rule::decode(&foreign), None);
+        let mut foreign = route().message();
+        foreign.header.protocol = RouteProtocol::Static;
+        assert_eq!(Route::decode(&foreign), None);
+    }
+
+    #[test]
+    fn changes_remove_first_and_end_with_the_rules() {
+        let set = |rules: &[Rule], routes: &[Route]| Set {
+            rules: rules.to_vec(),
+            routes: routes.to_vec(),
+        };
+        let (other_rule, other_route) = (Rule { table: 5, ..rule() }, Route { length: 33, ..route() });
+        let held = set(&[rule()], &[route()]);
+        assert!(changes(&held, &held).is_empty());
+        let all = changes(&set(&[other_rule], &[other_route]), &held);
+        let kinds: Vec<u16> = all.iter().map(|c| c.message.message_type()).collect();
+        assert_eq!(
+            kinds,
+            [libc::RTM_DELRULE, libc::RTM_DELROUTE, libc::RTM_NEWROUTE, libc::RTM_NEWRULE]
+        );
+        // Any interface that leads to the next hop will do, if none is named.
+        let wanted = Route {
+            interface: None,
+            ..route()
+        };
+        assert!(changes(&set(&[rule()], &[wanted]), &held).is_empty());
     }
 }

@@ -87,8 +87,12 @@ const ARROWS: &[Arrow] = &[
     },
     Arrow {
         within: &[USER],
-        except: &["gateway-user/src/links", "gateway-user/src/routes"],
-        never: &["rtnetlink"],
+        except: &[
+            "gateway-user/src/links",
+            "gateway-user/src/netlink",
+            "gateway-user/src/routes",
+        ],
+        never: &["rtnetlink", "netlink_packet_route"],
         why: "only links and routes speak netlink",
     },
     Arrow {

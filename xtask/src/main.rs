@@ -84,13 +84,12 @@ impl Task {
             Self::Build { release } => build(root, release)?,
             Self::Test { filter } => {
                 setup::install(Scope::Test)?;
-                build(root, false)?;
+                object(root)?;
                 return test::run(root, filter.as_deref());
             }
             Self::Demo { hold } => {
                 setup::install(Scope::Test)?;
                 build(root, false)?;
-                check(cargo(root).args(["build", "--quiet", "--package", "lazaret-tests", "--bin", "demo"]))?;
                 // This process becomes the demo, so that nobody else takes the Ctrl-C after which it cleans up.
                 let demo = target(root).join("debug/demo");
                 let failed = Command::new(&demo).args(hold.then_some("--hold")).exec();
@@ -98,7 +97,7 @@ impl Task {
             }
             Self::Bench { args } => {
                 setup::install(Scope::Bench)?;
-                build(root, true)?;
+                object(root)?;
                 let bench = ["run", "--release", "--package", "lazaret-tests", "--bin", "bench", "--"];
                 check(
                     cargo(root)
@@ -114,14 +113,23 @@ impl Task {
 }
 
 fn build(root: &Path, release: bool) -> Result<()> {
+    object(root)?;
+    // All of the workspace's programs at once, as the tests build them: one choice of features, so nothing is built twice. A release
+    // is the product alone.
+    let what: &[&str] = if release {
+        &["build", "--release", "--package", "gateway-user"]
+    } else {
+        &["build", "--workspace", "--bins"]
+    };
+    check(cargo(root).args(what))
+}
+
+/// Makes the BPF object if it is not fresh.
+fn object(root: &Path) -> Result<()> {
     if bpf::build(root)? {
         eprintln!("built {}", bpf::object(root).display());
     }
-    check(
-        cargo(root)
-            .args(["build", "--package", "gateway-user"])
-            .args(release.then_some("--release")),
-    )
+    Ok(())
 }
 
 /// The cargo that runs this.

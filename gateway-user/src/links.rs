@@ -96,14 +96,11 @@ async fn read(requests: &mut Requests) -> io::Result<Vec<LinkNow>> {
     let mut all = LinkMessage::default();
     // IPv6 would count its statistics of each interface on every CPU.
     all.attributes.push(LinkAttribute::ExtMask(vec![LinkExtentMask::SkipStats]));
-    let all = requests.dump(RouteNetlinkMessage::GetLink(all)).await?;
-    Ok(all
-        .into_iter()
-        .filter_map(|m| match m {
-            RouteNetlinkMessage::NewLink(link) => decode(&link),
-            _ => None,
-        })
-        .collect())
+    let decode = |message| match message {
+        RouteNetlinkMessage::NewLink(link) => decode(&link),
+        _ => None,
+    };
+    requests.dump(RouteNetlinkMessage::GetLink(all), decode).await
 }
 
 fn decode(message: &LinkMessage) -> Option<LinkNow> {

@@ -8,17 +8,21 @@
 //! ends early for a success, and do not tell of a dump that the kernel marks as interrupted.
 
 use std::{
+    cell::Cell,
     io,
     sync::mpsc::{RecvTimeoutError, sync_channel},
+    task::{Context, Poll, ready},
     thread,
     time::Duration,
 };
 
+use bytes::BufMut;
 use futures_util::StreamExt as _;
 use netlink_packet_route::RouteNetlinkMessage;
 use rtnetlink::{
     Handle,
     packet_core::{NLM_F_ACK, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload},
+    sys::{AsyncSocket, Socket, SocketAddr, TokioSocket},
 };
 use tokio::time::timeout;
 
@@ -69,7 +73,8 @@ impl Requests {
     /// runtime.
     pub(crate) fn open() -> io::Result<(Self, impl Future<Output = ()> + Send + 'static)> {
         // Strict: the kernel sends those routes that were asked for, not all that the host has, which may be a million.
-        let (mut connection, handle, unasked) = rtnetlink::new_connection_with_strict_check()?;
+        let (mut connection, handle, unasked) = rtnetlink::new_connection_with_socket::<OneByOne>()?;
+        connection.socket_mut().socket_ref().set_netlink_get_strict_chk(true)?;
         // What ends an answer is told too: without it, it did not end.
         connection.set_forward_done(true);
         connection.set_forward_ack(true);
@@ -91,11 +96,15 @@ impl Requests {
         Err(closed())
     }
 
-    /// Every object of a kind. A dump during which something changed is begun anew.
-    pub(crate) async fn dump(&mut self, message: RouteNetlinkMessage) -> io::Result<Vec<RouteNetlinkMessage>> {
+    /// Every object of a kind that `decode` makes something of. A dump during which something changed is begun anew.
+    pub(crate) async fn dump<T>(
+        &mut self,
+        message: RouteNetlinkMessage,
+        decode: impl Fn(RouteNetlinkMessage) -> Option<T>,
+    ) -> io::Result<Vec<T>> {
         // A bound, so that a storm of changes cannot hold the caller; the next change comes with a message of its own.
         for _ in 0..16 {
-            if let Some(all) = self.dump_once(message.clone()).await? {
+            if let Some(all) = self.dump_once(message.clone(), &decode).await? {
                 return Ok(all);
             }
         }
@@ -106,13 +115,17 @@ impl Requests {
     }
 
     /// `None`: the kernel marked it as interrupted.
-    async fn dump_once(&mut self, message: RouteNetlinkMessage) -> io::Result<Option<Vec<RouteNetlinkMessage>>> {
+    async fn dump_once<T>(
+        &mut self,
+        message: RouteNetlinkMessage,
+        decode: impl Fn(RouteNetlinkMessage) -> Option<T>,
+    ) -> io::Result<Option<Vec<T>>> {
         let (mut all, mut whole) = (Vec::new(), true);
         let mut answers = self.send(message, NLM_F_REQUEST | NLM_F_DUMP)?;
         while let Some(answer) = answers.next().await {
             whole &= answer.header.flags & NLM_F_DUMP_INTR == 0;
             match answer.payload {
-                NetlinkPayload::InnerMessage(m) => all.push(m),
+                NetlinkPayload::InnerMessage(m) => all.extend(decode(m)),
                 NetlinkPayload::Done(end) if end.code == 0 => return Ok(whole.then_some(all)),
                 NetlinkPayload::Done(end) => return Err(io::Error::from_raw_os_error(end.code.wrapping_neg())),
                 NetlinkPayload::Error(e) => return Err(e.to_io()),
@@ -131,6 +144,63 @@ impl Requests {
         message.header.flags = flags;
         // The only error: nobody moves the messages any more.
         self.0.request(message).map_err(|_| closed())
+    }
+}
+
+/// A socket that lets others run after each datagram. A connection reads for as long as there is something, and the next part of a dump
+/// is there whenever one has been read: it would hold the whole list decoded, 15 KiB an interface, before the first is looked at.
+struct OneByOne {
+    socket: TokioSocket,
+    /// A datagram has been read since others ran.
+    read: Cell<bool>,
+}
+
+impl OneByOne {
+    fn one<T>(&self, cx: &mut Context<'_>, read: impl FnOnce(&mut Context<'_>) -> Poll<io::Result<T>>) -> Poll<io::Result<T>> {
+        if self.read.take() {
+            cx.waker().wake_by_ref();
+            return Poll::Pending;
+        }
+        let result = ready!(read(cx));
+        self.read.set(true);
+        Poll::Ready(result)
+    }
+}
+
+impl AsyncSocket for OneByOne {
+    fn socket_ref(&self) -> &Socket {
+        self.socket.socket_ref()
+    }
+
+    fn socket_mut(&mut self) -> &mut Socket {
+        self.socket.socket_mut()
+    }
+
+    fn new(protocol: isize) -> io::Result<Self> {
+        Ok(Self {
+            socket: TokioSocket::new(protocol)?,
+            read: Cell::new(false),
+        })
+    }
+
+    fn poll_send(&self, cx: &mut Context<'_>, message: &[u8]) -> Poll<io::Result<usize>> {
+        self.socket.poll_send(cx, message)
+    }
+
+    fn poll_send_to(&self, cx: &mut Context<'_>, message: &[u8], to: &SocketAddr) -> Poll<io::Result<usize>> {
+        self.socket.poll_send_to(cx, message, to)
+    }
+
+    fn poll_recv<B: BufMut>(&self, cx: &mut Context<'_>, into: &mut B) -> Poll<io::Result<()>> {
+        self.one(cx, |cx| self.socket.poll_recv(cx, into))
+    }
+
+    fn poll_recv_from<B: BufMut>(&self, cx: &mut Context<'_>, into: &mut B) -> Poll<io::Result<SocketAddr>> {
+        self.one(cx, |cx| self.socket.poll_recv_from(cx, into))
+    }
+
+    fn poll_recv_from_full(&self, cx: &mut Context<'_>) -> Poll<io::Result<(Vec<u8>, SocketAddr)>> {
+        self.one(cx, |cx| self.socket.poll_recv_from_full(cx))
     }
 }
 
@@ -178,7 +248,7 @@ mod tests {
     fn the_kernels_refusals_are_errors() {
         // No privilege is needed for either.
         let none = LinkMessage::default();
-        let dump = ask(async |r| r.dump(RouteNetlinkMessage::NewLink(none)).await.map(drop)).unwrap_err();
+        let dump = ask(async |r| r.dump(RouteNetlinkMessage::NewLink(none), Some).await.map(drop)).unwrap_err();
         assert!(dump.raw_os_error().is_some(), "{dump}");
         let mut absent = LinkMessage::default();
         absent.header.index = i32::MAX.cast_unsigned();
@@ -193,7 +263,7 @@ mod tests {
             let (mut requests, connection) = Requests::open().unwrap();
             drop(connection);
             requests
-                .dump(RouteNetlinkMessage::GetLink(LinkMessage::default()))
+                .dump(RouteNetlinkMessage::GetLink(LinkMessage::default()), Some)
                 .await
                 .unwrap_err()
         });

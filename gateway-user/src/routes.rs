@@ -180,24 +180,26 @@ fn changes(wanted: &Set, held: &Set) -> Vec<Change> {
 const OURS: RouteProtocol = RouteProtocol::Other(PROTOCOL);
 
 async fn held(requests: &mut Requests) -> io::Result<Set> {
+    let rule = |message| match message {
+        RouteNetlinkMessage::NewRule(m) => Rule::decode(&m),
+        _ => None,
+    };
+    let route = |message| match message {
+        RouteNetlinkMessage::NewRoute(m) => Route::decode(&m),
+        _ => None,
+    };
     let mut set = Set::default();
     for family in [AddressFamily::Inet, AddressFamily::Inet6] {
         let mut rules = RuleMessage::default();
         rules.header.family = family;
-        for message in requests.dump(RouteNetlinkMessage::GetRule(rules)).await? {
-            if let RouteNetlinkMessage::NewRule(m) = message {
-                set.rules.extend(Rule::decode(&m));
-            }
-        }
+        set.rules
+            .extend(requests.dump(RouteNetlinkMessage::GetRule(rules), rule).await?);
         let mut routes = RouteMessage::default();
         routes.header.address_family = family;
         // The kernel leaves out those of others; if it did not, decoding does.
         routes.header.protocol = OURS;
-        for message in requests.dump(RouteNetlinkMessage::GetRoute(routes)).await? {
-            if let RouteNetlinkMessage::NewRoute(m) = message {
-                set.routes.extend(Route::decode(&m));
-            }
-        }
+        set.routes
+            .extend(requests.dump(RouteNetlinkMessage::GetRoute(routes), route).await?);
     }
     Ok(set)
 }

@@ -1,4 +1,5 @@
 //! Interfaces, rules and routes on the real kernel: what is not ours stays, each namespace has its own, and no change is missed.
+#![allow(clippy::unwrap_used, reason = "a test ends at what it does not expect")]
 
 use std::{
     collections::BTreeSet,
@@ -237,7 +238,7 @@ fn links_are_watched_from_any_thread_and_through_lost_messages() {
 }
 
 #[test]
-fn listing_the_links_costs_less_than_a_millisecond_or_two() {
+fn listing_the_links_is_quick() {
     require!(Root);
     for count in [5_usize, 201] {
         let host = Namespace::new("cost").unwrap();

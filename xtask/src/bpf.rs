@@ -185,10 +185,7 @@ impl fmt::Display for Error {
         match self {
             Self::NoCompiler => f.write_str("no compiler here can make the BPF object; run `cargo xtask setup`"),
             Self::NoLinker => f.write_str("bpf-linker is not installed; run `cargo xtask setup`"),
-            Self::Failed(c) => write!(
-                f,
-                "the BPF object did not compile with {c}; see above, or run `cargo xtask build`"
-            ),
+            Self::Failed(c) => write!(f, "the BPF object did not compile with {c}; `cargo xtask build` shows why"),
             Self::Io(path, e) => write!(f, "{}: {e}", path.display()),
         }
     }

@@ -29,7 +29,7 @@ impl Line {
         veth((&source, "s0"), (&gateway, "g0"))?;
         veth((&gateway, "g1"), (&sink, "k0"))?;
         for (namespace, interface, mac) in [(&source, "s0", 1), (&gateway, "g0", 2), (&gateway, "g1", 3), (&sink, "k0", 4)] {
-            namespace.sysctl(&format!("ipv6.conf.{interface}.disable_ipv6"), "1")?;
+            namespace.sysctl(&format!("net.ipv6.conf.{interface}.disable_ipv6"), "1")?;
             namespace.ip(&format!("link set {interface} address 02:00:00:00:00:0{mac}"))?;
         }
         source.address("s0", "10.8.0.1/24")?;
@@ -38,7 +38,7 @@ impl Line {
         sink.address("k0", "10.9.0.2/24")?;
         gateway.forward()?;
         for interface in ["all", "g0", "g1"] {
-            gateway.sysctl(&format!("ipv4.conf.{interface}.rp_filter"), "0")?;
+            gateway.sysctl(&format!("net.ipv4.conf.{interface}.rp_filter"), "0")?;
         }
         gateway.ip("route add 10.200.0.0/16 via 10.9.0.2")?;
         gateway.ip("route add 10.64.0.0/12 via 10.8.0.1")?;

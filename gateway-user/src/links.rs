@@ -1,7 +1,13 @@
 //! The network interfaces that exist: asked for now, or watched. From rtnetlink, of the network namespace of the calling thread. It
 //! reports a set and decides nothing.
 
-use std::{io, os::fd::AsRawFd};
+use std::{
+    convert::Infallible,
+    io,
+    os::fd::AsRawFd,
+    sync::mpsc::{RecvTimeoutError, SyncSender, sync_channel},
+    thread,
+};
 
 use futures_util::{FutureExt as _, Stream, StreamExt as _};
 use netlink_packet_route::{
@@ -9,7 +15,10 @@ use netlink_packet_route::{
     link::{LinkAttribute, LinkExtentMask, LinkLayerType, LinkMessage, LinkXdp, XdpAttached},
 };
 use rtnetlink::MulticastGroup;
-use tokio::{sync::watch, time::timeout};
+use tokio::{
+    sync::{oneshot, watch},
+    time::timeout,
+};
 
 use crate::{
     kernel::Link,
@@ -44,32 +53,56 @@ pub fn now() -> io::Result<Vec<LinkNow>> {
     netlink::ask(async |requests| read(requests).await)
 }
 
-/// Watches the interfaces: the set as it is, and again whenever something about a link changes. Only inside a tokio runtime. The future
-/// ends with the error that ended the watch; who spawns it ends the process then, since interfaces that appear would stay without program.
+/// Watches the interfaces: the set as it is, and again whenever something about a link changes. The future ends with the error that
+/// ended the watch; who spawns it ends the process then, since interfaces that appear would stay without program. Dropping it ends the
+/// watch.
 ///
 /// # Errors
-/// Those of the netlink sockets; no runtime.
+/// Those of the netlink sockets and of starting a thread; TimedOut after a few seconds.
 pub fn watch() -> io::Result<(watch::Receiver<Vec<Link>>, impl Future<Output = io::Error> + Send + 'static)> {
-    // Opening a socket without a runtime panics.
-    tokio::runtime::Handle::try_current().map_err(io::Error::other)?;
-    // Watch first, then read: nothing is missed in between. Both sockets belong to the caller's namespace, whichever thread polls. They
-    // are two, since a message caused by another's request bears that one's sequence number and would be taken for an answer to ours.
-    let (listening, _, changes) = rtnetlink::new_multicast_connection(&[MulticastGroup::Link])?;
-    let (requests, reading) = Requests::open()?;
-    let (sender, receiver) = watch::channel(links(now()?));
-    Ok((receiver, async move {
-        tokio::select! {
-            biased;
-            e = follow(changes, requests, sender) => e,
-            () = listening => netlink::closed(),
-            () = reading => netlink::closed(),
-        }
-    }))
+    let (begun, begins) = sync_channel(1);
+    let (mut ended, mut end) = oneshot::channel();
+    // A thread of its own: its sockets belong to the caller's namespace, and the caller needs no runtime.
+    thread::Builder::new().name("links".to_owned()).spawn(move || {
+        let Err(e) = netlink::block_on(serve(&begun, &mut ended));
+        let _dropped = ended.send(e);
+        // Not before: who learns that nothing has begun finds the error.
+        drop(begun);
+    })?;
+    match begins.recv_timeout(netlink::LIMIT) {
+        Ok(receiver) => Ok((receiver, async {
+            end.await
+                .unwrap_or_else(|_| io::Error::other("the thread that watches interfaces has panicked"))
+        })),
+        Err(RecvTimeoutError::Timeout) => Err(netlink::late()),
+        Err(RecvTimeoutError::Disconnected) => Err(end.try_recv().unwrap_or_else(io::Error::other)),
+    }
 }
 
-/// Reads the set anew after each change; what changed is not looked at. That messages were lost (ENOBUFS) is a message as well: an
+/// Watches until an error, or until nobody waits for `ended`.
+async fn serve(begun: &SyncSender<watch::Receiver<Vec<Link>>>, ended: &mut oneshot::Sender<io::Error>) -> io::Result<Infallible> {
+    // Watch first, then read: nothing is missed in between. On two sockets, since a message caused by another's request bears that one's
+    // sequence number and would be taken for an answer to ours.
+    let (listening, _, changes) = rtnetlink::new_multicast_connection(&[MulticastGroup::Link])?;
+    let (requests, reading) = Requests::open()?;
+    tokio::select! {
+        biased;
+        r = follow(begun, changes, requests) => r,
+        () = listening => Err(netlink::closed()),
+        () = reading => Err(netlink::closed()),
+        () = ended.closed() => Err(io::Error::other("nobody watches the interfaces any more")),
+    }
+}
+
+/// Reads the set, and anew after each change; what changed is not looked at. That messages were lost (ENOBUFS) is a message as well: an
 /// `Overrun`.
-async fn follow(mut changes: impl Stream + Unpin, mut requests: Requests, sender: watch::Sender<Vec<Link>>) -> io::Error {
+async fn follow(
+    begun: &SyncSender<watch::Receiver<Vec<Link>>>,
+    mut changes: impl Stream + Unpin,
+    mut requests: Requests,
+) -> io::Result<Infallible> {
+    let (sender, receiver) = watch::channel(links(read(&mut requests).await?));
+    begun.send(receiver).map_err(io::Error::other)?;
     while changes.next().await.is_some() {
         while let Some(Some(_)) = changes.next().now_or_never() {}
         match timeout(netlink::LIMIT, read(&mut requests)).await {
@@ -79,11 +112,11 @@ async fn follow(mut changes: impl Stream + Unpin, mut requests: Requests, sender
             }
             // The changes that disturb the dump bring messages of their own.
             Ok(Err(e)) if e.kind() == io::ErrorKind::WouldBlock => {}
-            Ok(Err(e)) => return e,
-            Err(_) => return netlink::late(),
+            Ok(Err(e)) => return Err(e),
+            Err(_) => return Err(netlink::late()),
         }
     }
-    netlink::closed()
+    Err(netlink::closed())
 }
 
 fn links(all: Vec<LinkNow>) -> Vec<Link> {
@@ -219,10 +252,5 @@ mod tests {
         assert!(decode(&message("tun0", Vec::new())).unwrap().link.ethernet);
         assert_eq!(decode(&message("", Vec::new())), None);
         assert_eq!(decode(&LinkMessage::default()), None);
-    }
-
-    #[test]
-    fn without_a_runtime_there_is_no_watch() {
-        assert!(watch().is_err());
     }
 }

@@ -51,11 +51,7 @@ pub(crate) fn ask<T: Send + 'static>(what: impl AsyncFnOnce(&mut Requests) -> io
 }
 
 fn run<T>(what: impl AsyncFnOnce(&mut Requests) -> io::Result<T>) -> io::Result<T> {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_io()
-        .enable_time()
-        .build()?;
-    runtime.block_on(async {
+    block_on(async {
         let (mut requests, connection) = Requests::open()?;
         tokio::select! {
             biased;
@@ -63,6 +59,15 @@ fn run<T>(what: impl AsyncFnOnce(&mut Requests) -> io::Result<T>) -> io::Result<
             () = connection => Err(closed()),
         }
     })
+}
+
+/// Runs a future in a runtime of this thread's own.
+pub(crate) fn block_on<T>(future: impl Future<Output = io::Result<T>>) -> io::Result<T> {
+    tokio::runtime::Builder::new_current_thread()
+        .enable_io()
+        .enable_time()
+        .build()?
+        .block_on(future)
 }
 
 /// Requests on a connection.

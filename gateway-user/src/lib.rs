@@ -8,6 +8,7 @@ pub mod access;
 pub mod api;
 
 pub mod controller;
+pub mod refusal;
 pub mod store;
 pub mod transition;
 

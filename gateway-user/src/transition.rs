@@ -3,12 +3,12 @@
 
 mod registration;
 
-pub use registration::{Directory, register};
+pub use registration::{Directory, Registration, register};
 
 use crate::{
     config::{Config, Pool, PoolKind},
-    controller::Refusal,
     model::{BootTime, Device, DeviceState, Lease, Now, PolicyRevision, WallTime},
+    refusal::Refusal,
 };
 
 /// How far ahead of the gateway's clock a proof may be dated, milliseconds: clocks differ.

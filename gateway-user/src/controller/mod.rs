@@ -4,7 +4,6 @@
 
 mod commit;
 mod inspect;
-mod refusal;
 mod registry;
 mod sessions;
 mod signals;
@@ -15,11 +14,9 @@ use std::{fmt, io, net::IpAddr, sync::Arc, thread};
 
 use tokio::sync::{broadcast, mpsc, oneshot, watch};
 
-pub use refusal::Refusal;
 pub use types::*;
 pub use writer::Options;
 
-pub use crate::model::UriChange;
 use crate::{
     clock::Clock,
     config::Config,
@@ -27,6 +24,7 @@ use crate::{
     model::{DeviceId, DeviceState, PolicyRevision, Revision, SessionId, SourceName},
     store::{Store, StoreError},
 };
+pub use crate::{model::UriChange, refusal::Refusal, transition::Registration};
 use writer::{Job, Writer};
 
 /// Changes of GatewayURIs that a watcher may lag behind before it has to start again.

@@ -8,7 +8,7 @@ use super::Refusal;
 use crate::{
     config::Mode,
     kernel::{AddressReading, InterfaceState, ReadBack},
-    model::{Device, DeviceId, Fingerprint, Identity, InterfaceName, PoolId, PoolName, RequestId, Revision, Session, WallTime},
+    model::{Device, DeviceId, Fingerprint, Identity, InterfaceName, PoolId, RequestId, Revision, Session, WallTime},
 };
 
 /// What stands in every command that changes something.
@@ -20,21 +20,6 @@ pub struct SignalContext {
     pub request: RequestId,
     /// When the caller saw what it reports.
     pub observed_at: Option<WallTime>,
-}
-
-/// A device to be registered.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Registration {
-    /// Name.
-    pub id: DeviceId,
-    /// For people.
-    pub owner: String,
-    /// `None`: the only pool of kind full-service.
-    pub full_service_pool: Option<PoolName>,
-    /// Other names.
-    pub common_names: Vec<DeviceId>,
-    /// Certificates.
-    pub certificates: Vec<Fingerprint>,
 }
 
 /// A connection, as the VPN server reports it.

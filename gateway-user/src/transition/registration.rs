@@ -5,9 +5,24 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use super::{Step, full_service, shorter, uri};
 use crate::{
     config::{Config, PoolKind},
-    controller::{Refusal, Registration},
     model::{Device, DeviceId, DeviceState, Fingerprint, Now, PoolName, Revision},
+    refusal::Refusal,
 };
+
+/// A device to be registered.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Registration {
+    /// Name.
+    pub id: DeviceId,
+    /// For people.
+    pub owner: String,
+    /// `None`: the only pool of kind full-service.
+    pub full_service_pool: Option<PoolName>,
+    /// Other names.
+    pub common_names: Vec<DeviceId>,
+    /// Certificates.
+    pub certificates: Vec<Fingerprint>,
+}
 
 /// The registry, as far as registering has to know it.
 pub trait Directory {

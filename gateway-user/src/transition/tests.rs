@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::{
-    controller::{Registration, tests::kit},
+    controller::tests::kit,
     model::{DeviceId, Fingerprint, PoolName, Revision},
 };
 

@@ -57,6 +57,7 @@ const ARROWS: &[Arrow] = &[
             "Instant",
             "dataplane",
             "api",
+            "controller::",
         ],
         why: "transition and plan are pure: no clock, no I/O",
     },

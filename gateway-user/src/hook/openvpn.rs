@@ -139,14 +139,10 @@ async fn open(args: &HookArgs, who: &Client) -> Result<Option<String>, Refusal> 
     let source = source(args, who.device.as_str())?;
     let states = States::open(&args.state)?;
     // Before the session: where it cannot be remembered, none is opened.
-    let entry = states.create(&who.key())?;
-    match try_open(args, who, &source, &states, &entry).await {
-        Ok(remark) => Ok(remark),
-        Err(refusal) => {
-            entry.remove();
-            Err(refusal)
-        }
-    }
+    let entry = states.create(&who.key())?.unless_kept();
+    let remark = try_open(args, who, &source, &states, &entry).await?;
+    entry.keep();
+    Ok(remark)
 }
 
 async fn try_open(

@@ -35,6 +35,12 @@ pub(super) struct Entry {
     path: PathBuf,
 }
 
+/// A client's file that goes unless it is kept, also when the time is up and the future that holds it is dropped.
+pub(super) struct Tentative {
+    entry: Entry,
+    kept: bool,
+}
+
 /// The file of a client that left while the gateway could not be told.
 pub(super) struct Late {
     /// `None`: not readable.
@@ -127,9 +133,39 @@ impl Entry {
         file.write_all(format!("{session}\n").as_bytes()).map_err(StateError::File)
     }
 
+    /// Removed when dropped, unless [`Tentative::keep`] comes first.
+    pub(super) fn unless_kept(self) -> Tentative {
+        Tentative {
+            entry: self,
+            kept: false,
+        }
+    }
+
     /// Takes the file away; one that cannot be is found again by its name, and does no harm.
     pub(super) fn remove(&self) {
         let _ = fs::remove_file(&self.path);
+    }
+}
+
+impl Tentative {
+    pub(super) fn keep(mut self) {
+        self.kept = true;
+    }
+}
+
+impl std::ops::Deref for Tentative {
+    type Target = Entry;
+
+    fn deref(&self) -> &Entry {
+        &self.entry
+    }
+}
+
+impl Drop for Tentative {
+    fn drop(&mut self) {
+        if !self.kept {
+            self.entry.remove();
+        }
     }
 }
 
@@ -161,6 +197,16 @@ mod tests {
         assert_eq!(states.read("tun0,1,a").unwrap(), Some(42));
         let mode = fs::metadata(dir.path().join("new/tun0,1,a")).unwrap().permissions().mode();
         assert_eq!(mode & 0o777, 0o600);
+    }
+
+    #[test]
+    fn a_refused_clients_file_goes_however_the_call_ends() {
+        let dir = tempfile::tempdir().unwrap();
+        let states = States::open(&dir.path().join("s")).unwrap();
+        states.create("tun0,1,a").unwrap().unless_kept().keep();
+        assert!(matches!(states.create("tun0,1,a"), Err(StateError::Taken)));
+        drop(states.create("tun0,2,b").unwrap().unless_kept());
+        assert_eq!(states.read("tun0,2,b").unwrap(), None);
     }
 
     #[test]

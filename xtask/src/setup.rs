@@ -21,7 +21,7 @@ const LINKER_VERSION: &str = "0.13.0";
 pub(crate) enum Scope {
     /// Tests and demo.
     Test,
-    /// Also the peers that the benchmark compares with.
+    /// Also what the benchmark needs beyond.
     Bench,
 }
 
@@ -45,13 +45,7 @@ const FOR_TESTS: &[Program] = &[
     ),
     ("curl", "curl", "the device's HTTP client"),
 ];
-const FOR_BENCH: &[Program] = &[
-    ("ipset", "ipset", "a peer that the benchmark compares with"),
-    ("iptables", "iptables", "a peer that the benchmark compares with"),
-    ("xdp-filter", "xdp-tools", "a peer that the benchmark compares with"),
-    ("ethtool", "ethtool", "turns offloads off for the benchmark"),
-    ("iperf3", "iperf3", "traffic for the benchmark"),
-];
+const FOR_BENCH: &[Program] = &[("ethtool", "ethtool", "sets up the benchmark's interfaces")];
 
 /// Installs what is missing, saying what and why. Fails, naming the commands to run, where it may not or cannot.
 pub(crate) fn install(scope: Scope) -> Result<()> {
@@ -323,7 +317,7 @@ mod tests {
         };
         assert_eq!(plan(&probe, Scope::Test), []);
         let missing: Vec<String> = plan(&probe, Scope::Bench).into_iter().map(|s| s.what).collect();
-        assert_eq!(missing, ["ipset", "iptables", "xdp-filter", "ethtool", "iperf3"]);
+        assert_eq!(missing, ["ethtool"]);
     }
 
     #[test]

@@ -10,9 +10,11 @@ mod verdict;
 use std::path::Path;
 
 use anyhow::{Result, bail};
+use lazaret_tests::require::Need::{self, Bpf, Program, Root};
 
 /// Rounds that count; one more comes first and does not.
 const ROUNDS: usize = 7;
+const NEEDS: &[Need] = &[Root, Bpf, Program("nft"), Program("ip"), Program("ethtool")];
 /// Packets of a verdict's sample.
 const VERDICTS: u32 = 2_000_000;
 /// Frames of a forwarding sample.
@@ -22,6 +24,9 @@ fn main() -> Result<()> {
     let groups: Vec<String> = std::env::args().skip(1).collect();
     if let Some(unknown) = groups.iter().find(|g| !matches!(g.as_str(), "verdict" | "stack")) {
         bail!("there is no group {unknown}; there are verdict and stack");
+    }
+    if let Some(missing) = Need::missing(NEEDS) {
+        bail!("the benchmark {missing}");
     }
     let wanted = |group: &str| groups.is_empty() || groups.iter().any(|g| g == group);
     let directory = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../target/bench"));

@@ -47,6 +47,9 @@ pub enum FloorError {
     /// It refused, or the kernel did.
     #[error("nft: {0}")]
     Refused(String),
+    /// The process may not do it.
+    #[error("CAP_NET_ADMIN is missing; run as root, or grant it to the service")]
+    Capability,
     /// It answered something else than JSON with a table in it.
     #[error("nft's answer cannot be read: {0}")]
     Answer(String),
@@ -264,5 +267,9 @@ fn nft(arguments: &[&str], input: &str) -> Result<Vec<u8>, FloorError> {
         .lines()
         .find(|l| !l.trim().is_empty())
         .unwrap_or("it failed without a message");
+    // nft's own environment is empty, so its words are not translated.
+    if line.contains("Operation not permitted") {
+        return Err(FloorError::Capability);
+    }
     Err(FloorError::Refused(line.escape_debug().to_string()))
 }

@@ -245,6 +245,14 @@ fn the_tun_is_created_again_with_the_daemon_alive_and_dead() {
     let mut gateway = Gateway::new(&site, "tun0").unwrap();
     gateway.start().unwrap();
     gateway.attached("core0").unwrap();
+    let status = gateway.local().unwrap().status().unwrap();
+    let waiting = status.interfaces.iter().find(|i| i.name == "tun0").unwrap();
+    assert_eq!((waiting.ifindex, waiting.hooks.len()), (0, 0), "{waiting:?}");
+    assert!(
+        status.warnings.iter().any(|w| w.contains("tun0") && w.contains("waited for")),
+        "{:?}",
+        status.warnings
+    );
     let passed = arrivals(&site, site::MAIL);
     for round in 0..10 {
         let device = tun(&site);

@@ -109,6 +109,35 @@ pub enum TlsError {
     },
 }
 
+impl TlsError {
+    /// The key of `[api]` that names the file.
+    #[must_use]
+    pub fn key(&self, api: &Api) -> &'static str {
+        let path = match self {
+            Self::Read { path, .. }
+            | Self::LooseKey { path, .. }
+            | Self::KeyOwner { path, .. }
+            | Self::Garbage { path, .. }
+            | Self::Expired { path, .. }
+            | Self::NotYetValid { path, .. }
+            | Self::NotAFile(path)
+            | Self::NoCertificate(path)
+            | Self::NoKey(path)
+            | Self::NotForServers(path)
+            | Self::NotACa(path) => path,
+            Self::Mismatch { key, .. } => key,
+        };
+        // One file may stand at two keys; some mistakes are of one of them only, and the others are found in the order of reading.
+        match self {
+            Self::LooseKey { .. } | Self::KeyOwner { .. } | Self::NoKey(_) => "key",
+            Self::NotACa(_) => "client_ca",
+            _ if *path == api.certificate => "certificate",
+            _ if *path == api.key => "key",
+            _ => "client_ca",
+        }
+    }
+}
+
 /// Reads and checks the three files of `[api]`.
 ///
 /// # Errors

@@ -186,7 +186,7 @@ fn pool_filter(config: &Config, pool: String) -> Result<Option<PoolId>, Invalid>
         return Ok(None);
     }
     let name = PoolName::try_from(pool).map_err(|e| Invalid::new("pool", e))?;
-    let unknown = || Invalid::with_reason("UNKNOWN_POOL", "pool", "is not a pool of this gateway's configuration");
+    let unknown = || Invalid::with_reason("UNKNOWN_POOL", "pool", "no pool of this gateway has this name");
     config.pool(&name).map(|p| Some(p.id)).ok_or_else(unknown)
 }
 
@@ -197,7 +197,7 @@ fn reason_filter(name: &str) -> Result<Option<Reason>, Invalid> {
     let found = Reason::ALL.iter().copied().find(|r| r.name() == name);
     found
         .map(Some)
-        .ok_or_else(|| Invalid::new("reason", "is not the name of a reason"))
+        .ok_or_else(|| Invalid::new("reason", "no reason has this name; docs/reasons.md lists them"))
 }
 
 #[cfg(test)]

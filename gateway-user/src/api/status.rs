@@ -86,6 +86,72 @@ mod tests {
         );
     }
 
+    /// What programs branch on: a change here breaks them.
+    #[test]
+    fn every_refusal_has_its_code_and_its_reason() {
+        let device = || "d-1".parse().unwrap();
+        let address: std::net::IpAddr = "192.0.2.1".parse().unwrap();
+        let (alias, source_name) = ("cn".to_owned(), "vpn-1".parse().unwrap());
+        let taken = Refusal::AddressTaken {
+            address,
+            session: crate::model::SessionId(7),
+            source_name,
+        };
+        for (refusal, code, reason) in [
+            (Refusal::UnknownDevice(device()), Code::NotFound, "UNKNOWN_DEVICE"),
+            (Refusal::DeviceRetired(device()), Code::FailedPrecondition, "DEVICE_RETIRED"),
+            (Refusal::UnknownPool("p".into()), Code::InvalidArgument, "UNKNOWN_POOL"),
+            (
+                Refusal::AliasTaken { alias, owner: device() },
+                Code::AlreadyExists,
+                "ALIAS_TAKEN",
+            ),
+            (Refusal::StaleSignal, Code::FailedPrecondition, "STALE_SIGNAL"),
+            (Refusal::SignalFromFuture, Code::FailedPrecondition, "SIGNAL_FROM_FUTURE"),
+            (
+                Refusal::AddressOutsidePools(address),
+                Code::InvalidArgument,
+                "ADDRESS_OUTSIDE_POOLS",
+            ),
+            (Refusal::AddressReserved(address), Code::InvalidArgument, "ADDRESS_RESERVED"),
+            (taken, Code::AlreadyExists, "ADDRESS_TAKEN"),
+            (
+                Refusal::SessionLimit {
+                    device: device(),
+                    live: 1,
+                },
+                Code::ResourceExhausted,
+                "SESSION_LIMIT",
+            ),
+            (
+                Refusal::FingerprintMismatch(device()),
+                Code::PermissionDenied,
+                "FINGERPRINT_MISMATCH",
+            ),
+            (Refusal::TableFull, Code::ResourceExhausted, "TABLE_FULL"),
+            (
+                Refusal::StoreUnavailable("full".into()),
+                Code::Unavailable,
+                "STORE_UNAVAILABLE",
+            ),
+            (
+                Refusal::RevisionTooOld { asked: 1, now: 9 },
+                Code::OutOfRange,
+                "REVISION_TOO_OLD",
+            ),
+            (Refusal::Kernel("no".into()), Code::Internal, "KERNEL"),
+            (Refusal::Busy, Code::Unavailable, "BUSY"),
+        ] {
+            let s = refused(&refusal);
+            let info = s.get_details_error_info().unwrap();
+            assert_eq!(
+                (s.code(), info.reason.as_str(), info.domain.as_str()),
+                (code, reason, "lazaret")
+            );
+            assert!(s.message().contains(' '), "a sentence: {}", s.message());
+        }
+    }
+
     #[test]
     fn control_characters_are_escaped() {
         let s = refused(&Refusal::Kernel("a\u{1b}[2J\nb".into()));

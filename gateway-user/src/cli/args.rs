@@ -210,7 +210,7 @@ pub(super) struct ReleaseArgs {
     #[arg(value_name = "ID")]
     pub(super) device: model::DeviceId,
     /// The version of the device policy that is applied
-    #[arg(long, default_value = "operator")]
+    #[arg(long, value_name = "REVISION", default_value = "operator")]
     pub(super) policy_revision: model::PolicyRevision,
     #[command(flatten)]
     pub(super) connection: Connection,

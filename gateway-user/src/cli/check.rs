@@ -1,5 +1,7 @@
 //! `lazaret check`: what is wrong with a configuration, what may not be meant, and what it says in short. Reads; changes nothing.
 
+use std::path::Path;
+
 use serde_json::json;
 
 use super::{
@@ -8,7 +10,7 @@ use super::{
     client::Failure,
     table::{Cell, Page, Tone, toned, write_out},
 };
-use crate::config::{Allow, Config, InterfacePattern, InterfaceRule};
+use crate::config::{Allow, Config, ConfigError, ConfigErrors, InterfacePattern, InterfaceRule};
 
 pub(super) fn run(args: &CheckArgs) -> Result<Outcome, Failure> {
     let (config, mut errors) = match Config::load(&args.file) {
@@ -17,7 +19,7 @@ pub(super) fn run(args: &CheckArgs) -> Result<Outcome, Failure> {
     };
     let mut warnings = Vec::new();
     if let Some(config) = &config {
-        errors.extend(beyond_the_file(config));
+        errors.extend(beyond_the_file(&args.file, config).iter().map(ToString::to_string));
         warnings = config.warnings();
         warnings.extend(on_this_host(config));
     }
@@ -49,30 +51,41 @@ pub(super) fn run(args: &CheckArgs) -> Result<Outcome, Failure> {
     Ok(if good { Outcome::Done } else { Outcome::Failed })
 }
 
+/// What would stop the daemon, said before it starts, each mistake with its place.
+pub(super) fn before_running(file: &Path) -> Result<(), Failure> {
+    let config = Config::load(file).map_err(|e| Failure::Local(e.to_string()))?;
+    let errors = beyond_the_file(file, &config);
+    if errors.is_empty() {
+        Ok(())
+    } else {
+        Err(Failure::Local(ConfigErrors(errors).to_string()))
+    }
+}
+
 /// What a right file may still name wrongly: errors that would stop the daemon.
-fn beyond_the_file(config: &Config) -> Vec<String> {
+fn beyond_the_file(file: &Path, config: &Config) -> Vec<ConfigError> {
     let mut errors = Vec::new();
     for (key, group) in [
         ("vpn_group", &config.socket.vpn_group),
         ("viewer_group", &config.socket.viewer_group),
     ] {
         if let Some(group) = group {
-            match nix::unistd::Group::from_name(group) {
-                Ok(Some(_)) => {}
-                Ok(None) => errors.push(format!(
-                    "socket.{key}: there is no group {group:?}; add it with groupadd, or leave the key out"
-                )),
-                Err(e) => errors.push(format!("socket.{key}: group {group:?} cannot be looked up: {e}")),
-            }
+            let problem = match nix::unistd::Group::from_name(group) {
+                Ok(Some(_)) => continue,
+                Ok(None) => format!("there is no group {group:?}"),
+                Err(e) => format!("group {group:?} cannot be looked up: {e}"),
+            };
+            let remedy = "add it with groupadd, or leave the key out";
+            errors.push(ConfigError::at_key(file, "socket", key, problem, remedy));
         }
     }
     if let Some(api) = &config.api
         && let Err(e) = crate::access::tls::load(api)
     {
-        errors.push(format!("api: {e}"));
+        errors.push(ConfigError::at_key(file, "api", e.key(api), e.to_string(), ""));
     }
     if let Err(e) = crate::dataplane::policy::compile(config) {
-        errors.push(format!("policy: {e}"));
+        errors.push(ConfigError::at_key(file, "policy", "rule", e.to_string(), ""));
     }
     errors
 }

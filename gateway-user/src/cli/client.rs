@@ -131,8 +131,14 @@ impl Client {
         });
         let connected = tokio::time::timeout(deadline, endpoint.connect_with_connector(connector)).await;
         let channel = connected.map_err(|_| unreachable("no connection in time".into()))?;
+        let refused = |e: tonic::transport::Error| match root_cause(&e) {
+            cause if is_denied(cause) => Failure::Denied {
+                message: format!("{}: permission denied", socket.display()),
+            },
+            cause => unreachable(cause.to_string()),
+        };
         Ok(Self {
-            channel: channel.map_err(|e| unreachable(root_cause(&e)))?,
+            channel: channel.map_err(refused)?,
             socket: socket.to_owned(),
             deadline,
         })
@@ -198,12 +204,18 @@ pub(crate) fn context(prefix: &str) -> Result<v1::SignalContext, Failure> {
 /// Largest answer that is taken, bytes.
 const MOST: usize = 64 << 20;
 
-fn root_cause(error: &dyn std::error::Error) -> String {
+fn root_cause<'a>(error: &'a (dyn std::error::Error + 'static)) -> &'a (dyn std::error::Error + 'static) {
     let mut last = error;
     while let Some(source) = last.source() {
         last = source;
     }
-    last.to_string()
+    last
+}
+
+/// The file system does not let us connect to the socket: the caller, not the daemon, is the matter.
+fn is_denied(cause: &(dyn std::error::Error + 'static)) -> bool {
+    let error = cause.downcast_ref::<io::Error>();
+    error.is_some_and(|e| e.kind() == io::ErrorKind::PermissionDenied)
 }
 
 #[cfg(test)]

@@ -234,8 +234,11 @@ async fn close(a: &CloseArgs) -> Result<Outcome, Failure> {
         })
     };
     print(&a.connection, as_json, |page| {
-        let text = if answer.ended { "ended" } else { "was not live any more" };
-        page.line(format!("session {} {text}", a.session));
+        page.line(if answer.ended {
+            format!("session {} ended", a.session)
+        } else {
+            format!("there is no live session {}; nothing was ended", a.session)
+        });
         if answer.ended {
             show::enforcement(page, answer.enforcement, &[], answer.store_revision);
         }

@@ -45,7 +45,10 @@ enum Outcome {
 
 fn run(command: &Command) -> Result<Outcome, Failure> {
     match command {
-        Command::Run(a) => local(crate::daemon::run(&a.config)),
+        Command::Run(a) => {
+            check::before_running(&a.config)?;
+            local(crate::daemon::run(&a.config))
+        }
         Command::Check(a) => check::run(a),
         Command::Hook(HookCommand::Openvpn(a)) => Ok(if crate::hook::openvpn::run(a) {
             Outcome::Done
@@ -61,7 +64,19 @@ fn run(command: &Command) -> Result<Outcome, Failure> {
 }
 
 fn local(result: anyhow::Result<()>) -> Result<Outcome, Failure> {
-    result.map(|()| Outcome::Done).map_err(|e| Failure::Local(format!("{e:#}")))
+    result.map(|()| Outcome::Done).map_err(|e| Failure::Local(sentence(&e)))
+}
+
+/// An error with its causes; a cause that the text has already is not said twice.
+fn sentence(error: &anyhow::Error) -> String {
+    let mut text = String::new();
+    for cause in error.chain().map(ToString::to_string) {
+        if !text.contains(&cause) {
+            let colon = if text.is_empty() { "" } else { ": " };
+            text += &format!("{colon}{cause}");
+        }
+    }
+    text
 }
 
 fn made(result: Result<crate::pki::Made, crate::pki::PkiError>) -> Result<Outcome, Failure> {

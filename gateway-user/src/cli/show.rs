@@ -163,7 +163,11 @@ pub(super) fn addresses(page: &mut Page, addresses: &[v1::Address]) {
         "LEASE ENDS",
         "MAP",
     ];
-    page.table(&headers, &addresses.iter().map(row).collect::<Vec<_>>());
+    page.list(
+        "no addresses of live sessions",
+        &headers,
+        &addresses.iter().map(row).collect::<Vec<_>>(),
+    );
 }
 
 pub(super) fn devices(page: &mut Page, devices: &[v1::Device]) {
@@ -195,7 +199,7 @@ pub(super) fn devices(page: &mut Page, devices: &[v1::Device]) {
         "LEASE ENDS",
         "ADDRESSES",
     ];
-    page.table(&headers, &devices.iter().map(row).collect::<Vec<_>>());
+    page.list("no devices", &headers, &devices.iter().map(row).collect::<Vec<_>>());
 }
 
 pub(super) fn device(page: &mut Page, d: &v1::Device) {
@@ -245,7 +249,7 @@ pub(super) fn sessions(page: &mut Page, sessions: &[v1::Session]) {
         "CURRENT POOL",
         "OPENED",
     ];
-    page.table(&headers, &sessions.iter().map(row).collect::<Vec<_>>());
+    page.list("no live sessions", &headers, &sessions.iter().map(row).collect::<Vec<_>>());
 }
 
 pub(super) fn counters(page: &mut Page, answer: &v1::GetCountersResponse) {
@@ -265,7 +269,8 @@ pub(super) fn counters(page: &mut Page, answer: &v1::GetCountersResponse) {
             Cell::from(c.bytes),
         ]
     };
-    page.table(
+    page.list(
+        "no packets yet",
         &["POOL", "VERDICT", "REASON", "N", "PACKETS", "BYTES"],
         &answer.counters.iter().map(row).collect::<Vec<_>>(),
     );
@@ -301,7 +306,11 @@ pub(super) fn denials(page: &mut Page, answer: &v1::ListDenialsResponse) {
         "REASON",
         "REMARK",
     ];
-    page.table(&headers, &answer.denials.iter().map(row).collect::<Vec<_>>());
+    page.list(
+        "no denied packets",
+        &headers,
+        &answer.denials.iter().map(row).collect::<Vec<_>>(),
+    );
     // Once for each reason, in the order of their last appearance.
     let mut explained: Vec<&str> = Vec::new();
     for d in answer.denials.iter().rev() {
@@ -323,10 +332,7 @@ pub(super) fn denials(page: &mut Page, answer: &v1::ListDenialsResponse) {
 pub(super) fn enforcement(page: &mut Page, enforcement: i32, prefixes: &[v1::PrefixEnforcement], revision: u64) {
     let (text, tone) = match v1::Enforcement::try_from(enforcement) {
         Ok(v1::Enforcement::Enforced) => ("in force: durable, and read back from every attached program", Tone::Good),
-        Ok(v1::Enforcement::NoSession) => (
-            "durable; there is no live session, it applies when the device connects",
-            Tone::Plain,
-        ),
+        Ok(v1::Enforcement::NoSession) => ("durable; there is no live session to which it applies now", Tone::Plain),
         Ok(v1::Enforcement::Committed) => ("NOT IN FORCE EVERYWHERE: durable, and the gateway goes on trying", Tone::Bad),
         Ok(v1::Enforcement::EnforcedNotDurable) => (
             "IN FORCE, NOT DURABLE: the store cannot be written, and the gateway goes on trying",

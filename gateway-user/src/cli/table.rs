@@ -77,7 +77,7 @@ impl Page {
     pub(super) fn table(&mut self, headers: &[&str], rows: &[Vec<Cell>]) {
         let cell_of = |row: &Vec<Cell>, column: usize| row.get(column).cloned().unwrap_or_default();
         let used: Vec<usize> = (0..headers.len())
-            .filter(|c| rows.is_empty() || rows.iter().any(|r| !cell_of(r, *c).text.is_empty()))
+            .filter(|c| rows.iter().any(|r| !cell_of(r, *c).text.is_empty()))
             .collect();
         let width = |c: usize| {
             let cells = rows.iter().map(|r| cell_of(r, c).text.chars().count());
@@ -99,6 +99,15 @@ impl Page {
             }
             self.text += &line;
             self.text.push('\n');
+        }
+    }
+
+    /// A table, or a line that says that there is nothing to show.
+    pub(super) fn list(&mut self, nothing: &str, headers: &[&str], rows: &[Vec<Cell>]) {
+        if rows.is_empty() {
+            self.line(toned(nothing, Tone::Dim));
+        } else {
+            self.table(headers, rows);
         }
     }
 
@@ -159,6 +168,10 @@ mod tests {
             &[row(["a", "", "10"]), row(["longer", "", ""]), row(["ä", "", "1"])],
         );
         assert_eq!(page.text, "NAME    N\na       10\nlonger\nä       1\n");
+        let mut page = Page::with_colour(false);
+        page.list("no devices", &["DEVICE"], &[]);
+        page.list("no devices", &["DEVICE"], &[row(["a", "", ""])]);
+        assert_eq!(page.text, "no devices\nDEVICE\na\n");
     }
 
     #[test]

@@ -1,6 +1,11 @@
 //! What is wrong with a configuration file: every mistake with its place.
 
-use std::{fmt, path::PathBuf};
+use std::{
+    fmt,
+    path::{Path, PathBuf},
+};
+
+use super::read;
 
 /// One mistake.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -15,6 +20,22 @@ pub struct ConfigError {
     pub problem: String,
     /// What would be right.
     pub remedy: String,
+}
+
+impl ConfigError {
+    /// A mistake that shows only outside the file, at a key of one of its sections. The place is looked up in the file as it is now; line 0
+    /// if the key is not there.
+    #[must_use]
+    pub fn at_key(file: &Path, section: &str, key: &str, problem: String, remedy: &str) -> Self {
+        let line = read::text(file).ok().and_then(|text| read::line_of(&text, section, key));
+        Self {
+            file: file.to_owned(),
+            line: line.unwrap_or(0),
+            key: format!("{section}.{key}"),
+            problem,
+            remedy: remedy.to_owned(),
+        }
+    }
 }
 
 /// `file:line: key: problem; remedy`, on one line, control characters escaped.

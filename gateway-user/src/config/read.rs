@@ -53,6 +53,18 @@ pub(super) fn text(file: &Path) -> Result<String, ConfigErrors> {
     })
 }
 
+/// The line of a key of a section, from 1.
+pub(super) fn line_of(text: &str, section: &str, key: &str) -> Option<usize> {
+    let (document, _) = DeTable::parse_recoverable(text);
+    let (key, _) = document.get_ref().get(section)?.get_ref().as_table()?.get_key_value(key)?;
+    Some(line(text, key.span().start))
+}
+
+/// The line of an offset, from 1.
+fn line(text: &str, at: usize) -> usize {
+    text.as_bytes().iter().take(at).filter(|b| **b == b'\n').count() + 1
+}
+
 /// What is wrong with a value, and what would be right.
 pub(super) struct Wrong {
     pub(super) problem: String,
@@ -106,7 +118,7 @@ impl<'a> Notes<'a> {
 
     /// The line of an offset, from 1.
     pub(super) fn line(&self, at: usize) -> usize {
-        self.text.as_bytes().iter().take(at).filter(|b| **b == b'\n').count() + 1
+        line(self.text, at)
     }
 
     pub(super) fn is_clean(&self) -> bool {

@@ -36,7 +36,7 @@ pub enum Error {
     )]
     NoBtf(String),
     /// Another process owns the pins.
-    #[error("another lazaret owns {pins}{}", holder(*.pid))]
+    #[error("another lazaret owns {pins}{}; stop it first", holder(*.pid))]
     Locked {
         /// Which directory.
         pins: PathBuf,

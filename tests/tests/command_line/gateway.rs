@@ -231,6 +231,11 @@ impl Gateway {
         path.display().to_string()
     }
 
+    /// The socket as the daemon makes it.
+    pub(crate) fn close_to_others(&self) {
+        fs::set_permissions(&self.config.socket.path, fs::Permissions::from_mode(0o660)).unwrap();
+    }
+
     /// Lets every user connect to the socket: the daemon, not the file's mode, is to refuse them.
     pub(crate) fn open_to_everyone(&self) {
         let mode = |path: &Path, mode| fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();

@@ -24,6 +24,16 @@ fn an_operator_s_day() {
     );
     assert!(status.contains("tun0") && status.contains("tc egress"), "{status}");
 
+    for (command, nothing) in [
+        ("devices", "no devices"),
+        ("sessions", "no live sessions"),
+        ("addresses", "no addresses"),
+        ("denials", "no denied packets"),
+    ] {
+        assert!(g.ok(&[command]).starts_with(nothing), "{command}");
+    }
+    assert!(g.ok(&["session", "close", "999"]).starts_with("there is no live session 999"));
+
     g.ok(&[
         "device",
         "register",
@@ -152,6 +162,15 @@ fn a_role_that_may_not_is_told_so() {
     g.open_to_everyone();
     let denied = g.run_as_nobody(&["status"]);
     assert_eq!(denied.code, 5, "{}{}", denied.out, denied.err);
+    // As it is installed: the file's mode keeps others away.
+    g.close_to_others();
+    let kept = g.run_as_nobody(&["status"]);
+    assert_eq!(kept.code, 5, "{}{}", kept.out, kept.err);
+    assert!(
+        kept.err.contains("permission denied") && kept.err.contains("[socket]"),
+        "{}",
+        kept.err
+    );
 }
 
 #[test]
@@ -195,7 +214,56 @@ fn check_says_every_mistake_and_touches_nothing() {
     assert_eq!(missing.code, 1);
     let said: Value = serde_json::from_str(&missing.out).unwrap();
     assert!(said["errors"][0].as_str().unwrap().contains("groupadd"), "{said}");
+    assert!(
+        said["errors"][0]
+            .as_str()
+            .unwrap()
+            .starts_with(&format!("{group}:33: socket.vpn_group: ")),
+        "{said}"
+    );
     assert_eq!(lazaret(&["check", "/nonexistent"]).code, 1);
+}
+
+/// What is right in the file and wrong outside it has its place in the file too; `run` says the same, and touches nothing.
+#[test]
+fn files_that_cannot_be_used_are_named_with_the_line_of_their_key() {
+    let g = Gateway::new("cli-api");
+    let (missing, loose) = (g.path("missing.pem").display().to_string(), g.file("loose.key", "x"));
+    let api = |certificate: &str, key: &str| {
+        let state = g.path("state2").display().to_string();
+        let api = format!("[api]\nlisten = \"127.0.0.1:9443\"\ncertificate = \"{certificate}\"\nkey = \"{key}\"\n");
+        let text = format!(
+            "{}{api}client_ca = \"{missing}\"\n[paths]\nstate = \"{state}\"\n",
+            gateway::CONFIG
+        );
+        g.file("api.toml", &text)
+    };
+    let ca = g.path("ca").display().to_string();
+    assert_eq!(lazaret(&["pki", "init", "--dir", &ca]).code, 0);
+    let server = ["pki", "issue", "--dir", &ca, "--server", "--name", "gw", "--ip", "127.0.0.1"];
+    assert_eq!(lazaret(&server).code, 0);
+    let made = |name: &str| g.path("ca").join(name).display().to_string();
+    for (certificate, key, place) in [
+        (missing.as_str(), made("gw.key"), "34: api.certificate: cannot read "),
+        (&made("gw.pem"), loose.clone(), "35: api.key: the key "),
+        (&made("gw.pem"), made("gw.key"), "36: api.client_ca: cannot read "),
+    ] {
+        let file = api(certificate, &key);
+        let said = format!("{file}:{place}");
+        let checked = lazaret(&["check", &file]);
+        assert_eq!(checked.code, 1);
+        assert!(checked.out.starts_with(&said), "{}", checked.out);
+        let ran = lazaret(&["run", "--config", &file]);
+        assert_eq!(ran.code, 1);
+        assert!(ran.err.starts_with(&format!("lazaret: {said}")), "{}", ran.err);
+        assert_eq!(
+            ran.err.matches("os error").count(),
+            usize::from(place.contains("read")),
+            "said once: {}",
+            ran.err
+        );
+        assert!(!g.path("state2").exists(), "nothing was made");
+    }
 }
 
 /// What OpenVPN 2.6.14 sets for a client.

@@ -7,7 +7,7 @@ mod run;
 mod stack;
 mod verdict;
 
-use std::path::Path;
+use std::{path::Path, process::ExitCode};
 
 use anyhow::{Result, bail};
 use lazaret_tests::require::Need::{self, Bpf, Program, Root};
@@ -20,7 +20,17 @@ const VERDICTS: u32 = 2_000_000;
 /// Frames of a forwarding sample.
 const FRAMES: u32 = 200_000;
 
-fn main() -> Result<()> {
+fn main() -> ExitCode {
+    match bench() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(e) => {
+            eprintln!("error: {e:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn bench() -> Result<()> {
     let groups: Vec<String> = std::env::args().skip(1).collect();
     if let Some(unknown) = groups.iter().find(|g| !matches!(g.as_str(), "verdict" | "stack")) {
         bail!("there is no group {unknown}; there are verdict and stack");

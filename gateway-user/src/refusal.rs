@@ -64,7 +64,9 @@ pub enum Refusal {
     #[error("the store cannot be written: {0}")]
     StoreUnavailable(String),
     /// The watcher asks for changes that are no longer kept.
-    #[error("changes after revision {asked} are no longer kept; list the devices, then watch from revision {now}")]
+    #[error(
+        "changes after revision {asked} cannot be told: too old, or not of this store; list the devices, then watch from revision {now}"
+    )]
     RevisionTooOld {
         /// For which it asked.
         asked: u64,

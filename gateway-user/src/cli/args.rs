@@ -67,7 +67,7 @@ pub(super) enum Command {
 pub(super) enum Ask {
     /// Whether the gateway does its work: mode, floor, store, interfaces and hooks
     #[command(
-        after_help = "Exit codes: 0 it does, 4 degraded or in observe mode, 3 the daemon cannot be reached.\n\nExample:\n  lazaret status --json"
+        after_help = "Exit codes: 0 it does, 3 the daemon cannot be reached, 4 degraded or in observe mode, 5 not allowed.\n\nExample:\n  lazaret status --json"
     )]
     Status(Connection),
     /// The pools: what they hold, and what passed and was dropped under each

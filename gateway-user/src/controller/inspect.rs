@@ -51,11 +51,12 @@ impl Writer {
             let device = self.registry.device_of(session).cloned();
             for address in &session.addresses {
                 let wanted = assignment(*address, session.id, device.as_ref(), &now, &self.config).map_or(PoolId(0), |a| a.pool);
-                let read_backs = self.kernel.read_back(*address).unwrap_or_else(|e| {
+                let mut read_backs = self.kernel.read_back(*address).unwrap_or_else(|e| {
                     tracing::error!(%address, error = %e, "an address cannot be read back");
                     Vec::new()
                 });
                 all &= in_force(&self.config, &self.links, &session.interface, wanted, &read_backs);
+                read_backs.extend(unjudged(&self.config, &self.links, &session.interface, &read_backs));
                 out.push(AddressEnforcement {
                     address: *address,
                     wanted,
@@ -216,6 +217,24 @@ fn in_force(config: &Config, links: &[Link], own: &InterfaceName, wanted: PoolId
         && read_backs
             .iter()
             .all(|r| r.reading.is_some_and(|reading| reading.pool == Some(wanted)))
+}
+
+/// The hooks of a session's own interface where nothing judges because it does not exist or is no device interface: else an answer that is
+/// not "enforced" would not say where not.
+fn unjudged(config: &Config, links: &[Link], own: &InterfaceName, read_backs: &[ReadBack]) -> Vec<ReadBack> {
+    let link = links.iter().find(|l| l.name == *own);
+    if link.is_some() && config.role(own) == Some(InterfaceRole::Device) {
+        return Vec::new();
+    }
+    let there = |hook| read_backs.iter().any(|r| r.interface == *own && r.hook == hook);
+    let missing = [HookPoint::TcIngress, HookPoint::TcEgress].into_iter().filter(|h| !there(*h));
+    let none = |hook| ReadBack {
+        interface: own.clone(),
+        ifindex: link.map_or(0, |l| l.ifindex),
+        hook,
+        reading: None,
+    };
+    missing.map(none).collect()
 }
 
 fn on_the_wall(end: BootTime, now: &Now) -> WallTime {

@@ -155,7 +155,15 @@ async fn without_its_interface_a_session_is_not_answered_as_enforced() {
     let only_core = links().into_iter().filter(|l| l.name.as_str() == "core0").collect();
     g.controller().set_links(only_core);
     g.until("seen", async |g| g.kernel.state().links.len() == 1).await;
-    assert_eq!(enforcement(g.applied("phone").await), Enforcement::Committed);
+    let answer = g.applied("phone").await.unwrap();
+    assert_eq!(answer.enforcement, Enforcement::Committed);
+    let missing = answer.addresses[0].read_backs.iter().filter(|r| r.reading.is_none());
+    let missing: Vec<_> = missing.map(|r| (r.interface.as_str(), r.ifindex, r.hook)).collect();
+    assert_eq!(
+        missing,
+        [("tun0", 0, HookPoint::TcIngress), ("tun0", 0, HookPoint::TcEgress)],
+        "says where not"
+    );
     let mut other = links();
     other[1].name = "tun9".parse().unwrap();
     g.controller().set_links(other);

@@ -122,7 +122,8 @@ pub const BUCKET6_SLOTS: usize = 3;
 /// Three IPv6 addresses and their classes, one cache line.
 ///
 /// Single writer. An address is two words in network byte order as loaded from memory (`hi`: bytes 0-7). `hi == 0` is an empty slot, so
-/// no pool may hold `::/64`. Insert: class, `lo`, then `hi`. Remove: `hi` first. A reader loads `hi`, `lo`, class, in this order.
+/// no pool may hold `::/64`. Insert: class, `lo`, then `hi`. Remove: `hi` first. A reader loads `hi`, `lo`, class, in this order, and then
+/// `hi` and `lo` once more: if they are others now, the class was another address's.
 #[repr(C, align(64))]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Bucket6 {

@@ -73,8 +73,13 @@ fn class6<T: Tables>(t: &T, hash6_bits: u32, hi: u64, lo: u64) -> u32 {
                 return UNREADABLE;
             };
             for slot in 0..BUCKET6_SLOTS {
-                if read(&bucket.keys[slot][0]) == hi && read(&bucket.keys[slot][1]) == lo {
-                    return read(&bucket.classes[slot]) as u32;
+                let key = &bucket.keys[slot];
+                if read(&key[0]) == hi && read(&key[1]) == lo {
+                    let class = read(&bucket.classes[slot]);
+                    // Meanwhile the slot may have been given to another address, even of the same /64: then the class is that one's.
+                    if read(&key[0]) == hi && read(&key[1]) == lo {
+                        return class as u32;
+                    }
                 }
             }
         }

@@ -15,14 +15,20 @@ use std::{
     collections::BTreeSet,
     io::{self, Write},
     path::Path,
-    process::{Command, Stdio},
+    process::{Child, Command, Output, Stdio},
+    sync::mpsc::sync_channel,
+    thread,
+    time::Duration,
 };
 
 use serde_json::Value;
 
 use crate::{config::Config, links::LinkNow};
 
+mod changes;
 mod script;
+
+pub use changes::Changes;
 
 /// Name of the table, of family `inet`.
 pub const TABLE: &str = "lazaret";
@@ -35,6 +41,9 @@ const NFT: [&str; 5] = [
     "/run/current-system/sw/bin/nft",
 ];
 
+/// Within this nft ends. It takes milliseconds, unless another program holds the kernel's lock of the rules.
+const LIMIT: Duration = Duration::from_secs(5);
+
 /// Why the floor could not be set or read.
 #[derive(Debug, thiserror::Error)]
 pub enum FloorError {
@@ -44,6 +53,9 @@ pub enum FloorError {
     /// It did not run.
     #[error("running nft: {0}")]
     Run(#[from] io::Error),
+    /// It did not end.
+    #[error("nft did not end within {} s", LIMIT.as_secs())]
+    Late,
     /// It refused, or the kernel did.
     #[error("nft: {0}")]
     Refused(String),
@@ -242,22 +254,14 @@ fn judged_in(objects: &[Value], links: &[LinkNow]) -> BTreeSet<u32> {
 /// Runs nft without a shell and without our environment. Returns what it prints.
 fn nft(arguments: &[&str], input: &str) -> Result<Vec<u8>, FloorError> {
     let path = NFT.into_iter().find(|p| Path::new(p).exists()).ok_or(FloorError::NoNft)?;
-    let mut child = Command::new(path)
+    let child = Command::new(path)
         .args(arguments)
         .env_clear()
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         .spawn()?;
-    // nft reads all of its input before it writes.
-    if let Some(mut stdin) = child.stdin.take() {
-        match stdin.write_all(input.as_bytes()) {
-            // It ended early; its own message says why.
-            Err(e) if e.kind() == io::ErrorKind::BrokenPipe => {}
-            other => other?,
-        }
-    }
-    let output = child.wait_with_output()?;
+    let output = finish(child, input.to_owned())?;
     if output.status.success() {
         return Ok(output.stdout);
     }
@@ -272,4 +276,29 @@ fn nft(arguments: &[&str], input: &str) -> Result<Vec<u8>, FloorError> {
         return Err(FloorError::Capability);
     }
     Err(FloorError::Refused(line.escape_debug().to_string()))
+}
+
+/// Hands a process its input and waits until it ends, at most for [`LIMIT`]: who waits is the one thread that restricts.
+fn finish(mut child: Child, input: String) -> Result<Output, FloorError> {
+    let stdin = child.stdin.take();
+    let id = nix::unistd::Pid::from_raw(child.id().cast_signed());
+    let (answer, answered) = sync_channel(1);
+    thread::Builder::new().name("nft".to_owned()).spawn(move || {
+        // nft reads all of its input before it writes.
+        let written = stdin.map_or(Ok(()), |mut stdin| stdin.write_all(input.as_bytes()));
+        let output = match written {
+            Err(e) if e.kind() != io::ErrorKind::BrokenPipe => Err(e),
+            // It ended early; its own message says why.
+            _ => child.wait_with_output(),
+        };
+        let _too_late = answer.send(output);
+    })?;
+    match answered.recv_timeout(LIMIT) {
+        Ok(output) => Ok(output?),
+        Err(_) => {
+            // The thread still waits for it, so that the number is no other's. It ends when the kernel lets it.
+            let _gone = nix::sys::signal::kill(id, nix::sys::signal::Signal::SIGKILL);
+            Err(FloorError::Late)
+        }
+    }
 }

@@ -116,9 +116,9 @@ impl Hooks {
     }
 
     /// Attaches our programs where they belong, replaces others' of ours in place, and removes links that belong nowhere any more. Before
-    /// an egress link is removed, `unjudge` is called with the index.
-    pub(super) fn attach(&mut self, config: &Config, links: &[LinkNow], mut unjudge: impl FnMut(u32)) {
-        self.problems.clear();
+    /// an egress link is removed, `unjudge` is called with the index; if that fails, the link stays until the next call.
+    pub(super) fn attach(&mut self, config: &Config, links: &[LinkNow], unjudge: impl Fn(u32) -> Result<(), String>) {
+        let before = std::mem::take(&mut self.problems);
         for pin in entries(&self.pins).unwrap_or_default() {
             let wanted = parse_pin(&pin).filter(|(index, slot)| {
                 links
@@ -126,8 +126,12 @@ impl Hooks {
                     .any(|l| l.link.ifindex == *index && wanted(config, &l.link, *slot).is_some())
             });
             if wanted.is_none() {
-                if let Some((index, Slot::Egress | Slot::Guard)) = parse_pin(&pin) {
-                    unjudge(index);
+                // Without the judge the floor must not let the host send there.
+                if let Some((index, Slot::Egress | Slot::Guard)) = parse_pin(&pin)
+                    && let Err(e) = unjudge(index)
+                {
+                    tracing::error!("{} stays: the floor: {e}", pin.display());
+                    continue;
                 }
                 if let Err(e) = cut(&pin) {
                     tracing::warn!("removing {}: {e}", pin.display());
@@ -141,8 +145,11 @@ impl Hooks {
                     continue;
                 };
                 if let Err(e) = self.attach_one(config, now, slot, name) {
-                    tracing::warn!(interface = %now.link.name, hook = slot.name(), "{e}");
-                    self.problems.insert((now.link.ifindex, slot), e);
+                    let place = (now.link.ifindex, slot);
+                    if before.get(&place) != Some(&e) {
+                        tracing::warn!(interface = %now.link.name, hook = slot.name(), "{e}");
+                    }
+                    self.problems.insert(place, e);
                 }
             }
         }
@@ -159,9 +166,12 @@ impl Hooks {
             match Self::adopt(&link, now, slot, mode, program) {
                 Ok(true) => return Ok(()),
                 Ok(false) => {}
-                Err(e) => return Err(format!("replacing {name}: {e}")),
+                // What it would go on judging by, nobody may be writing any more.
+                Err(e) => {
+                    tracing::warn!(interface = %now.link.name, "{name} cannot be replaced in place, so it is attached anew: {e}")
+                }
             }
-            // Cut by hand, of another interface or namespace, or of another mode: it judges nothing here.
+            // Or cut by hand, of another interface or namespace, or of another mode: it judges nothing here.
             cut(&pin).map_err(|e| format!("removing {}: {e}", pin.display()))?;
         }
         if slot == Slot::Xdp {
@@ -395,7 +405,7 @@ fn kernel_name(name: &str) -> &str {
 
 fn offload_off(link: &Link) {
     if let Err(e) = crate::links::receive_vlan_offload_off(&link.name) {
-        tracing::info!(interface = %link.name, "receive VLAN offload stays as it is: {e}");
+        tracing::debug!(interface = %link.name, "receive VLAN offload stays as it is: {e}");
     }
 }
 

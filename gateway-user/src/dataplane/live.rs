@@ -9,6 +9,7 @@ use std::{
     net::IpAddr,
     os::fd::AsFd,
     path::PathBuf,
+    time::{Duration, Instant},
 };
 
 use aya::{
@@ -34,9 +35,12 @@ use crate::{
     floor::{self, Floor},
     kernel::{AddressReading, Assignment, InterfaceState, Kernel, KernelError, Link, ReadBack},
     links::{self, LinkNow},
-    model::{BootTime, SessionId},
+    model::{BootTime, InterfaceName, SessionId},
     routes,
 };
+
+/// The floor is looked at this often even if nothing is known to have changed.
+const LOOK: Duration = Duration::from_secs(5);
 
 /// The data plane of this host's network namespace. Dropped, it leaves everything in force.
 pub struct Live {
@@ -46,10 +50,23 @@ pub struct Live {
     hooks: Hooks,
     /// `None` in observe mode.
     floor: Option<Floor>,
+    /// `None`: nobody tells of changes, so the floor is looked at each time.
+    changes: Option<floor::Changes>,
+    /// The last look at the floor; `None`: it found something wrong, or failed.
+    looked: Option<Look>,
+    /// What was wrong with the routes when they were last set.
+    route_problems: BTreeSet<String>,
     /// New maps are pinned once programs run on them.
     to_pin: Option<PathBuf>,
     adopted: bool,
     _lock: Lock,
+}
+
+/// What the floor was found right for, and when.
+struct Look {
+    links: Vec<(u32, InterfaceName)>,
+    judged: BTreeSet<u32>,
+    at: Instant,
 }
 
 impl Live {
@@ -63,6 +80,10 @@ impl Live {
         let pins = &config.paths.pins;
         environment::require(pins)?;
         let lock = environment::lock(pins)?;
+        // Before the floor is closed, so that no change falls in between.
+        let changes = floor::Changes::listen()
+            .inspect_err(|e| tracing::warn!("nftables cannot be listened to: {e}; the floor is looked at every second"))
+            .ok();
         let floor = match config.mode {
             Mode::Enforce => Some(Floor::close(config)?),
             Mode::Observe => {
@@ -106,6 +127,9 @@ impl Live {
             tables,
             hooks,
             floor,
+            changes,
+            looked: None,
+            route_problems: BTreeSet::new(),
             to_pin: (!adopted).then_some(directory),
             adopted,
             _lock: lock,
@@ -137,9 +161,7 @@ impl Live {
         let floor = &self.floor;
         self.hooks.attach(&self.config, links, |index| {
             let gone = floor.as_ref().map(|f| f.judge(&BTreeSet::new(), &BTreeSet::from([index])));
-            if let Some(Err(e)) = gone {
-                tracing::error!("the floor: {e}");
-            }
+            gone.unwrap_or(Ok(())).map_err(|e| e.to_string())
         });
         if let Some(directory) = self.to_pin.take()
             && let Err(e) = self.maps.pin(&directory)
@@ -156,9 +178,18 @@ impl Live {
         }
     }
 
-    /// Closes the floor again if it was changed, and sets `judged` right.
+    /// Closes the floor again if it was changed, and sets `judged` right. It is not looked at while neither nftables nor the interfaces
+    /// nor what is attached to them changes: asking takes a process and some milliseconds of the thread that restricts.
     fn mend_floor(&mut self, links: &[LinkNow]) -> Result<(), floor::FloorError> {
         let Some(floor) = &self.floor else { return Ok(()) };
+        let want = hooks::judged(&self.hooks, &self.config, links);
+        let now: Vec<_> = links.iter().map(|l| (l.link.ifindex, l.link.name.clone())).collect();
+        let changed = self.changes.as_ref().is_none_or(floor::Changes::any);
+        let same = |last: &Look| last.links == now && last.judged == want && last.at.elapsed() < LOOK;
+        if !changed && self.looked.as_ref().is_some_and(same) {
+            return Ok(());
+        }
+        self.looked = None;
         let mut standing = floor.standing(links)?;
         if !standing.problem.is_empty() {
             tracing::error!("the floor was not closed: {}; closing it", standing.problem);
@@ -166,10 +197,32 @@ impl Live {
             standing = closed.standing(links)?;
             self.floor = Some(closed);
         }
-        let want = hooks::judged(&self.hooks, &self.config, links);
         let add = want.difference(&standing.judged).copied().collect();
         let remove = standing.judged.difference(&want).copied().collect();
-        self.floor.as_ref().map_or(Ok(()), |f| f.judge(&add, &remove))
+        self.floor.as_ref().map_or(Ok(()), |f| f.judge(&add, &remove))?;
+        if standing.problem.is_empty() {
+            self.looked = Some(Look {
+                links: now,
+                judged: want,
+                at: Instant::now(),
+            });
+        }
+        Ok(())
+    }
+
+    /// Says of the routes what is new.
+    fn set_routes(&mut self, links: &[LinkNow]) {
+        let problems: BTreeSet<String> = match routes::apply(&self.config, links) {
+            Ok(problems) => problems.into_iter().collect(),
+            Err(e) => BTreeSet::from([format!("routes: {e}")]),
+        };
+        for new in problems.difference(&self.route_problems) {
+            tracing::warn!("{new}");
+        }
+        for gone in self.route_problems.difference(&problems) {
+            tracing::info!("no longer so: {gone}");
+        }
+        self.route_problems = problems;
     }
 }
 
@@ -227,10 +280,7 @@ impl Kernel for Live {
         if let Err(e) = self.mend_floor(&links) {
             tracing::error!("the floor: {e}");
         }
-        match routes::apply(&self.config, &links) {
-            Ok(problems) => problems.iter().for_each(|p| tracing::warn!("{p}")),
-            Err(e) => tracing::error!("routes: {e}"),
-        }
+        self.set_routes(&links);
     }
 
     fn interfaces(&mut self) -> Vec<InterfaceState> {

@@ -150,10 +150,10 @@ impl Writer {
                 self.next_check = Instant::now();
             }
             let wake = self.wake();
-            let job = tokio::select! {
+            let (job, restricts) = tokio::select! {
                 biased;
-                job = urgent.recv() => match job { Some(job) => Some(job), None => break },
-                job = normal.recv() => match job { Some(job) => Some(job), None => break },
+                job = urgent.recv() => match job { Some(job) => (Some(job), true), None => break },
+                job = normal.recv() => match job { Some(job) => (Some(job), false), None => break },
                 changed = links.changed(), if linked => {
                     linked = changed.is_ok();
                     if linked {
@@ -161,11 +161,18 @@ impl Writer {
                     }
                     continue;
                 }
-                () = tokio::time::sleep(wake) => None,
+                () = tokio::time::sleep(wake) => (None, false),
             };
-            self.maintain();
+            self.end_leases(&self.clock.now());
+            // What restricts does not wait for interfaces, floor and routes to be looked after; the rest is answered as these are now.
+            if !restricts {
+                self.maintain();
+            }
             if let Some(job) = job {
                 job(&mut self);
+            }
+            if restricts {
+                self.maintain();
             }
             if self.stopping {
                 urgent.close();
@@ -236,10 +243,9 @@ impl Writer {
         self.conflicts.push_back((self.clock.now().wall, what));
     }
 
-    /// Ends leases that are over, tries again what failed, looks after the links: whatever is due.
+    /// Tries again what failed, looks after the links: whatever is due.
     fn maintain(&mut self) {
-        let (now, instant) = (self.clock.now(), Instant::now());
-        self.end_leases(&now);
+        let instant = Instant::now();
         if !self.pending.is_empty()
             && instant >= self.next_retry
             && let Err(e) = self.flush()

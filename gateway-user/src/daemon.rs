@@ -1,8 +1,8 @@
 //! The daemon: what is started, in which order, and how it ends. It decides nothing.
 //!
-//! Everything that can be wrong with the configuration, the certificates, the sockets or the store is found before the kernel is touched.
-//! Then the floor is closed, then programs are attached, and only then is anything answered. At the end nothing is detached: the kernel
-//! goes on enforcing.
+//! Everything that can be wrong with the configuration is found before anything is touched; with the store, the certificates or the
+//! sockets, before a program is: then the floor is closed, and the daemon ends. Otherwise the floor is closed, programs are attached,
+//! and only then is anything answered. At the end nothing is detached: the kernel goes on enforcing.
 
 use std::{path::Path, sync::Arc};
 
@@ -47,10 +47,7 @@ pub fn run(file: &Path) -> Result<()> {
 async fn serve(config: Arc<Config>) -> Result<()> {
     // First, so that a signal during the start ends it in order.
     let mut ends = Ends::new()?;
-    let listeners = Listeners::bind(&config)?;
-    let store = SqliteStore::open(&config.paths.state)?;
-
-    let live = Live::open(&config)?;
+    let (listeners, store, live) = open(&config).inspect_err(|_| stay_closed(&config))?;
     if config.mode == Mode::Observe {
         warn!("mode = \"observe\": everything is judged and counted, NOTHING IS DENIED, and the floor is open");
     }
@@ -108,6 +105,24 @@ async fn serve(config: Arc<Config>) -> Result<()> {
     }
     controller.shutdown().await;
     ended
+}
+
+/// What the daemon needs. The database comes first: its lock keeps a second daemon from the first one's socket.
+fn open(config: &Config) -> Result<(Listeners, SqliteStore, Live)> {
+    let store = SqliteStore::open(&config.paths.state)?;
+    let listeners = Listeners::bind(config)?;
+    Ok((listeners, store, Live::open(config)?))
+}
+
+/// Nobody judges after a boot if the daemon cannot start: a certificate, a port or a database must not open the gateway.
+fn stay_closed(config: &Config) {
+    if config.mode == Mode::Observe {
+        return;
+    }
+    match dataplane::stay_closed(config) {
+        Ok(()) => warn!("the daemon does not start; the floor is closed, and what is attached goes on judging"),
+        Err(e) => warn!("the daemon does not start, and leaves the kernel as it is: {e}"),
+    }
 }
 
 /// Hands each set of interfaces on.

@@ -197,6 +197,36 @@ fn detached_by_the_command_line_the_floor_stays_closed_until_told() {
 }
 
 #[test]
+fn a_daemon_that_cannot_start_leaves_the_floor_closed() {
+    require!(Root, Bpf, Tun);
+    let site = site();
+    let mut gateway = Gateway::new(&site, "tun0").unwrap();
+    let device = tun(&site);
+    gateway.start().unwrap();
+    gateway.stop().unwrap();
+    let (good, mail) = (arrivals(&site, site::RESOLVER), arrivals(&site, site::MAIL));
+    let flood = || (0..50).for_each(|n| [allowed(n), denied(n)].iter().for_each(|p| device.send(p).unwrap()));
+    // As after a boot: neither programs nor floor.
+    gateway
+        .cli(&format!("detach --open --config {}", gateway.config().display()))
+        .unwrap();
+    flood();
+    assert_eq!((good.seen().len(), mail.seen().len()), (50, 50), "nobody judges");
+    let state = gateway.folder().join("state");
+    for beside in ["lazaret.db-wal", "lazaret.db-shm"] {
+        let _perhaps = fs::remove_file(state.join(beside));
+    }
+    fs::write(state.join("lazaret.db"), [b'?'; 8192]).unwrap();
+    let refused = gateway
+        .cli(&format!("run --config {}", gateway.config().display()))
+        .unwrap_err()
+        .to_string();
+    assert!(refused.contains("is not a database of lazaret"), "{refused}");
+    flood();
+    assert_eq!((good.seen().len(), mail.seen().len()), (50, 50), "nothing passes");
+}
+
+#[test]
 fn in_observe_mode_everything_is_judged_and_nothing_denied() {
     require!(Root, Bpf, Tun);
     let site = site();

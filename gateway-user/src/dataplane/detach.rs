@@ -1,7 +1,7 @@
-//! Taking Lazaret out of the kernel, with the daemon not running.
+//! What is done with the daemon not running: taking Lazaret out of the kernel, and closing the floor because it could not start.
 
 use super::{
-    environment::{self, Error},
+    environment::{self, Error, Lock},
     hooks,
 };
 use crate::{config::Config, floor, routes};
@@ -13,12 +13,7 @@ use crate::{config::Config, floor, routes};
 /// [`Error::Locked`] while a daemon runs; what failed otherwise. The floor is opened last, so an error leaves it closed.
 pub fn detach(config: &Config, open: bool) -> Result<(), Error> {
     let pins = &config.paths.pins;
-    let lock = match environment::require(pins) {
-        Ok(()) => Some(environment::lock(pins)?),
-        // Where nothing can be pinned nothing of ours is attached, and no daemon runs.
-        Err(Error::NoBpffs(_)) => None,
-        Err(e) => return Err(e),
-    };
+    let lock = alone(config)?;
     if !open {
         floor::close(config)?;
     }
@@ -32,4 +27,23 @@ pub fn detach(config: &Config, open: bool) -> Result<(), Error> {
         floor::open()?;
     }
     Ok(())
+}
+
+/// Closes the floor, for a daemon that cannot start. A daemon that runs is left alone: the floor is its own.
+///
+/// # Errors
+/// [`Error::Locked`] while a daemon runs; what failed otherwise.
+pub fn stay_closed(config: &Config) -> Result<(), Error> {
+    let _lock = alone(config)?;
+    Ok(floor::close(config)?)
+}
+
+/// The lock of the pins; `None` where nothing can be pinned: there nothing of ours is attached, and no daemon runs.
+fn alone(config: &Config) -> Result<Option<Lock>, Error> {
+    let pins = &config.paths.pins;
+    match environment::require(pins) {
+        Ok(()) => environment::lock(pins).map(Some),
+        Err(Error::NoBpffs(_)) => Ok(None),
+        Err(e) => Err(e),
+    }
 }

@@ -21,7 +21,7 @@ mod tables;
 pub(crate) mod fixtures;
 
 pub use denials::{Ring, pump};
-pub use detach::detach;
+pub use detach::{detach, stay_closed};
 pub use environment::Error;
 pub use live::Live;
 pub use policy::{CompileError, compile};

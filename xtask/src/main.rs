@@ -53,11 +53,11 @@ enum Task {
         #[arg(long)]
         hold: bool,
     },
-    /// Measure verdicts and forwarding against nftables; needs root
+    /// Measure verdicts, and forwarding against nftables, as ratios; JSON goes to target/bench; needs root
     Bench {
-        /// Passed on to the benchmark: a group, `--json FILE`, ...
-        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
-        args: Vec<String>,
+        /// Only these groups
+        #[arg(value_name = "GROUP", value_parser = ["verdict", "stack"])]
+        groups: Vec<String>,
     },
     /// Check by machine what compilers do not: dependency arrows, module docs, sizes, words
     Tidy,
@@ -95,7 +95,7 @@ impl Task {
                 let failed = Command::new(&demo).args(hold.then_some("--hold")).exec();
                 return Err(failed).with_context(|| format!("cannot start {}", demo.display()));
             }
-            Self::Bench { args } => {
+            Self::Bench { groups } => {
                 setup::install(Scope::Bench)?;
                 object(root)?;
                 let bench = ["run", "--release", "--package", "lazaret-tests", "--bin", "bench", "--"];
@@ -103,7 +103,7 @@ impl Task {
                     cargo(root)
                         .env("LAZARET_BENCH_OBJECT", bpf::bench_object(root))
                         .args(bench)
-                        .args(args),
+                        .args(groups),
                 )?;
             }
             Self::Tidy => return tidy::run(root),

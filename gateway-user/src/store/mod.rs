@@ -117,7 +117,7 @@ pub enum StoreError {
     Foreign(PathBuf),
     /// Others could read or write it.
     #[error(
-        "{path} has mode {mode:04o} and belongs to uid {owner}; it must be no looser than {wanted:04o} and belong to uid {euid}"
+        "{path} has mode {mode:04o} and belongs to uid {owner}; it must be no looser than {wanted:04o} and belong to uid {euid}: chown {euid} {path}; chmod {wanted:04o} {path}"
     )]
     Loose {
         /// Which file or directory.

@@ -179,7 +179,7 @@ pub(super) enum DeviceCommand {
     /// Everything that the registry holds of a device, and its live sessions
     #[command(after_help = "Example:\n  lazaret device show phone-17")]
     Show(DeviceArgs),
-    /// Add a device to the registry, or change its owner, pool and aliases
+    /// Add a device to the registry, or change its owner, pool and aliases; what is not named stays as it is
     #[command(after_help = "Example:\n  lazaret device register phone-17 --owner 'A. Person' --common-name a.person")]
     Register(RegisterArgs),
     /// Release a device to its full-service pool, as the MDM does when policy is applied
@@ -234,17 +234,20 @@ pub(super) struct RegisterArgs {
     #[arg(value_name = "ID")]
     pub(super) device: model::DeviceId,
     /// Who uses it
-    #[arg(long, default_value = "")]
-    pub(super) owner: String,
+    #[arg(long)]
+    pub(super) owner: Option<String>,
     /// The full-service pool that a release moves it to; needed if there are several
     #[arg(long)]
     pub(super) pool: Option<model::PoolName>,
-    /// Another name that it authenticates with; may be repeated
+    /// Another name that it authenticates with; may be repeated, and stands in place of those it had
     #[arg(long, value_name = "NAME")]
     pub(super) common_name: Vec<model::DeviceId>,
-    /// SHA-256 of its VPN certificate, 64 hexadecimal digits; may be repeated
+    /// SHA-256 of its VPN certificate, 64 hexadecimal digits; may be repeated, and stands in place of those it had
     #[arg(long, value_name = "SHA256")]
     pub(super) certificate: Vec<model::Fingerprint>,
+    /// Forget what is not named here
+    #[arg(long)]
+    pub(super) replace: bool,
     #[command(flatten)]
     pub(super) connection: Connection,
 }

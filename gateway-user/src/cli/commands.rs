@@ -15,6 +15,7 @@ use super::{
     json, show,
     table::{Page, write_out},
 };
+use crate::model;
 
 /// Asks the daemon, and prints what it says.
 pub(super) fn run(ask: &Ask) -> Result<Outcome, Failure> {
@@ -102,13 +103,25 @@ async fn device(a: &DeviceArgs) -> Result<Outcome, Failure> {
 
 async fn register(a: &RegisterArgs) -> Result<Outcome, Failure> {
     let client = connect(&a.connection).await?;
+    // A registration replaces the earlier one as a whole; who types one changes what he names. Else a registered certificate, and with it
+    // the check of it, would be gone with a change of the owner.
+    let held = if a.replace {
+        v1::Device::default()
+    } else {
+        registered(&client, &a.device).await?
+    };
+    let aliases = held.aliases.unwrap_or_default();
+    let given = |list: Vec<String>, held| if list.is_empty() { held } else { list };
     let registration = v1::DeviceRegistration {
         device_id: a.device.to_string(),
-        owner: a.owner.clone(),
-        full_service_pool: a.pool.as_ref().map(ToString::to_string).unwrap_or_default(),
+        owner: a.owner.clone().unwrap_or(held.owner),
+        full_service_pool: a.pool.as_ref().map_or(held.full_service_pool, ToString::to_string),
         aliases: Some(v1::Aliases {
-            common_names: a.common_name.iter().map(ToString::to_string).collect(),
-            certificate_sha256: a.certificate.iter().map(ToString::to_string).collect(),
+            common_names: given(a.common_name.iter().map(ToString::to_string).collect(), aliases.common_names),
+            certificate_sha256: given(
+                a.certificate.iter().map(ToString::to_string).collect(),
+                aliases.certificate_sha256,
+            ),
         }),
     };
     let request = v1::RegisterDevicesRequest {
@@ -118,6 +131,18 @@ async fn register(a: &RegisterArgs) -> Result<Outcome, Failure> {
     let answer = client.answer(client.devices().register_devices(request)).await?;
     let device = answer.devices.first().ok_or(Failure::Answer("device"))?;
     print(&a.connection, || json::device(device), |page| show::device(page, device))
+}
+
+/// The device as the registry has it; an empty one if it has none.
+async fn registered(client: &Client, device: &model::DeviceId) -> Result<v1::Device, Failure> {
+    let request = v1::GetDeviceRequest {
+        device_id: device.to_string(),
+    };
+    match client.answer(client.devices().get_device(request)).await {
+        Ok(answer) => Ok(answer.device.unwrap_or_default()),
+        Err(Failure::Refused { reason, .. }) if reason == "UNKNOWN_DEVICE" => Ok(v1::Device::default()),
+        Err(e) => Err(e),
+    }
 }
 
 async fn release(a: &ReleaseArgs) -> Result<Outcome, Failure> {

@@ -43,6 +43,18 @@ fn an_operator_s_day() {
         "--common-name",
         "a.person",
     ]);
+    let digest = "ab".repeat(32);
+    g.ok(&["device", "register", "phone-2", "--certificate", &digest]);
+    let changed = g.json(&["device", "register", "phone-2", "--owner", "B. Person"]);
+    assert_eq!(
+        (&changed["owner"], &changed["aliases"]["certificate_sha256"][0]),
+        (&"B. Person".into(), &digest.as_str().into()),
+        "what is not named stays: {changed}"
+    );
+    let replaced = g.json(&["device", "register", "phone-2", "--replace"]);
+    assert_eq!(replaced["owner"], "", "{replaced}");
+    assert_eq!(replaced["aliases"]["certificate_sha256"], Value::Array(vec![]), "{replaced}");
+
     let opened = g.json(&[
         "session",
         "open",

@@ -56,6 +56,9 @@ const KEPT_CONFLICTS: usize = 16;
 /// How long after a failure of the kernel everything is compared and put right.
 const REPAIR_AFTER: Duration = Duration::from_secs(5);
 
+/// After a check of the attachment nothing is checked for so many times as long as that took, unless the interfaces change.
+const CHECK_REST: u32 = 4;
+
 /// All that the thread owns.
 pub(super) struct Writer {
     pub(super) config: Arc<Config>,
@@ -253,9 +256,11 @@ impl Writer {
             error!(error = %e, not_durable = self.not_durable(), "restrictions are in force but still not durable");
         }
         if instant >= self.next_check {
-            self.next_check = instant + self.options.check;
             let links = self.links.clone();
             reconcile::apply(vec![Op::Links(links)], self.kernel.as_mut());
+            // Where something hangs, it must not hold what restricts most of the time.
+            let rest = self.options.check.max(instant.elapsed() * CHECK_REST);
+            self.next_check = Instant::now() + rest;
         }
         if self.kernel_problem.is_some() && instant >= self.next_repair {
             self.next_repair = instant + REPAIR_AFTER;

@@ -119,6 +119,7 @@ impl Hooks {
     /// an egress link is removed, `unjudge` is called with the index; if that fails, the link stays until the next call.
     pub(super) fn attach(&mut self, config: &Config, links: &[LinkNow], unjudge: impl Fn(u32) -> Result<(), String>) {
         let before = std::mem::take(&mut self.problems);
+        let mut told = Ok(());
         for pin in entries(&self.pins).unwrap_or_default() {
             let wanted = parse_pin(&pin).filter(|(index, slot)| {
                 links
@@ -126,12 +127,13 @@ impl Hooks {
                     .any(|l| l.link.ifindex == *index && wanted(config, &l.link, *slot).is_some())
             });
             if wanted.is_none() {
-                // Without the judge the floor must not let the host send there.
-                if let Some((index, Slot::Egress | Slot::Guard)) = parse_pin(&pin)
-                    && let Err(e) = unjudge(index)
-                {
-                    tracing::error!("{} stays: the floor: {e}", pin.display());
-                    continue;
+                // Without the judge the floor must not let the host send there. If it cannot be told now, it is not asked again now.
+                if let Some((index, Slot::Egress | Slot::Guard)) = parse_pin(&pin) {
+                    told = told.and_then(|()| unjudge(index));
+                    if let Err(e) = &told {
+                        tracing::error!("{} stays: the floor: {e}", pin.display());
+                        continue;
+                    }
                 }
                 if let Err(e) = cut(&pin) {
                     tracing::warn!("removing {}: {e}", pin.display());

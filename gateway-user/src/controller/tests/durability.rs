@@ -1,5 +1,7 @@
 //! A disk that is full: what loosens does not happen, what restricts does.
 
+use std::time::Duration;
+
 use super::kit::*;
 use crate::{
     controller::{Enforcement, Refusal},
@@ -200,4 +202,38 @@ async fn stopping_finishes_what_was_asked_and_leaves_the_kernel() {
     assert!(answer.is_ok() || answer == Err(Refusal::Busy));
     g.ended().await.unwrap();
     assert_eq!(g.judged("10.66.0.5"), if answer.is_ok() { OFFICE } else { QUARANTINE });
+}
+
+#[tokio::test]
+async fn a_restriction_does_not_wait_for_interfaces_to_be_looked_after() {
+    let g = Gateway::new().await;
+    g.register("phone", "office").await;
+    g.open("phone", &["10.66.0.5"]).await.unwrap();
+    g.applied("phone").await.unwrap();
+    g.clock.advance_ms(1000);
+    g.kernel.take_calls();
+    // The controller is kept at the kernel until both, new interfaces and the restriction, wait for it.
+    let (kernel, (holds, held)) = (g.kernel.clone(), std::sync::mpsc::channel());
+    let holding = std::thread::spawn(move || {
+        let _state = kernel.state();
+        holds.send(()).unwrap();
+        std::thread::sleep(Duration::from_millis(300));
+    });
+    held.recv().unwrap();
+    let controller = g.controller().clone();
+    let status = tokio::spawn(async move { controller.status().await });
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    g.controller().set_links(links()[..1].to_vec());
+    g.revoked("phone").await.unwrap();
+    status.await.unwrap().unwrap();
+    holding.join().unwrap();
+    // What is asked now comes after the interfaces.
+    g.controller().status().await.unwrap();
+    let calls = g.kernel.take_calls();
+    let place = |wanted: &dyn Fn(&Call) -> bool| calls.iter().position(wanted).unwrap();
+    let (restricted, looked) = (
+        place(&|c| matches!(c, Call::Assign(_, to) if to.pool == QUARANTINE)),
+        place(&|c| matches!(c, Call::Links(1))),
+    );
+    assert!(restricted < looked, "{calls:?}");
 }

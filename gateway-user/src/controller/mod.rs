@@ -216,7 +216,7 @@ impl Controller {
         self.ask(move |w| w.watch(after)).await?
     }
 
-    /// Opens a session.
+    /// Opens a session. A caller that has gone away meanwhile has refused its client: nothing stays open that nobody would close.
     ///
     /// # Errors
     /// See [`Refusal`].
@@ -226,7 +226,17 @@ impl Controller {
         source: SourceName,
         report: SessionReport,
     ) -> Result<OpenOutcome, Refusal> {
-        self.ask(move |w| w.open(&context, &source, report)).await?
+        let (answer, answered) = oneshot::channel::<Result<OpenOutcome, Refusal>>();
+        let job: Job = Box::new(move |w: &mut Writer| {
+            if answer.is_closed() {
+                return;
+            }
+            if let Err(Ok(unheard)) = answer.send(w.open(&context, &source, report)) {
+                w.close(&context, unheard.session.session.id);
+            }
+        });
+        self.normal.try_send(job).map_err(|_| Refusal::Busy)?;
+        answered.await.map_err(|_| Refusal::Busy)?
     }
 
     /// Ends a session, if it is still live.

@@ -281,3 +281,22 @@ async fn addresses_are_read_from_the_kernel() {
     let foreign = g.controller().addresses(Some(ip("192.0.2.1")), 1).await.unwrap();
     assert_eq!(foreign[0].reading.pool, None);
 }
+
+#[tokio::test]
+async fn a_session_whose_caller_has_gone_away_does_not_stay() {
+    let g = Gateway::new().await;
+    g.register("phone", "office").await;
+    g.applied("phone").await.unwrap();
+    let source = || "vpn-1".parse().unwrap();
+    // Asked, and given up at once: before the controller comes to it, or while it works on it.
+    for address in ["10.66.0.5", "10.66.0.6"] {
+        let asking = g.controller().open_session(g.seen(0), source(), report("phone", &[address]));
+        assert!(futures_util::FutureExt::now_or_never(asking).is_none());
+    }
+    // The queue is served in order.
+    assert!(g.controller().sessions(None, 10).await.unwrap().is_empty());
+    assert_eq!((g.judged("10.66.0.5"), g.judged("10.66.0.6")), (QUARANTINE, QUARANTINE));
+    // The device is not kept out by what nobody closed.
+    g.open("phone", &["10.66.0.7"]).await.unwrap();
+    assert_eq!(g.judged("10.66.0.7"), OFFICE);
+}

@@ -62,6 +62,14 @@ fn a_release_is_not_enforced_where_a_foreign_program_holds_the_hook() {
         released.prefixes.iter().all(|p| p.read_backs.iter().any(missing)),
         "{released:#?}"
     );
+    // Its name is ours, its tables are not: status is not deceived.
+    let status = local.status().unwrap();
+    let hooks = status.interfaces.iter().find(|i| i.name == "core0").map(|i| &i.hooks);
+    let xdp = hooks.and_then(|h| h.iter().find(|h| h.hook == "xdp"));
+    assert!(
+        xdp.is_some_and(|h| h.program_id == 0 && h.problem.contains("foreign")),
+        "{status:#?}"
+    );
     // The foreign program gone, ours is back by itself, and the same signal is answered as enforced.
     drop(foreign);
     gateway.attached("core0").unwrap();

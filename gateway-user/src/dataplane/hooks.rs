@@ -293,9 +293,9 @@ impl Hooks {
         }
     }
 
-    /// By id, or by name for one that another run of ours loaded.
+    /// By id: a name is anyone's to choose, and what another run of ours attached has been replaced.
     fn is_ours(&self, id: u32, name: &str) -> bool {
-        self.programs.get(name).is_some_and(|p| p.id == id) || program(id).is_some_and(|p| p.name == kernel_name(name))
+        self.programs.get(name).is_some_and(|p| p.id == id)
     }
 
     fn problem(&self, link: &Link, slot: Slot) -> String {

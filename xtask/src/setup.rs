@@ -30,7 +30,7 @@ type Program = (&'static str, &'static str, &'static str);
 
 const FOR_TESTS: &[Program] = &[
     ("openvpn", "openvpn", "the VPN of the demo and the end-to-end tests"),
-    ("nft", "nftables", "the tests look at the floor with it"),
+    ("nft", "nftables", "the floor is made with it, and tests look at it"),
     ("ip", "iproute2", "makes the namespaces of tests and demo"),
     (
         "bpftool",

@@ -3,7 +3,7 @@
 //! Whatever changes here changes [`VERSION`]; pinned maps of another version are not adopted.
 
 /// Version of everything in this module. It is part of the pin directory's name and stands in [`Control::abi`].
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 
 /// Names of the maps in the BPF object, as `bpftool map` shows them.
 pub mod map {
@@ -21,14 +21,30 @@ pub mod map {
     /// `[u8; 16]` (IPv6, or v4-mapped, network order) to [`super::Cold`]. Hash without preallocation: an entry for each address of a
     /// live session. Full: the daemon refuses to open the session.
     pub const COLD: &str = "COLD";
-    /// Two [`super::Policy`] generations, of which [`super::Control::generation`] names the one in force. Array, mmap-able.
+    /// Two [`super::Policy`] generations, of which [`super::Control::generation`] names the one in force, and behind them the shadow
+    /// policy ([`super::POLICY_SHADOW`]). Array, mmap-able.
     pub const POLICY: &str = "POLICY";
+    /// Interface index to [`super::Interface`]. Hash. An interface without entry has no pools of its own and no VLANs.
+    pub const INTERFACES: &str = "INTERFACES";
+    /// The fragments whose first one passed. Array; written by the programs only, sized by the daemon.
+    pub const FRAGMENTS: &str = "FRAGMENTS";
     /// `[Count; REASONS]` for each pool number (0: no pool). Per-CPU array: exact.
     pub const COUNTERS: &str = "COUNTERS";
+    /// [`super::RuleCount`] by rule number; 0 is what `all` passed. Per-CPU array: exact.
+    pub const RULES: &str = "RULES";
+    /// One `[u64; MAX_RULES]`: by rule number, a digest of the rule that has it, 0: free. Array; the daemon's own, so that a rule
+    /// keeps its number, and its counter, over changes of the policy.
+    pub const RULE_IDS: &str = "RULE_IDS";
+    /// [`super::ShadowCount`] by pool number. Per-CPU array: exact.
+    pub const SHADOW: &str = "SHADOW";
     /// One `[u64; 2]`: events suppressed by the rate limit, events lost to a full ring. Per-CPU array.
     pub const EVENTS_LOST: &str = "EVENTS_LOST";
     /// [`super::Denial`] records. Ring buffer; full: the record is lost and counted.
     pub const DENIALS: &str = "DENIALS";
+    /// [`super::Captured`] records, while [`super::FLAG_CAPTURE`] is set. Ring buffer; full: the record is lost and counted.
+    pub const CAPTURES: &str = "CAPTURES";
+    /// One [`super::Trace`]: what the probing twin of a program found. Array; each load of the object has its own.
+    pub const TRACE: &str = "TRACE";
 }
 
 /// Names of the programs in the BPF object.
@@ -54,16 +70,57 @@ pub mod program {
     pub const TC_GUARD: &str = "tc_guard";
 }
 
-/// A class byte: which pool's policy judges an address now.
+/// A class byte: what an address is judged by, as the number of a [`ClassEntry`] in [`Control::classes`].
 ///
-/// Bits 0-5: pool number, 1 to [`MAX_POOLS`]; 0: the address is in no pool. Bit 6: reserved, 0. Bit 7: [`CLASS_LEASED`].
+/// 0: the address is in no pool. 1 to [`MAX_POOLS`]: at rest, without a live session, in the home pool of this number. Above: bound to a
+/// live session; the daemon gives these numbers out.
 pub type Class = u8;
 /// Highest pool number.
 pub const MAX_POOLS: u8 = 63;
-/// The pool number in a class byte.
-pub const CLASS_POOL: Class = 0x3f;
+/// Numbers of classes.
+pub const CLASSES: usize = 256;
+
+/// What a class means, in one word, so that one store changes it. Bits 0-31: index of the only interface on which the address may be; 0: any. Bits
+/// 32-39: number of the pool whose policy judges it; 0: none, it is in no pool. Bits 40-47: flags, [`ENTRY_LEASED`].
+pub type ClassEntry = u64;
 /// The class holds until a lease ends: once [`Control::earliest_lease_end`] has passed, [`Cold`] decides.
+pub const ENTRY_LEASED: ClassEntry = 1 << 40;
+
+/// The pool number in a class byte of [`plain_classes`].
+pub const CLASS_POOL: Class = 0x3f;
+/// The lease bit in a class byte of [`plain_classes`].
 pub const CLASS_LEASED: Class = 0x80;
+
+/// The simplest numbering: pool n at rest, or bound to no interface, is n; with a lease, n and [`CLASS_LEASED`].
+#[must_use]
+pub const fn plain_classes() -> [ClassEntry; CLASSES] {
+    let mut classes = [0; CLASSES];
+    let mut n = 1;
+    while n <= MAX_POOLS {
+        classes[n as usize] = class_entry(n, false, 0);
+        classes[(n | CLASS_LEASED) as usize] = class_entry(n, true, 0);
+        n += 1;
+    }
+    classes
+}
+
+/// Makes an entry; `ifindex` 0: any interface.
+#[must_use]
+pub const fn class_entry(pool: u8, leased: bool, ifindex: u32) -> ClassEntry {
+    ifindex as u64 | (pool as u64) << 32 | if leased { ENTRY_LEASED } else { 0 }
+}
+/// The pool's number, 0 to [`MAX_POOLS`].
+#[inline(always)]
+#[must_use]
+pub const fn entry_pool(e: ClassEntry) -> u8 {
+    (e >> 32) as u8 & 0x3f
+}
+/// The only interface, or 0.
+#[inline(always)]
+#[must_use]
+pub const fn entry_ifindex(e: ClassEntry) -> u32 {
+    e as u32
+}
 
 /// Firewall mark (`skb->mark`) on what the programs grant. Upper half: ours; lower half: left as it was.
 ///
@@ -95,10 +152,21 @@ pub const fn meta_magic(ifindex: u32) -> u32 {
 
 /// [`Control::flags`]: judge and count everything, drop nothing.
 pub const FLAG_OBSERVE: u32 = 1;
+/// [`Control::flags`]: some interface has pools of its own: [`map::INTERFACES`] says which.
+pub const FLAG_INTERFACE_POOLS: u32 = 2;
+/// [`Control::flags`]: the shadow policy is scored.
+pub const FLAG_SHADOW: u32 = 4;
+/// [`Control::flags`]: someone captures denied packets.
+pub const FLAG_CAPTURE: u32 = 8;
+
+/// Index of the shadow policy in [`map::POLICY`].
+pub const POLICY_SHADOW: u32 = 2;
+/// Elements of [`map::POLICY`].
+pub const POLICIES: u32 = 3;
 
 /// The hot words.
 #[repr(C)]
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Control {
     /// [`VERSION`].
     pub abi: u32,
@@ -108,13 +176,45 @@ pub struct Control {
     pub generation: u32,
     /// log2 of the number of buckets in [`map::HASH6`].
     pub hash6_bits: u32,
-    /// When the first of all leases ends, in nanoseconds of the coarse monotonic clock; `u64::MAX`: none. Past it, [`Cold`] is read for
-    /// classes with [`CLASS_LEASED`]. The daemon moves it on when it has ended the leases that are over.
+    /// When the first of all leases ends, in nanoseconds of the boot clock; `u64::MAX`: none. Past it, [`Cold`] is read for
+    /// classes with [`ENTRY_LEASED`]. The daemon moves it on when it has ended the leases that are over.
     pub earliest_lease_end: u64,
     /// Digest of the configuration that the tables were built from.
     pub config_digest: u64,
+    /// What the class bytes mean. An entry is written before a byte names it.
+    pub classes: [ClassEntry; CLASSES],
 }
-const _: () = assert!(size_of::<Control>() == 32);
+const _: () = assert!(size_of::<Control>() == 32 + 8 * CLASSES);
+
+/// All zeros, but for [`plain_classes`].
+impl Default for Control {
+    fn default() -> Self {
+        Self {
+            abi: 0,
+            flags: 0,
+            generation: 0,
+            hash6_bits: 0,
+            earliest_lease_end: 0,
+            config_digest: 0,
+            classes: plain_classes(),
+        }
+    }
+}
+
+/// What [`map::INTERFACES`] says of one interface.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Interface {
+    /// Bit n: addresses at rest whose home pool is n may be here. Read with [`FLAG_INTERFACE_POOLS`].
+    pub pools: u64,
+    /// VLANs that are judged: outer id in bits 0-11, inner id in bits 16-27, 0: none; what is behind the last is 0.
+    pub vlans: [u32; MAX_VLANS],
+}
+const _: () = assert!(size_of::<Interface>() == 72);
+/// Most VLANs of an interface.
+pub const MAX_VLANS: usize = 16;
+/// Most interfaces in [`map::INTERFACES`].
+pub const MAX_INTERFACES: usize = 1024;
 
 /// Slots in a [`Bucket6`].
 pub const BUCKET6_SLOTS: usize = 3;
@@ -194,6 +294,10 @@ pub const LEVEL_NEXT: u16 = 0x8000;
 pub const POOL_ALL: u32 = 1;
 /// [`PoolPolicy::flags`]: nothing is allowed, with a reason of its own.
 pub const POOL_BLOCKED: u32 = 2;
+/// [`PoolPolicy::flags`]: what is denied to a device is answered.
+pub const POOL_REJECT: u32 = 4;
+/// [`PoolPolicy::flags`]: there are to-device rules.
+pub const POOL_TO_DEVICE: u32 = 8;
 
 /// What holds for a whole pool.
 #[repr(C)]
@@ -240,10 +344,15 @@ pub struct Policy {
     pub dst6_count: u64,
     /// In order of search.
     pub dst6: [Dst6; MAX_DST6],
-    /// Rule number by pool, group, port group.
+    /// From-device rules: rule number by pool, group of the peer, port group of the peer's port.
     pub rules: [[[u16; PORT_GROUPS]; GROUPS]; 64],
+    /// To-device rules: rule number by pool, group of the peer, port group of the device's port.
+    pub to_device: [[[u16; PORT_GROUPS]; GROUPS]; 64],
 }
-const _: () = assert!(size_of::<Policy>() == 512 + 3 * 131_072 + 2 * 65_536 + 256 + 8 + 64 * 40 + 524_288);
+const _: () = assert!(size_of::<Policy>() == 512 + 3 * 131_072 + 2 * 65_536 + 256 + 8 + 64 * 40 + 2 * 524_288);
+
+/// Highest rule number + 1. Numbers are unique over all policies, the shadow's included.
+pub const MAX_RULES: usize = 4096;
 
 /// Reasons that [`map::COUNTERS`] has room for.
 pub const REASONS: usize = 128;
@@ -256,6 +365,26 @@ pub struct Count {
     pub packets: u64,
     /// Bytes from the IP header on; for a frame without one, of the frame.
     pub bytes: u64,
+}
+
+/// What one rule passed.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct RuleCount {
+    /// Everything.
+    pub passed: Count,
+    /// That of it which the shadow policy would have dropped.
+    pub shadow_drops: Count,
+}
+
+/// Where the shadow policy differs from the policy in force, by pool.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ShadowCount {
+    /// Passed, and would have been dropped.
+    pub would_drop: Count,
+    /// Dropped, and would have passed.
+    pub would_pass: Count,
 }
 
 /// Where a packet was judged, in [`Denial::hook`].
@@ -308,6 +437,61 @@ pub struct Denial {
     pub spare: [u8; 5],
 }
 const _: () = assert!(size_of::<Denial>() == 64);
+
+/// Bytes of a denied packet that a capture keeps.
+pub const SNAP: usize = 256;
+
+/// A denied packet with its first bytes.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct Captured {
+    /// Why, and where.
+    pub denial: Denial,
+    /// Bytes of the packet as the hook saw it.
+    pub length: u32,
+    /// Bytes in `bytes`, at most [`SNAP`].
+    pub captured: u32,
+    /// 1: `bytes` begins with an Ethernet header; 0: with the IP header.
+    pub ethernet: u32,
+    /// The VLAN tag that the driver took off (TCI), or 0.
+    pub vlan: u32,
+    /// From the hook's offset 0 on; zeros behind `captured`.
+    pub bytes: [u8; SNAP],
+}
+const _: () = assert!(size_of::<Captured>() == 80 + SNAP);
+
+/// What the probing twin of a program found.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Trace {
+    /// How many packets the twin has judged: tells a fresh trace.
+    pub judged: u64,
+    /// Class entries of source and destination.
+    pub entries: [ClassEntry; 2],
+    /// The verdict's mark, 0 without grant.
+    pub mark: u32,
+    /// Generation of the policy.
+    pub generation: u32,
+    /// Rule that decided, or 0.
+    pub rule: u16,
+    /// Class bytes of source and destination.
+    pub classes: [u8; 2],
+    /// [`crate::reason::Reason`] as a number.
+    pub reason: u8,
+    /// Pool that decided, or 0.
+    pub pool: u8,
+    /// [`hook`].
+    pub hook: u8,
+    /// 1: the denial would be answered.
+    pub answer: u8,
+    /// Shadow policy: 0 not scored, 1 would pass, 2 would drop.
+    pub shadow: u8,
+    /// 1: observe mode, so it passed.
+    pub observed: u8,
+    /// Unused, 0.
+    pub spare: [u8; 6],
+}
+const _: () = assert!(size_of::<Trace>() == 48);
 
 /// Mixes the two words of an IPv6 address; the lower half of the result chooses its first bucket, the upper half its second.
 #[inline(always)]

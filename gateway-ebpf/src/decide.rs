@@ -67,7 +67,7 @@ impl Verdict {
     #[must_use]
     pub const fn outcome(&self) -> Outcome {
         match self.reason {
-            Reason::Rule | Reason::Reply | Reason::All => Outcome::Grant,
+            Reason::Rule | Reason::Reply | Reason::All | Reason::Related => Outcome::Grant,
             Reason::Arp | Reason::NeighbourDiscovery => Outcome::Link,
             Reason::NotOurs => Outcome::NotOurs,
             Reason::NoRule
@@ -91,6 +91,25 @@ impl Verdict {
             | Reason::ArpMalformed
             | Reason::NeighbourUnsafe
             | Reason::UdpLength
+            | Reason::WrongInterface
+            | Reason::SourceRoute
+            | Reason::RoutingHeader
+            | Reason::ExtensionDepth
+            | Reason::FragmentTiny
+            | Reason::FragmentOverlap
+            | Reason::FragmentMalformed
+            | Reason::FragmentTableFull
+            | Reason::IcmpQuote
+            | Reason::Redirect
+            | Reason::Multicast
+            | Reason::Broadcast
+            | Reason::LinkLocal
+            | Reason::Loopback
+            | Reason::Unspecified
+            | Reason::Mapped
+            | Reason::SixToFour
+            | Reason::Nat64
+            | Reason::ReservedAddress
             | Reason::Unjudged
             | Reason::Internal => Outcome::Deny,
         }

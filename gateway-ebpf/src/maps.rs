@@ -8,7 +8,7 @@ use aya_ebpf::{
     maps::{Array, HashMap, PerCpuArray, RingBuf},
 };
 use gateway_ebpf::{
-    abi::{Bucket6, Class, Cold, ColdKey, Control, Count, Homes6, MAX_POOLS, Policy, REASONS},
+    abi::{Bucket6, Class, Cold, ColdKey, Control, Count, Homes6, MAX_POOLS, POLICIES, Policy, REASONS},
     headers::Headers,
     tables::{Tables, read},
 };
@@ -43,9 +43,10 @@ static HOMES6: Array<Homes6> = Array::with_max_entries(1, MMAPABLE);
 #[map]
 static COLD: HashMap<ColdKey, Cold> = HashMap::with_max_entries(65536, BPF_F_NO_PREALLOC);
 
-/// By generation: [`Policy`]. The daemon writes the generation that is not in force, then switches [`Control::generation`].
+/// By generation: [`Policy`]; the last is the shadow's. The daemon writes the generation that is not in force, then switches
+/// [`Control::generation`].
 #[map]
-static POLICY: Array<Policy> = Array::with_max_entries(2, MMAPABLE);
+static POLICY: Array<Policy> = Array::with_max_entries(POLICIES, MMAPABLE);
 
 /// By pool number, 0 for none: [`Count`] by reason. Written here, each CPU its own; read by the daemon.
 #[map]

@@ -53,6 +53,7 @@ reasons! {
     4 Arp "arp" pass: "Address resolution on an Ethernet interface (RFC 826).", "";
     5 NeighbourDiscovery "neighbour_discovery" pass: "IPv6 address resolution on its own link (RFC 4861).", "";
     6 NotOurs "not_ours" pass: "Neither end is in a pool, on a core interface.", "";
+    7 Related "related" pass: "An ICMP error about a packet that the policy allows.", "";
 
     16 NoRule "no_rule" drop: "The policy of the address's pool does not name this destination, protocol and port.",
         "If the device should reach it, add a rule to the pool's policy, or release the device.";
@@ -67,19 +68,21 @@ reasons! {
         "Add the prefix to a pool, or mend the host's route.";
     22 PoolSourceFromCore "pool_source_from_core" drop: "A pool address arrives as the source on a core interface.",
         "Mend the network behind the interface: it has a route loop, or someone spoofs.";
+    23 WrongInterface "wrong_interface" drop: "The address belongs to a session on another interface, or its pool is not among the interface's.",
+        "Have the VPN server report the session with the interface it is on; else it is spoofed.";
 
     32 Truncated "truncated" drop: "The packet ends before the headers do.", "See who sends it with a capture on the interface.";
     33 Ethertype "ethertype" drop: "Neither IPv4, IPv6 nor ARP.", "Devices may send IP only.";
     34 Llc "llc" drop: "An IEEE 802.3 length in place of an ethertype.", "Turn spanning tree or IPX off on the device side.";
-    35 Vlan "vlan" drop: "A VLAN tag; tagged frames are not judged.", "Untag the port, or give Lazaret the VLAN's own interface.";
+    35 Vlan "vlan" drop: "A VLAN tag that the interface's configuration does not name.", "Name the VLAN in the interface's `vlans`, or untag the port.";
     36 Version "version" drop: "The IP version is neither 4 nor 6, or not the ethertype's.", "See who sends it with a capture on the interface.";
     37 HeaderLength "header_length" drop: "The IPv4 or the TCP header length is below 20 bytes.", "See who sends it with a capture on the interface.";
     38 TotalLength "total_length" drop: "The IP length is longer than the packet or shorter than the header.",
         "If legitimate packets are hit, turn BIG TCP off on the interface.";
-    39 IpOptions "ip_options" drop: "IPv4 options; they are not judged.", "Have the sender leave them out.";
-    40 ExtensionHeader "extension_header" drop: "An IPv6 extension header; it is not judged.", "Have the sender leave it out.";
-    41 Fragment "fragment" drop: "A fragment; fragments are not judged.", "Lower the device's MTU, or use a transport that finds the path MTU.";
-    42 IcmpError "icmp_error" drop: "An ICMP error, to or from a pool without policy `all`; the quoted packet is not judged.", "Clamp the TCP MSS on the VPN server.";
+    39 IpOptions "ip_options" drop: "IPv4 options that are malformed or not known to be harmless.", "Have the sender leave them out.";
+    40 ExtensionHeader "extension_header" drop: "An IPv6 extension header that is unknown, for experiments or mobility, or out of its place.", "Have the sender leave it out.";
+    41 Fragment "fragment" drop: "A later fragment whose first one has not passed here, or too long ago.", "If it repeats, fragments take several ways or come late: lower the device's MTU.";
+    42 IcmpError "icmp_error" drop: "An ICMP error of an unknown kind, in fragments, or about a packet that the policy does not allow.", "Allow the packet that it quotes, if the device should reach it.";
     43 ArpMalformed "arp_malformed" drop: "Not an ARP request or reply for IPv4 over Ethernet.", "See who sends it with a capture on the interface.";
     44 NeighbourUnsafe "neighbour_unsafe" drop: "Neighbour discovery with a hop limit below 255, a wrong code, a router's message from a device, or a redirect.",
         "Mend the sender; only solicitations and advertisements of neighbours pass.";
@@ -88,7 +91,34 @@ reasons! {
     46 Unjudged "unjudged" drop: "A packet left through a device interface without having been judged: a program is not attached there.",
         "Start the daemon, or see `lazaret status`; it attaches the program again.";
 
+    47 SourceRoute "source_route" drop: "An IPv4 source route (RFC 791).", "Have the sender leave it out: it is a way around.";
+    48 RoutingHeader "routing_header" drop: "An IPv6 routing header with segments left (RFC 5095, RFC 8754).", "Have the sender leave it out: it is a way around.";
+    49 ExtensionDepth "extension_depth" drop: "More than six IPv6 extension headers.", "See who sends it with a capture on the interface.";
+    50 FragmentTiny "fragment_tiny" drop: "A first fragment without the whole transport header, or a TCP fragment at offset 8 (RFC 3128).",
+        "See who sends it: no system makes such fragments by itself.";
+    51 FragmentOverlap "fragment_overlap" drop: "A fragment covers what an earlier one of its datagram has brought (RFC 5722); the datagram is lost.",
+        "See who sends it: no system makes such fragments by itself.";
+    52 FragmentMalformed "fragment_malformed" drop: "A fragment that is empty, not a multiple of 8 bytes, beyond 65,535 bytes, or in another.",
+        "See who sends it with a capture on the interface.";
+    53 FragmentTableFull "fragment_table_full" drop: "More datagrams in fragments at a time than the table has room for.",
+        "Raise `tables.fragments`, or lower the devices' MTU so that fewer packets are fragmented.";
+    54 IcmpQuote "icmp_quote" drop: "An ICMP error whose quoted packet is cut short, or is not one that its receiver sent.",
+        "See who sends it with a capture on the interface.";
+    55 Redirect "redirect" drop: "An ICMP redirect.", "Mend the routes of the sender; redirects never pass.";
+
     60 Internal "internal" drop: "A table of the program could not be read; it fails closed.", "Restart the daemon, and report it.";
+
+    64 Multicast "multicast" drop: "A multicast address.", "If devices should send there, name it in a rule with a prefix within 224.0.0.0/4 or ff00::/8.";
+    65 Broadcast "broadcast" drop: "The broadcast address.", "If devices should send there, name 255.255.255.255 in a rule.";
+    66 LinkLocal "link_local" drop: "A link-local address.", "If devices should reach it, name it in a rule with a prefix within 169.254.0.0/16 or fe80::/10.";
+    67 Loopback "loopback" drop: "A loopback address.", "Mend the sender: it means nothing on a network.";
+    68 Unspecified "unspecified" drop: "The unspecified address.", "Mend the sender; DHCP is the VPN server's business.";
+    69 Mapped "mapped" drop: "An IPv6 address that holds an IPv4 one (::ffff:0:0/96, ::/96).", "Use the IPv4 address.";
+    70 SixToFour "six_to_four" drop: "A 6to4 address (2002::/16, 192.88.99.0/24): a tunnel to an IPv4 address.",
+        "If devices should reach it, name it in a rule with a prefix within that range.";
+    71 Nat64 "nat64" drop: "A NAT64 address (64:ff9b::/96, 64:ff9b:1::/48): it stands for an IPv4 address.",
+        "If devices should reach it, name it in a rule with a prefix within that range.";
+    72 ReservedAddress "reserved_address" drop: "An address that no host has (0.0.0.0/8, 240.0.0.0/4).", "Mend the sender.";
 }
 
 #[cfg(test)]

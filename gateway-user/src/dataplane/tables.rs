@@ -69,6 +69,7 @@ impl Tables {
             hash6_bits: layout::buckets6(&self.config).trailing_zeros(),
             earliest_lease_end: u64::MAX,
             config_digest: layout::digest(&self.config),
+            classes: abi::plain_classes(),
         };
         self.control.copy_in(0, bpf::bytes_of(&control));
         fence(Ordering::SeqCst);

@@ -35,6 +35,8 @@ pub struct Place {
     pub direction: Direction,
     /// Whether frames begin with an Ethernet header: there, address resolution and neighbour discovery mean something.
     pub ethernet: bool,
+    /// The interface's index.
+    pub ifindex: u32,
 }
 
 /// What becomes of a packet, and why.
@@ -46,6 +48,10 @@ pub struct Verdict {
     pub pool: u8,
     /// With [`Outcome::Grant`]: the firewall mark, see [`mark`]. Otherwise 0.
     pub mark: u32,
+    /// The rule that named the packet; 0: none did.
+    pub rule: u16,
+    /// The denial is to be answered, as far as the limit allows.
+    pub answer: bool,
 }
 
 /// What follows from a reason.
@@ -193,29 +199,28 @@ fn judge<T: Tables>(t: &T, control: &Control, policy: &Policy, class: Class, h: 
         return because(Reason::LeaseEnded, class & CLASS_POOL);
     }
     let flags = read(&policy.pools[(pool & CLASS_POOL) as usize].flags);
-    let reason = if flags & POOL_BLOCKED != 0 {
-        Reason::Blocked
+    let (reason, rule) = if flags & POOL_BLOCKED != 0 {
+        (Reason::Blocked, 0)
     } else if flags & POOL_ALL != 0 {
-        Reason::All
+        (Reason::All, 0)
     } else {
         by_rules(policy, pool, h, end)
     };
-    because(
-        if ended && !reason.passes() {
-            Reason::LeaseEnded
-        } else {
-            reason
-        },
-        pool,
-    )
+    if ended && !reason.passes() {
+        return because(Reason::LeaseEnded, pool);
+    }
+    Verdict {
+        rule,
+        ..because(reason, pool)
+    }
 }
 
 #[inline(always)]
-fn by_rules(policy: &Policy, pool: u8, h: &Headers, end: End) -> Reason {
+fn by_rules(policy: &Policy, pool: u8, h: &Headers, end: End) -> (Reason, u16) {
     let source = end == End::Source;
     if h.is_icmp() {
         if h.is_icmp_error() {
-            return Reason::IcmpError;
+            return (Reason::IcmpError, 0);
         }
         // Echo request (RFC 792; RFC 4443, 4.1) from the device, echo reply to it.
         let echo = match (h.version, source) {
@@ -225,10 +230,10 @@ fn by_rules(policy: &Policy, pool: u8, h: &Headers, end: End) -> Reason {
             (_, false) => 129,
         };
         if h.icmp_type != echo {
-            return Reason::NoRule;
+            return (Reason::NoRule, 0);
         }
     } else if is_strange_icmp(h) {
-        return Reason::NoRule;
+        return (Reason::NoRule, 0);
     }
     // A reply is what the same rule names with the ends exchanged.
     let (peer, port): (Address, u16) = if source {
@@ -239,10 +244,10 @@ fn by_rules(policy: &Policy, pool: u8, h: &Headers, end: End) -> Reason {
     let peers = group(policy, h.version, peer);
     let ports = port_group(policy, h.protocol, port);
     match (rule(policy, pool, peers, ports), source) {
-        (0, _) => Reason::NoRule,
-        (_, true) => Reason::Rule,
-        (_, false) if h.opens_tcp() => Reason::NewToDevice,
-        (_, false) => Reason::Reply,
+        (0, _) => (Reason::NoRule, 0),
+        (number, true) => (Reason::Rule, number),
+        (_, false) if h.opens_tcp() => (Reason::NewToDevice, 0),
+        (number, false) => (Reason::Reply, number),
     }
 }
 
@@ -322,7 +327,13 @@ fn neighbour(h: &Headers, touched: u8) -> Verdict {
 
 #[inline(always)]
 const fn because(reason: Reason, pool: u8) -> Verdict {
-    Verdict { reason, pool, mark: 0 }
+    Verdict {
+        reason,
+        pool,
+        mark: 0,
+        rule: 0,
+        answer: false,
+    }
 }
 
 #[cfg(test)]

@@ -67,10 +67,7 @@ fn tc_guard(ctx: TcContext) -> i32 {
 
 /// XDP's verdict table. XDP cannot set the firewall mark: metadata in front of the frame carries it to the TC program.
 #[inline(always)]
-fn xdp_verdict<const KEPT: bool>(ctx: *mut xdp_md, hook: u8, verdict: &Verdict, h: &Headers) -> u32 {
-    // SAFETY: the kernel gives a valid context. Read in this one place: of two, the compiler makes one pointer into the context, which
-    // the verifier refuses.
-    let ifindex = unsafe { (*ctx).ingress_ifindex };
+fn xdp_verdict<const KEPT: bool>(ctx: *mut xdp_md, ifindex: u32, hook: u8, verdict: &Verdict, h: &Headers) -> u32 {
     report::count(verdict, h.length);
     let pass = match verdict.outcome() {
         Outcome::Grant => Some(verdict.mark),
@@ -136,12 +133,15 @@ fn xdp_kept<const DEVICE: bool>(ctx: *mut xdp_md) -> u32 {
 
 #[inline(always)]
 fn xdp_decide<const DEVICE: bool, const KEPT: bool>(ctx: *mut xdp_md, h: &Headers) -> u32 {
+    // SAFETY: the kernel gives a valid context. Read in this one place: of two, the compiler makes one pointer into the context, which
+    // the verifier refuses.
+    let ifindex = unsafe { (*ctx).ingress_ifindex };
     let (place, hook) = if DEVICE {
-        (at(DEVICE_ETH).0, hook::XDP_DEVICE)
+        (at(DEVICE_ETH, ifindex).0, hook::XDP_DEVICE)
     } else {
-        (at(CORE_ETH).0, hook::XDP_CORE)
+        (at(CORE_ETH, ifindex).0, hook::XDP_CORE)
     };
-    xdp_verdict::<KEPT>(ctx, hook, &decide(&Kernel, place, h), h)
+    xdp_verdict::<KEPT>(ctx, ifindex, hook, &decide(&Kernel, place, h), h)
 }
 
 /// On an interface with XDP: the metadata's mark, without judging or counting again. What has none (XDP is not attached, or could not
@@ -196,7 +196,7 @@ fn tc_kept<const PLACE: u8>(skb: *mut __sk_buff, ifindex: u32) -> i32 {
 
 #[inline(always)]
 fn tc_decide<const PLACE: u8, const KEPT: bool>(skb: *mut __sk_buff, ifindex: u32, h: &Headers) -> i32 {
-    let (place, hook) = at(PLACE);
+    let (place, hook) = at(PLACE, ifindex);
     tc_verdict::<KEPT>(skb, ifindex, hook, &decide(&Kernel, place, h), h)
 }
 
@@ -214,6 +214,8 @@ fn guard(skb: *mut __sk_buff) -> i32 {
             reason: Reason::Unjudged,
             pool: 0,
             mark: 0,
+            rule: 0,
+            answer: false,
         },
         length,
     );
@@ -229,7 +231,7 @@ const EGRESS_IP: u8 = 5;
 
 /// The place behind a number, which a const parameter can be, and the name of its hook.
 #[inline(always)]
-const fn at(place: u8) -> (Place, u8) {
+const fn at(place: u8, ifindex: u32) -> (Place, u8) {
     let (role, direction, hook) = match place {
         DEVICE_ETH | DEVICE_IP => (Role::Device, Direction::Ingress, hook::TC_DEVICE),
         CORE_ETH | CORE_IP => (Role::Core, Direction::Ingress, hook::TC_CORE),
@@ -240,6 +242,7 @@ const fn at(place: u8) -> (Place, u8) {
             role,
             direction,
             ethernet: matches!(place, DEVICE_ETH | CORE_ETH | EGRESS_ETH),
+            ifindex,
         },
         hook,
     )

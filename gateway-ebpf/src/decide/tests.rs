@@ -108,6 +108,7 @@ fn place(role: Role, direction: Direction) -> Place {
         role,
         direction,
         ethernet: false,
+        ifindex: 1,
     }
 }
 const FROM_DEVICE: fn() -> Place = || place(Role::Device, Direction::Ingress);

@@ -283,6 +283,7 @@ fn a_table_that_cannot_be_read_fails_closed() {
         role: Role::Device,
         direction: Direction::Ingress,
         ethernet: true,
+        ifindex: IFINDEX,
     };
     assert_eq!(judge(&world, place, &frame).0.reason, Reason::Internal);
     assert_eq!(object.run(program::XDP_DEVICE, &frame, 0).action, XDP_DROP);

@@ -71,6 +71,7 @@ pub(crate) const ENTRY_POINTS: [EntryPoint; 8] = {
                 role,
                 direction,
                 ethernet,
+                ifindex: IFINDEX,
             },
             xdp,
         }

@@ -140,7 +140,7 @@ fn adopted_tables_that_were_tampered_with_are_set_right() {
     g.assign(DEVICE, STAFF);
     g.live = None;
     // Class bytes of released devices, for addresses without a session.
-    let pin = g.config.paths.pins.join("v1/maps/CHUNKS4");
+    let pin = g.config.paths.pins.join(current()).join("maps/CHUNKS4");
     let chunks = aya::maps::MapData::from_pin(&pin).unwrap();
     let mut chunks: aya::maps::Array<_, [u8; 65536]> = aya::maps::Map::Array(chunks).try_into().unwrap();
     let mut first = chunks.get(&1, 0).unwrap();
@@ -208,7 +208,7 @@ fn links_of_another_version_are_taken_over_and_its_maps_go() {
     let old = g.read_back(DEVICE);
     g.live = None;
     let pins = g.config.paths.pins.clone();
-    std::fs::rename(pins.join("v1"), pins.join("v0")).unwrap();
+    std::fs::rename(pins.join(current()), pins.join("v0")).unwrap();
     g.try_open().unwrap();
     assert!(!g.live(|l| l.adopted()));
     assert_eq!(g.read_back(DEVICE), old, "it judges until it is replaced");
@@ -216,7 +216,7 @@ fn links_of_another_version_are_taken_over_and_its_maps_go() {
     g.set_links();
     assert!(g.reaches(&tun, DEVICE, MAIL, 25));
     assert!(!g.reaches(&tun, [10, 66, 0, 6].into(), MAIL, 25));
-    assert!(!pins.join("v0").exists() && pins.join("v1/maps/CHUNKS4").exists());
+    assert!(!pins.join("v0").exists() && pins.join(current()).join("maps/CHUNKS4").exists());
     let hooks = |all: &[gateway_user::kernel::ReadBack]| all.len();
     assert_eq!(hooks(&g.read_back(DEVICE)), hooks(&old), "one program of ours at each hook");
     assert_eq!(g.problems(), [""; 0]);
@@ -269,4 +269,9 @@ fn without_a_capability_it_is_named() {
         refused.as_ref().is_some_and(|e| e.starts_with("CAP_SYS_ADMIN")),
         "{refused:?}"
     );
+}
+
+/// The directory of this version's pins.
+fn current() -> String {
+    format!("v{}", gateway_ebpf::abi::VERSION)
 }

@@ -84,7 +84,8 @@ fn beyond_the_file(file: &Path, config: &Config) -> Vec<ConfigError> {
     {
         errors.push(ConfigError::at_key(file, "api", e.key(api), e.to_string(), ""));
     }
-    if let Err(e) = crate::dataplane::policy::compile(config) {
+    let compiled = crate::dataplane::policy::compile(config).map(|_| ());
+    if let Err(e) = compiled.and_then(|()| crate::dataplane::policy::compile_shadow(config).map(|_| ())) {
         errors.push(ConfigError::at_key(file, "policy", "rule", e.to_string(), ""));
     }
     errors

@@ -27,6 +27,7 @@ pub(super) fn config(
         addresses,
         buckets6: or(settings.buckets6, Tables::buckets6_for(addresses)),
         denials_bytes: or(settings.denials_bytes, Tables::default().denials_bytes),
+        fragments: or(settings.fragments, Tables::default().fragments),
     };
     let (paths, socket, log, devices) = (Paths::default(), Socket::default(), Log::default(), Devices::default());
     Some(Config {
@@ -60,6 +61,14 @@ pub(super) fn config(
                     name: i.name?.value,
                     role: i.role?.value,
                     xdp: or(i.xdp, Default::default()),
+                    pools: match i.pools {
+                        None => None,
+                        Some(list) => {
+                            let number = |name: At<PoolName>| numbers.get(&name.value).copied();
+                            Some(list.value.into_iter().map(number).collect::<Option<_>>()?)
+                        }
+                    },
+                    vlans: i.vlans.into_iter().map(|v| v.value).collect(),
                 })
             })
             .collect::<Option<_>>()?,
@@ -101,6 +110,8 @@ fn build_pool(raw: RawPool, numbers: &HashMap<PoolName, PoolId>) -> Option<Pool>
         prefixes: raw.prefixes.into_iter().map(|p| p.value).collect(),
         reserved: raw.reserved.into_iter().map(|r| r.value).collect(),
         policy: raw.policy?.value,
+        shadow_policy: raw.shadow_policy.map(|p| p.value),
+        deny: or(raw.deny, Default::default()),
         fallback: match raw.fallback {
             Some(fallback) => Some(*numbers.get(&fallback.value)?),
             None => None,
@@ -124,7 +135,8 @@ fn build_policies(policies: Vec<RawPolicy>) -> Option<Vec<Policy>> {
                 let rule = |r: RawRule| {
                     Some(Rule {
                         id: ids.next()?,
-                        to: r.to,
+                        direction: r.direction,
+                        peers: r.peers,
                         protocol: r.protocol?,
                         ports: r.ports,
                     })

@@ -42,6 +42,7 @@ pub(super) fn config(file: &Path, text: &str) -> Result<Config, ConfigErrors> {
     let policies: Vec<RawPolicy> = document.sections("policy", "policy").iter().map(RawPolicy::read).collect();
 
     check_interfaces(&notes, &document, &interfaces);
+    check_interface_pools(&notes, &interfaces, &pools);
     check_policies(&notes, &policies);
     check_pools(&notes, &document, &pools, &policies);
     check_prefixes(&notes, &pools);
@@ -91,6 +92,33 @@ fn check_interfaces(notes: &Notes<'_>, document: &Section<'_, '_>, interfaces: &
     }
 }
 
+fn check_interface_pools(notes: &Notes<'_>, interfaces: &[RawInterface], pools: &[RawPool]) {
+    for interface in interfaces {
+        if let Some(list) = &interface.pools {
+            if interface.role.as_ref().is_some_and(|r| r.value == InterfaceRole::Core) {
+                let problem = "only a device interface has pools";
+                let remedy = "leave pools out: on a core interface every pool address is a destination, and none a source";
+                notes.note(list.at, "interface.pools", Wrong::new(problem, remedy));
+            }
+            duplicates(notes, "interface.pools", list.value.iter());
+            for name in &list.value {
+                if !pools.iter().any(|p| p.name.as_ref().is_some_and(|n| n.value == name.value)) {
+                    let problem = format!("there is no pool {:?}", name.value.as_str());
+                    let remedy = known("pools", pools.iter().filter_map(|p| p.name.as_ref()));
+                    notes.note(name.at, "interface.pools", Wrong::new(problem, remedy));
+                }
+            }
+        }
+        let mut seen = HashMap::new();
+        for vlan in &interface.vlans {
+            if let Some(first) = seen.insert(vlan.value, vlan.at) {
+                let problem = format!("VLAN {} stands twice, first in line {}", vlan.value, notes.line(first));
+                notes.note(vlan.at, "interface.vlans", Wrong::new(problem, "leave one out"));
+            }
+        }
+    }
+}
+
 /// Whether every name that `b` means is meant by `a`.
 fn covers(a: &InterfacePattern, b: &InterfacePattern) -> bool {
     match (a, b) {
@@ -124,14 +152,13 @@ fn check_policies(notes: &Notes<'_>, policies: &[RawPolicy]) {
         }
     }
     let rules = policies.iter().flat_map(|p| &p.rules);
-    if let Some(rule) = rules.clone().nth(usize::from(u16::MAX)) {
+    // Number 0 is no rule's.
+    if let Some(rule) = rules.clone().nth(abi::MAX_RULES - 1) {
+        let problem = format!("there are more than {} rules", abi::MAX_RULES - 1);
         notes.note(
             rule.at,
             "policy.rule",
-            Wrong::new(
-                "there are more than 65,535 rules",
-                "join rules: each takes many prefixes and ports",
-            ),
+            Wrong::new(problem, "join rules: each takes many prefixes and ports"),
         );
     }
 }
@@ -155,20 +182,21 @@ fn check_pools(notes: &Notes<'_>, document: &Section<'_, '_>, pools: &[RawPool],
     }
     duplicates(notes, "pool.name", pools.iter().filter_map(|p| p.name.as_ref()));
     for pool in pools {
-        let policy = pool.policy.as_ref().and_then(|name| {
+        let named = |name: &At<PoolName>, key: &str| {
             let found = policies
                 .iter()
                 .find(|p| p.name.as_ref().is_some_and(|n| n.value == name.value));
             if found.is_none() {
                 let problem = format!("there is no policy {:?}", name.value.as_str());
-                notes.note(
-                    name.at,
-                    "pool.policy",
-                    Wrong::new(problem, known("policies", policies.iter().filter_map(|p| p.name.as_ref()))),
-                );
+                let remedy = known("policies", policies.iter().filter_map(|p| p.name.as_ref()));
+                notes.note(name.at, key, Wrong::new(problem, remedy));
             }
             found
-        });
+        };
+        let policy = pool.policy.as_ref().and_then(|name| named(name, "pool.policy"));
+        if let Some(name) = &pool.shadow_policy {
+            named(name, "pool.shadow_policy");
+        }
         if let Some(kind) = &pool.kind {
             check_kind(notes, pool, kind, policy, pools);
         }

@@ -5,8 +5,10 @@
 mod build;
 mod check;
 mod error;
+mod interface;
 mod raw;
 mod read;
+pub(crate) mod special;
 #[cfg(test)]
 mod tests;
 mod values;
@@ -21,7 +23,10 @@ use std::{
 use ipnetwork::IpNetwork;
 use serde::{Deserialize, Serialize};
 
-pub use self::error::{ConfigError, ConfigErrors};
+pub use self::{
+    error::{ConfigError, ConfigErrors},
+    interface::{InterfacePattern, InterfaceRole, InterfaceRule, Vlan, XdpMode},
+};
 use crate::model::{InterfaceName, PoolId, PoolName};
 
 /// A whole, checked configuration.
@@ -256,6 +261,8 @@ pub struct Tables {
     pub buckets6: u32,
     /// Bytes of the ring buffer of denials; a power of two. Default 262,144.
     pub denials_bytes: u32,
+    /// Most datagrams in fragments that are remembered at a time; a power of two. Default 4,096.
+    pub fragments: u32,
 }
 
 impl Tables {
@@ -275,73 +282,9 @@ impl Default for Tables {
             addresses: ADDRESSES,
             buckets6: Self::buckets6_for(ADDRESSES),
             denials_bytes: 256 << 10,
+            fragments: 4096,
         }
     }
-}
-
-/// `[[interface]]`.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct InterfaceRule {
-    /// Which.
-    pub name: InterfacePattern,
-    /// What it leads to.
-    pub role: InterfaceRole,
-    /// Whether XDP is used. Default auto.
-    pub xdp: XdpMode,
-}
-
-/// `interface.name`: a name, or a prefix followed by `*`.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum InterfacePattern {
-    /// This one.
-    Name(InterfaceName),
-    /// All whose names start so.
-    Prefix(InterfaceName),
-}
-
-impl InterfacePattern {
-    /// Whether it means this interface.
-    #[must_use]
-    pub fn matches(&self, name: &InterfaceName) -> bool {
-        match self {
-            Self::Name(n) => n == name,
-            Self::Prefix(p) => name.as_str().starts_with(p.as_str()),
-        }
-    }
-}
-
-impl std::fmt::Display for InterfacePattern {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            Self::Name(n) => write!(f, "{n}"),
-            Self::Prefix(p) => write!(f, "{p}*"),
-        }
-    }
-}
-
-/// `interface.role`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum InterfaceRole {
-    /// Leads to devices: everything is judged.
-    Device,
-    /// Leads to the corporate network: what touches no pool passes untouched.
-    Core,
-}
-
-/// `interface.xdp`. Interfaces without Ethernet header never use XDP.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum XdpMode {
-    /// Native XDP where the driver can, else TC alone; `status` says which.
-    #[default]
-    Auto,
-    /// Native XDP, or an error in `status`; TC judges.
-    Native,
-    /// Generic XDP.
-    Generic,
-    /// TC alone.
-    Off,
 }
 
 /// `[[pool]]`.
@@ -359,6 +302,10 @@ pub struct Pool {
     pub reserved: Vec<std::net::IpAddr>,
     /// Name of its policy.
     pub policy: PoolName,
+    /// Name of a policy that is scored beside it, and enforces nothing.
+    pub shadow_policy: Option<PoolName>,
+    /// Whether what its policy denies is answered. Default: dropped.
+    pub deny: Deny,
     /// Of a full-service pool: the quarantine pool that judges its addresses without a released device, and its devices when restricted.
     pub fallback: Option<PoolId>,
     /// The VPN gateway name of its devices.
@@ -367,6 +314,17 @@ pub struct Pool {
     pub lease: Option<Duration>,
     /// Its route table, if it has one.
     pub table: Option<RouteTable>,
+}
+
+/// `pool.deny`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Deny {
+    /// Without a word.
+    #[default]
+    Drop,
+    /// A TCP reset, or ICMP "administratively prohibited", to the device.
+    Reject,
 }
 
 /// `pool.kind`.
@@ -421,17 +379,29 @@ pub enum Allow {
     Rules(Vec<Rule>),
 }
 
-/// `[[policy.rule]]`: what devices may reach.
+/// `[[policy.rule]]`: who may connect to whom. Answers pass by themselves.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Rule {
-    /// Its number over the whole configuration, from 1; a counter's name.
+    /// Its number, 1 to 4,095; a counter's name. From the file: its place over the whole configuration. In a configuration that is in
+    /// force ([`crate::dataplane::Live::config`]): the number that it keeps as long as nothing of it changes. Where several rules match, the lowest counts.
     pub id: u16,
-    /// Destination prefixes.
-    pub to: Vec<IpNetwork>,
+    /// Who asks whom.
+    pub direction: RuleDirection,
+    /// The other end's prefixes.
+    pub peers: Vec<IpNetwork>,
     /// Protocol.
     pub protocol: Protocol,
-    /// Destination ports, for TCP and UDP; empty: all.
+    /// Ports of the end that is asked, for TCP and UDP; empty: all.
     pub ports: Vec<std::ops::RangeInclusive<u16>>,
+}
+
+/// `rule.to` or `rule.from`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum RuleDirection {
+    /// `to`: devices connect to peers.
+    FromDevice,
+    /// `from`: peers connect to devices.
+    ToDevice,
 }
 
 /// `rule.protocol`.

@@ -2,10 +2,11 @@
 
 use std::{net::IpAddr, ops::RangeInclusive, path::PathBuf, time::Duration};
 
+use gateway_ebpf::abi::MAX_VLANS;
 use ipnetwork::IpNetwork;
 
 use super::{
-    InterfacePattern, InterfaceRole, LogFormat, Mode, PoolKind, Protocol, UnknownDevice, XdpMode,
+    Deny, InterfacePattern, InterfaceRole, LogFormat, Mode, PoolKind, Protocol, RuleDirection, UnknownDevice, Vlan, XdpMode,
     read::{At, Section, Wrong},
     values::{self, name},
 };
@@ -45,8 +46,8 @@ pub(super) const SCHEMA: &[(&str, &[&str])] = &[
     ("socket", &["path", "vpn_group", "viewer_group"]),
     ("log", &["level", "format"]),
     ("devices", &["unknown", "sessions_per_device"]),
-    ("tables", &["addresses", "buckets6", "denials_bytes"]),
-    ("interface", &["name", "role", "xdp"]),
+    ("tables", &["addresses", "buckets6", "denials_bytes", "fragments"]),
+    ("interface", &["name", "role", "xdp", "pools", "vlans"]),
     (
         "pool",
         &[
@@ -55,6 +56,8 @@ pub(super) const SCHEMA: &[(&str, &[&str])] = &[
             "prefixes",
             "reserved",
             "policy",
+            "shadow_policy",
+            "deny",
             "fallback",
             "gateway_uri",
             "lease",
@@ -64,7 +67,7 @@ pub(super) const SCHEMA: &[(&str, &[&str])] = &[
     ),
     ("pool.route", &["to", "via", "interface"]),
     ("policy", &["name", "allow", "rule"]),
-    ("policy.rule", &["to", "protocol", "ports"]),
+    ("policy.rule", &["to", "from", "protocol", "ports"]),
 ];
 
 /// The keys of a section.
@@ -128,6 +131,7 @@ pub(super) struct RawSettings {
     pub(super) addresses: Option<At<u32>>,
     pub(super) buckets6: Option<At<u32>>,
     pub(super) denials_bytes: Option<At<u32>>,
+    pub(super) fragments: Option<At<u32>>,
 }
 
 impl RawSettings {
@@ -164,6 +168,7 @@ impl RawSettings {
             raw.addresses = s.integer("addresses", 1..=1 << 24);
             raw.buckets6 = power_of_two(&s, "buckets6", 1..=1 << 24);
             raw.denials_bytes = power_of_two(&s, "denials_bytes", 4096..=1 << 30);
+            raw.fragments = power_of_two(&s, "fragments", 64..=1 << 20);
         }
         raw
     }
@@ -185,13 +190,31 @@ pub(super) struct RawInterface {
     pub(super) name: Option<At<InterfacePattern>>,
     pub(super) role: Option<At<InterfaceRole>>,
     pub(super) xdp: Option<At<XdpMode>>,
+    pub(super) pools: Option<At<Vec<At<PoolName>>>>,
+    pub(super) vlans: Vec<At<Vlan>>,
 }
 
 impl RawInterface {
     pub(super) fn read(s: &Section<'_, '_>) -> Self {
         s.require("name", "write name = \"tun0\", or a pattern, name = \"tun*\"");
         s.require("role", "write role = \"device\" or \"core\"");
+        let pools = s.list("pools", name);
+        if let Some(list) = pools.as_ref().filter(|_| s.is_empty_list("pools")) {
+            let remedy = "leave pools out for all of them; an empty list is not taken for it";
+            s.wrong(list, "pools", Wrong::new("the list is empty", remedy));
+        }
+        let vlans = s.texts_or_numbers("vlans", values::vlan);
+        if let Some(list) = vlans.as_ref().filter(|l| l.value.len() > MAX_VLANS) {
+            let problem = format!("there are {} VLANs", list.value.len());
+            s.wrong(
+                list,
+                "vlans",
+                Wrong::new(problem, format!("an interface takes {MAX_VLANS} at most")),
+            );
+        }
         Self {
+            pools,
+            vlans: vlans.map(|v| v.value).unwrap_or_default(),
             name: s.parsed("name", values::interface_pattern),
             role: s.one_of("role", &[("device", InterfaceRole::Device), ("core", InterfaceRole::Core)]),
             xdp: s.one_of(
@@ -216,6 +239,8 @@ pub(super) struct RawPool {
     pub(super) prefixes: Vec<At<IpNetwork>>,
     pub(super) reserved: Vec<At<IpAddr>>,
     pub(super) policy: Option<At<PoolName>>,
+    pub(super) shadow_policy: Option<At<PoolName>>,
+    pub(super) deny: Option<At<Deny>>,
     pub(super) fallback: Option<At<PoolName>>,
     pub(super) has_fallback: bool,
     pub(super) gateway_uri: Option<At<String>>,
@@ -250,6 +275,8 @@ impl RawPool {
             prefixes: s.list("prefixes", values::pool_prefix).map(|p| p.value).unwrap_or_default(),
             reserved: s.list("reserved", values::address).map(|r| r.value).unwrap_or_default(),
             policy: s.parsed("policy", name),
+            shadow_policy: s.parsed("shadow_policy", name),
+            deny: s.one_of("deny", &[("drop", Deny::Drop), ("reject", Deny::Reject)]),
             fallback: s.parsed("fallback", name),
             has_fallback: s.has("fallback"),
             gateway_uri: s.parsed("gateway_uri", values::gateway_uri),
@@ -324,25 +351,38 @@ impl RawPolicy {
 /// `[[policy.rule]]`.
 pub(super) struct RawRule {
     pub(super) at: usize,
-    pub(super) to: Vec<IpNetwork>,
+    pub(super) direction: RuleDirection,
+    pub(super) peers: Vec<IpNetwork>,
     pub(super) protocol: Option<Protocol>,
     pub(super) ports: Vec<RangeInclusive<u16>>,
 }
 
 impl RawRule {
     fn read(s: &Section<'_, '_>) -> Self {
-        s.require(
-            "to",
-            "write the destinations, to = [\"10.0.0.5/32\"]; for every address, to = [\"0.0.0.0/0\", \"::/0\"]",
-        );
+        let (to, from) = (s.has("to"), s.has("from"));
+        if !to && !from {
+            s.missing(
+                "to",
+                "write the destinations, to = [\"10.0.0.5/32\"], for every address to = [\"0.0.0.0/0\", \"::/0\"]; or from = [...] for \
+                 connections to devices",
+            );
+        }
+        let (key, direction) = match (to, from) {
+            (false, true) => ("from", RuleDirection::ToDevice),
+            _ => ("to", RuleDirection::FromDevice),
+        };
         s.require(
             "protocol",
             "write protocol = \"tcp\", \"udp\", \"icmp\", \"any\" or an IP protocol number as a string",
         );
-        let to = s.list("to", values::prefix);
-        if let Some(list) = to.as_ref().filter(|_| s.is_empty_list("to")) {
-            let remedy = "name destinations, or leave the rule out; an empty list is not taken for every address";
-            s.wrong(list, "to", Wrong::new("the list is empty", remedy));
+        let peers = s.list(key, values::rule_prefix);
+        if let Some(list) = peers.as_ref().filter(|_| s.is_empty_list(key)) {
+            let remedy = "name prefixes, or leave the rule out; an empty list is not taken for every address";
+            s.wrong(list, key, Wrong::new("the list is empty", remedy));
+        }
+        if let Some(list) = s.list("from", values::rule_prefix).filter(|_| to) {
+            let remedy = "write two rules: one for what devices connect to, one for who connects to them";
+            s.wrong(&list, "from", Wrong::new("the rule has to already", remedy));
         }
         let protocol = s.parsed("protocol", values::protocol).map(|p| p.value);
         let ports = s.list("ports", values::ports);
@@ -358,7 +398,10 @@ impl RawRule {
         }
         Self {
             at: s.at,
-            to: to.map(|t| t.value.into_iter().map(|p| p.value).collect()).unwrap_or_default(),
+            direction,
+            peers: peers
+                .map(|t| t.value.into_iter().map(|p| p.value).collect())
+                .unwrap_or_default(),
             protocol,
             ports: ports
                 .map(|p| p.value.into_iter().map(|r| r.value).collect())

@@ -272,6 +272,31 @@ impl<'a, 'i> Section<'a, 'i> {
         Some(At { value, at })
     }
 
+    /// An array of integers and strings, each read by `parse` as text; elements that are wrong are noted and left out.
+    pub(super) fn texts_or_numbers<T>(&self, key: &str, parse: impl Fn(&str) -> Result<T, Wrong>) -> Option<At<Vec<At<T>>>> {
+        let value = self.get(key)?;
+        let at = value.span().start;
+        let DeValue::Array(array) = value.get_ref() else {
+            self.notes
+                .note(at, self.key(key), wrong_type(value.get_ref(), "write an array, [1, \"2.3\"]"));
+            return None;
+        };
+        let one = |element: &Spanned<DeValue<'i>>| match element.get_ref() {
+            DeValue::Integer(digits) => {
+                let number = i128::from_str_radix(digits.as_str(), digits.radix()).ok();
+                let text = number.map_or_else(|| digits.to_string(), |n| n.to_string());
+                let value = parse(&text).map_err(|wrong| self.notes.note(element.span().start, self.key(key), wrong));
+                let at = element.span().start;
+                value.ok().map(|value| At { value, at })
+            }
+            _ => self.element(key, element, &parse),
+        };
+        Some(At {
+            value: array.iter().filter_map(one).collect(),
+            at,
+        })
+    }
+
     /// A table below this one.
     pub(super) fn section(&self, key: &'static str) -> Option<Section<'a, 'i>> {
         let value = self.get(key)?;

@@ -1,6 +1,7 @@
 //! Every mistake with its line, and the example.
 
 mod example;
+mod verdict;
 
 use std::path::Path;
 
@@ -121,6 +122,7 @@ sessions_per_device = 2
 addresses = 1000
 buckets6 = 1024
 denials_bytes = 0x10_0000
+fragments = 128
 "#;
     let text = File { head, ..GOOD }.text().replace(
         "lease = \"24h\"\n",
@@ -238,9 +240,9 @@ fn prefixes() {
         ("ff02::/64", "multicast"),
         ("::/64", "unspecified"),
         ("127.0.0.0/24", "loopback"),
-        ("0.0.0.0/32", "this network"),
-        ("169.254.1.0/24", "link-local"),
-        ("fe80::/64", "link-local"),
+        ("0.0.0.0/32", "unspecified"),
+        ("169.254.1.0/24", "link local"),
+        ("fe80::/64", "link local"),
         ("64.0.0.0/6", "shorter than /8"),
     ] {
         at(&with("10.67.0.0/16", bad), 18, &["pool.prefixes", why]);
@@ -261,7 +263,7 @@ fn prefixes() {
     );
 }
 
-/// The doc of `SPECIAL` in `values` counts on it.
+/// `Layout4` counts on it.
 #[test]
 fn the_directory_of_slash16s_cannot_overflow() {
     let usable = (1..224_u32).filter(|n| *n != 127).count() * 256;

@@ -9,11 +9,13 @@ use std::{
     time::Duration,
 };
 
+use gateway_ebpf::reason::Reason;
 use ipnetwork::IpNetwork;
 
 use super::{
-    InterfacePattern, Protocol,
+    InterfacePattern, Protocol, Vlan,
     read::{Wrong, shortened},
+    special,
 };
 use crate::model::InterfaceName;
 
@@ -190,11 +192,15 @@ pub(super) fn prefix(text: &str) -> Result<IpNetwork, Wrong> {
 /// A prefix whose addresses can be devices'.
 pub(super) fn pool_prefix(text: &str) -> Result<IpNetwork, Wrong> {
     let prefix = prefix(text)?;
-    let taken = SPECIAL
-        .iter()
-        .find(|(special, _)| special.parse().is_ok_and(|s| overlaps(&s, &prefix)));
-    if let Some((special, what)) = taken {
-        let problem = format!("{prefix} touches {special}, {what}");
+    let zero = prefix
+        .is_ipv6()
+        .then(|| ZERO6.parse().ok())
+        .flatten()
+        .filter(|z| overlaps(z, &prefix))
+        .map(|z| (z, ZERO6_IS.to_owned()));
+    let special = special::touching(&prefix).map(|(range, reason)| (range, reason.name().replace('_', " ")));
+    if let Some((range, what)) = zero.or(special) {
+        let problem = format!("{prefix} touches {range}, {what}");
         return Err(Wrong::new(problem, "give devices addresses of a network of their own"));
     }
     // Each /16 takes a table of 64 KiB in the kernel.
@@ -203,6 +209,39 @@ pub(super) fn pool_prefix(text: &str) -> Result<IpNetwork, Wrong> {
         return Err(Wrong::new(format!("{prefix} is shorter than /{SHORTEST4}"), remedy));
     }
     Ok(prefix)
+}
+
+/// A prefix that a rule may name: a special range only if a packet of it can mean something.
+pub(super) fn rule_prefix(text: &str) -> Result<IpNetwork, Wrong> {
+    let prefix = prefix(text)?;
+    match special::within(&prefix) {
+        Some(reason @ (Reason::Unspecified | Reason::Loopback)) => Err(Wrong::new(
+            format!("{prefix} is {}: no packet of it passes, whatever a rule says", reason.name()),
+            "leave it out",
+        )),
+        _ => Ok(prefix),
+    }
+}
+
+/// A VLAN id, or an outer and an inner one.
+pub(super) fn vlan(text: &str) -> Result<Vlan, Wrong> {
+    let id = |t: &str| t.bytes().all(|b| b.is_ascii_digit()).then(|| t.parse::<u16>().ok()).flatten();
+    let (outer, inner) = match text.split_once('.') {
+        None => (id(text), None),
+        Some((outer, inner)) => (id(outer), Some(id(inner))),
+    };
+    let right = |n: &u16| (1..=4094).contains(n);
+    match (outer.filter(right), inner.map(|i| i.filter(right))) {
+        (Some(outer), None) => Ok(Vlan { outer, inner: None }),
+        (Some(outer), Some(Some(inner))) => Ok(Vlan {
+            outer,
+            inner: Some(inner),
+        }),
+        _ => Err(Wrong::new(
+            format!("{:?} is not a VLAN", shortened(text)),
+            "write an id from 1 to 4094, 100, or an outer and an inner one, \"200.30\"",
+        )),
+    }
 }
 
 /// Whether two prefixes share an address.
@@ -297,18 +336,9 @@ impl Host<'_> {
 /// A pool with a prefix as long as this needs at most 256 tables of 64 KiB in the kernel.
 const SHORTEST4: u8 = 8;
 
-/// What can be no device's address (RFC 6890), and why. Without overlaps, /8s outside of these touch fewer than 65,536 /16s in all, so the
-/// kernel's directory cannot run out of numbers.
-const SPECIAL: &[(&str, &str)] = &[
-    ("0.0.0.0/8", "\"this network\""),
-    ("127.0.0.0/8", "loopback"),
-    ("169.254.0.0/16", "link-local"),
-    ("224.0.0.0/4", "multicast"),
-    ("240.0.0.0/4", "reserved"),
-    ("::/64", "where unspecified, loopback and v4-mapped addresses are"),
-    ("fe80::/10", "link-local"),
-    ("ff00::/8", "multicast"),
-];
+/// What the table of IPv6 addresses cannot hold.
+const ZERO6: &str = "::/64";
+const ZERO6_IS: &str = "where unspecified, loopback and v4-mapped addresses are";
 
 fn mapped(address: IpAddr) -> Result<(), Wrong> {
     match address {
@@ -450,6 +480,9 @@ mod tests {
             "::ffff:10.0.0.0/104",
             "fe80::/64",
             "ff02::/16",
+            "2002:a00::/24",
+            "64:ff9b:1::/56",
+            "192.88.99.0/25",
             "10.66.0.1/16",
             "10.66.0.0/33",
             "fd00::1/64",

@@ -2,7 +2,7 @@
 
 use ipnetwork::IpNetwork;
 
-use super::{Allow, Config, InterfaceRole, Mode, Pool, PoolKind, Protocol, Rule};
+use super::{Allow, Config, InterfaceRole, Mode, Pool, PoolKind, Protocol, Rule, RuleDirection, special};
 
 /// See [`Config::warnings`].
 pub(super) fn warnings(config: &Config) -> Vec<String> {
@@ -34,13 +34,13 @@ pub(super) fn warnings(config: &Config) -> Vec<String> {
     if !config.pools.iter().any(|p| p.kind == PoolKind::FullService) {
         found.push("there is no pool of kind full-service: no device can be released".into());
     }
-    for policy in config
-        .policies
-        .iter()
-        .filter(|policy| !config.pools.iter().any(|pool| pool.policy == policy.name))
-    {
+    for policy in config.policies.iter().filter(|policy| {
+        let uses = |pool: &Pool| pool.policy == policy.name || pool.shadow_policy.as_ref() == Some(&policy.name);
+        !config.pools.iter().any(uses)
+    }) {
         found.push(format!("policy {}: no pool uses it", policy.name));
     }
+    special_rules(config, &mut found);
     let tables = slash16s(config);
     if tables > MANY_TABLES {
         found.push(format!(
@@ -63,6 +63,15 @@ fn interfaces(config: &Config, found: &mut Vec<String>) {
             ));
         }
     }
+    let device = || config.interfaces.iter().filter(|r| r.role == InterfaceRole::Device);
+    for pool in config.pools.iter().filter(|p| !p.prefixes.is_empty()) {
+        if device().all(|r| r.pools.as_ref().is_some_and(|pools| !pools.contains(&pool.id))) {
+            found.push(format!(
+                "pool {}: no device interface has it among its pools, so its addresses pass nowhere without a session",
+                pool.name
+            ));
+        }
+    }
     if !config.interfaces.iter().any(|r| r.role == InterfaceRole::Core) {
         found.push("no [[interface]] has role = \"core\": packets to devices are judged only where they leave to them".into());
     }
@@ -72,19 +81,47 @@ fn quarantine_policy(config: &Config, pool: &Pool, found: &mut Vec<String>) {
     let Some(Allow::Rules(rules)) = config.policy(pool).map(|p| &p.allow) else {
         return;
     };
-    for rule in rules {
-        if let Some(prefix) = rule.to.iter().find(|to| allows_dns(rule) && is_broad(to)) {
+    for rule in rules.iter().filter(|r| r.direction == RuleDirection::ToDevice) {
+        if let Some(prefix) = rule.peers.iter().find(|p| p.prefix() == 0) {
+            found.push(format!(
+                "pool {}: rule {} lets {prefix}, every address there is, connect to devices in quarantine",
+                pool.name, rule.id
+            ));
+        }
+    }
+    for rule in rules.iter().filter(|r| r.direction == RuleDirection::FromDevice) {
+        if let Some(prefix) = rule.peers.iter().find(|to| allows_dns(rule) && is_broad(to)) {
             found.push(format!(
                 "pool {}: rule {} lets devices in quarantine ask any resolver in {prefix} (port 53); an open resolver is a tunnel: name \
                  one that serves only what they need",
                 pool.name, rule.id
             ));
         }
-        if let Some(prefix) = rule.to.iter().find(|to| to.prefix() == 0) {
+        if let Some(prefix) = rule.peers.iter().find(|to| to.prefix() == 0) {
             found.push(format!(
                 "pool {}: rule {} names {prefix}, every address there is, for devices in quarantine",
                 pool.name, rule.id
             ));
+        }
+    }
+}
+
+/// Rules that name addresses which a wide prefix leaves out: meant, perhaps.
+fn special_rules(config: &Config, found: &mut Vec<String>) {
+    for policy in &config.policies {
+        let Allow::Rules(rules) = &policy.allow else { continue };
+        for rule in rules {
+            for prefix in &rule.peers {
+                if let Some(reason) = special::within(prefix) {
+                    found.push(format!(
+                        "policy {}: rule {} names {prefix}, which is {}: {}",
+                        policy.name,
+                        rule.id,
+                        reason.name(),
+                        reason.sentence()
+                    ));
+                }
+            }
         }
     }
 }

@@ -6,8 +6,8 @@ use ipnetwork::IpNetwork;
 
 use crate::{
     config::{
-        Allow, Config, Devices, InterfacePattern, InterfaceRole, InterfaceRule, Log, LogFormat, Mode, Paths, Policy, Pool,
-        PoolKind, Protocol, Rule, Socket, Tables, UnknownDevice, XdpMode,
+        Allow, Config, Deny, Devices, InterfacePattern, InterfaceRole, InterfaceRule, Log, LogFormat, Mode, Paths, Policy, Pool,
+        PoolKind, Protocol, Rule, RuleDirection, Socket, Tables, UnknownDevice, XdpMode,
     },
     model::PoolId,
 };
@@ -21,6 +21,8 @@ pub(crate) fn config() -> Config {
         prefixes: prefixes.iter().map(|p| p.parse().unwrap()).collect(),
         reserved: Vec::new(),
         policy: policy.parse().unwrap(),
+        shadow_policy: None,
+        deny: Deny::Drop,
         fallback: fallback.map(PoolId),
         gateway_uri: format!("vpn-{name}.example.org"),
         lease: None,
@@ -28,7 +30,8 @@ pub(crate) fn config() -> Config {
     };
     let rule = |id, to: &[&str], protocol, ports: &[std::ops::RangeInclusive<u16>]| Rule {
         id,
-        to: to.iter().map(|p| p.parse().unwrap()).collect(),
+        direction: RuleDirection::FromDevice,
+        peers: to.iter().map(|p| p.parse().unwrap()).collect(),
         protocol,
         ports: ports.to_vec(),
     };
@@ -65,17 +68,22 @@ pub(crate) fn config() -> Config {
             addresses: 1024,
             buckets6: 2048,
             denials_bytes: 65536,
+            fragments: 64,
         },
         interfaces: vec![
             InterfaceRule {
                 name: InterfacePattern::Prefix("tun".parse().unwrap()),
                 role: InterfaceRole::Device,
                 xdp: XdpMode::Auto,
+                pools: None,
+                vlans: Vec::new(),
             },
             InterfaceRule {
                 name: InterfacePattern::Name("core0".parse().unwrap()),
                 role: InterfaceRole::Core,
                 xdp: XdpMode::Auto,
+                pools: None,
+                vlans: Vec::new(),
             },
         ],
         pools: vec![

@@ -1,6 +1,6 @@
 //! From the configuration's policies to the flat tables that the programs read: recursive flow classification. Pure.
 //!
-//! Destinations that the same rules match are one group, (protocol, port) pairs that the same rules match are one port group, and a
+//! Peers that the same rules match are one group, (protocol, port) pairs that the same rules match are one port group, and a
 //! matrix of both names the rule. Not here: how a packet is judged by them (`gateway_ebpf::decide`), and how they get into the kernel
 //! ([`super::tables`]).
 
@@ -11,12 +11,16 @@ use std::{
 };
 
 use gateway_ebpf::abi::{
-    Dst6, GROUPS, LEVEL_NEXT, LEVEL_TABLES, MAX_DST6, POOL_ALL, POOL_BLOCKED, PORT_GROUPS, Policy, PoolPolicy,
+    Dst6, GROUPS, LEVEL_NEXT, LEVEL_TABLES, MAX_DST6, MAX_RULES, POOL_ALL, POOL_BLOCKED, POOL_REJECT, POOL_TO_DEVICE,
+    PORT_GROUPS, Policy, PoolPolicy,
 };
 use ipnetwork::IpNetwork;
 
 use super::layout;
-use crate::config::{Allow, Config, Protocol};
+use crate::{
+    config::{Allow, Config, Deny, Pool, Protocol, Rule, RuleDirection, special},
+    model::PoolName,
+};
 
 /// Why a configuration does not fit the kernel's tables.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -51,16 +55,30 @@ pub enum CompileError {
     },
 }
 
-/// Compiles the policies, and checks that the pools' prefixes fit their tables.
+/// Compiles the policies that the pools enforce, and checks that the pools' prefixes fit their tables.
 ///
 /// # Errors
 /// [`CompileError`] names the limit that the configuration exceeds.
 pub fn compile(config: &Config) -> Result<Box<Policy>, CompileError> {
     layout::Layout4::new(config)?;
     layout::homes6(config)?;
+    compile_of(config, |pool| &pool.policy)
+}
 
+/// Compiles what is scored and not enforced: each pool's shadow policy, or its own, if it has none. `None`: no pool has one.
+///
+/// # Errors
+/// [`CompileError`] names the limit that the configuration exceeds.
+pub fn compile_shadow(config: &Config) -> Result<Option<Box<Policy>>, CompileError> {
+    if config.pools.iter().all(|p| p.shadow_policy.is_none()) {
+        return Ok(None);
+    }
+    compile_of(config, |pool| pool.shadow_policy.as_ref().unwrap_or(&pool.policy)).map(Some)
+}
+
+fn compile_of(config: &Config, policy_of: impl Fn(&Pool) -> &PoolName) -> Result<Box<Policy>, CompileError> {
     let mut policy = zeroed();
-    let atoms = atoms(config, &mut policy)?;
+    let atoms = atoms(config, policy_of, &mut policy)?;
 
     let mut groups = Sets::new("destination groups", "GROUPS", GROUPS);
     fill_v4(&atoms, &mut groups, &mut policy)?;
@@ -91,9 +109,10 @@ struct Atom {
     id: u16,
     /// Bit n: it belongs to the policy of pool n.
     pools: u64,
+    direction: RuleDirection,
     /// First and last address.
     v4: Vec<(u32, u32)>,
-    /// Address and length.
+    /// Address and length; what is special in them is left out later.
     v6: Vec<(u128, u8)>,
     ports: Ports,
 }
@@ -105,7 +124,7 @@ enum Ports {
     Number(u8),
 }
 
-fn atoms(config: &Config, policy: &mut Policy) -> Result<Vec<Atom>, CompileError> {
+fn atoms(config: &Config, policy_of: impl Fn(&Pool) -> &PoolName, policy: &mut Policy) -> Result<Vec<Atom>, CompileError> {
     let mut pools_of: Vec<u64> = vec![0; config.policies.len()];
     for pool in &config.pools {
         let missing = || CompileError::NoPolicy {
@@ -114,7 +133,7 @@ fn atoms(config: &Config, policy: &mut Policy) -> Result<Vec<Atom>, CompileError
         let place = config
             .policies
             .iter()
-            .position(|p| p.name == pool.policy)
+            .position(|p| p.name == *policy_of(pool))
             .ok_or_else(missing)?;
         let number = usize::from(pool.id.0);
         let slot = policy.pools.get_mut(number).ok_or(CompileError::Limit {
@@ -123,12 +142,16 @@ fn atoms(config: &Config, policy: &mut Policy) -> Result<Vec<Atom>, CompileError
             most: usize::from(gateway_ebpf::abi::MAX_POOLS),
         })?;
         pools_of[place] |= 1 << number;
+        let to_device = |r: &Rule| r.direction == RuleDirection::ToDevice;
+        let allows = match &config.policies[place].allow {
+            Allow::All => POOL_ALL,
+            Allow::Nothing => POOL_BLOCKED,
+            Allow::Rules(rules) if rules.iter().any(to_device) => POOL_TO_DEVICE,
+            Allow::Rules(_) => 0,
+        };
+        let answers = if pool.deny == Deny::Reject { POOL_REJECT } else { 0 };
         *slot = PoolPolicy {
-            flags: match config.policies[place].allow {
-                Allow::All => POOL_ALL,
-                Allow::Nothing => POOL_BLOCKED,
-                Allow::Rules(_) => 0,
-            },
+            flags: allows | answers,
             spare: 0,
         };
     }
@@ -136,11 +159,18 @@ fn atoms(config: &Config, policy: &mut Policy) -> Result<Vec<Atom>, CompileError
     for (p, pools) in config.policies.iter().zip(pools_of).filter(|(_, pools)| *pools != 0) {
         let Allow::Rules(rules) = &p.allow else { continue };
         for rule in rules {
-            let v4 = rule.to.iter().filter_map(|n| match n {
-                IpNetwork::V4(n) => Some((u32::from(n.network()), u32::from(n.broadcast()))),
-                IpNetwork::V6(_) => None,
+            if usize::from(rule.id) >= MAX_RULES || rule.id == 0 {
+                return Err(CompileError::Limit {
+                    what: "rules",
+                    limit: "MAX_RULES",
+                    most: MAX_RULES - 1,
+                });
+            }
+            let v4 = rule.peers.iter().flat_map(|n| match n {
+                IpNetwork::V4(n) => special::named4(n.network().into(), n.prefix()),
+                IpNetwork::V6(_) => Vec::new(),
             });
-            let v6 = rule.to.iter().filter_map(|n| match n {
+            let v6 = rule.peers.iter().filter_map(|n| match n {
                 IpNetwork::V6(n) => Some((u128::from(n.network()), n.prefix())),
                 IpNetwork::V4(_) => None,
             });
@@ -154,6 +184,7 @@ fn atoms(config: &Config, policy: &mut Policy) -> Result<Vec<Atom>, CompileError
                 atoms.push(Atom {
                     id: rule.id,
                     pools,
+                    direction: rule.direction,
                     v4,
                     v6,
                     ports,
@@ -306,13 +337,20 @@ fn lower(
 
 fn fill_v6(atoms: &[Atom], groups: &mut Sets, policy: &mut Policy) -> Result<(), CompileError> {
     let mut prefixes: Vec<(u128, u8)> = atoms.iter().flat_map(|a| a.v6.iter().copied()).collect();
+    let special = special::V6.iter().map(|r| (r.0, r.1));
+    let inside: Vec<_> = special.filter(|s| prefixes.iter().any(|p| special::lies6(*s, *p))).collect();
+    prefixes.extend(inside);
     // Longest first. The first that holds an address lies within all others that do, so the atoms with a prefix around it are those
-    // that match the address.
+    // that match the address. The special ranges within are among them, so that an address is as special as its first prefix.
     prefixes.sort_unstable_by_key(|(address, length)| (std::cmp::Reverse(*length), *address));
     prefixes.dedup();
-    let around = |inner: &(u128, u8), outer: &(u128, u8)| outer.1 <= inner.1 && inner.0 & mask6(outer.1) == outer.0;
+    let around = |inner: &(u128, u8), outer: &(u128, u8)| special::lies6(*inner, *outer);
+    let names = |rule: &(u128, u8), p: &(u128, u8)| {
+        let mut specials = special::V6.iter().map(|r| (r.0, r.1)).filter(|s| around(p, s));
+        around(p, rule) && specials.all(|s| around(rule, &s))
+    };
     let set = |p: &(u128, u8)| -> Vec<usize> {
-        let holds = |a: &Atom| a.v6.iter().any(|outer| around(p, outer));
+        let holds = |a: &Atom| a.v6.iter().any(|rule| names(rule, p));
         atoms.iter().enumerate().filter(|(_, a)| holds(a)).map(|(i, _)| i).collect()
     };
     let sets: Vec<Vec<usize>> = prefixes.iter().map(set).collect();
@@ -330,18 +368,13 @@ fn fill_v6(atoms: &[Atom], groups: &mut Sets, policy: &mut Policy) -> Result<(),
         };
         *policy.dst6.get_mut(count).ok_or(short)? = Dst6 {
             prefix: layout::words6(p.0.into()),
-            mask: layout::words6(mask6(p.1).into()),
+            mask: layout::words6(special::mask6(p.1).into()),
             group: u64::from(groups.number(sets[i].clone())?),
         };
         count += 1;
     }
     policy.dst6_count = count as u64;
     Ok(())
-}
-
-/// The mask of a prefix length, host order.
-fn mask6(length: u8) -> u128 {
-    u128::MAX.checked_shl(128 - u32::from(length)).unwrap_or(0)
 }
 
 fn fill_ports(atoms: &[Atom], port_groups: &mut Sets, policy: &mut Policy) -> Result<(), CompileError> {
@@ -384,7 +417,10 @@ fn fill_rules(atoms: &[Atom], groups: &Sets, port_groups: &Sets, policy: &mut Po
                     continue;
                 }
                 for pool in (0..64).filter(|n| a.pools >> n & 1 == 1) {
-                    let rule = &mut policy.rules[pool][g][p];
+                    let rule = match a.direction {
+                        RuleDirection::FromDevice => &mut policy.rules[pool][g][p],
+                        RuleDirection::ToDevice => &mut policy.to_device[pool][g][p],
+                    };
                     // The rule of the lowest number counts.
                     if *rule == 0 || a.id < *rule {
                         *rule = a.id;

@@ -15,7 +15,7 @@ use tempfile::TempDir;
 use crate::{
     clock::{Clock as _, ManualClock},
     config::{
-        Allow, Config, Devices, InterfacePattern, InterfaceRole, InterfaceRule, Log, LogFormat, Mode, Paths, Policy, Pool,
+        Allow, Config, Deny, Devices, InterfacePattern, InterfaceRole, InterfaceRule, Log, LogFormat, Mode, Paths, Policy, Pool,
         PoolKind, Socket, Tables, UnknownDevice, XdpMode,
     },
     controller::{
@@ -55,6 +55,8 @@ pub(crate) fn config() -> Config {
         ],
         reserved: vec![format!("10.66.{}.1", id - 1).parse().unwrap()],
         policy: "p".parse().unwrap(),
+        shadow_policy: None,
+        deny: Deny::Drop,
         fallback,
         gateway_uri: format!("{name}.vpn.example"),
         lease,
@@ -64,6 +66,8 @@ pub(crate) fn config() -> Config {
         name: InterfacePattern::Prefix(name.parse().unwrap()),
         role,
         xdp: XdpMode::Auto,
+        pools: None,
+        vlans: Vec::new(),
     };
     Config {
         mode: Mode::Enforce,
@@ -89,6 +93,7 @@ pub(crate) fn config() -> Config {
             addresses: 64,
             buckets6: 64,
             denials_bytes: 4096,
+            fragments: 64,
         },
         interfaces: vec![
             interface("tun", InterfaceRole::Device),

@@ -37,12 +37,17 @@ pub mod map {
     pub const RULE_IDS: &str = "RULE_IDS";
     /// [`super::ShadowCount`] by pool number. Per-CPU array: exact.
     pub const SHADOW: &str = "SHADOW";
-    /// One `[u64; 2]`: events suppressed by the rate limit, events lost to a full ring. Per-CPU array.
+    /// One `[u64; 3]`: events suppressed by the rate limit, lost to a full ring, and not told because the same was told within the last
+    /// second. Per-CPU array.
     pub const EVENTS_LOST: &str = "EVENTS_LOST";
     /// [`super::Denial`] records. Ring buffer; full: the record is lost and counted.
     pub const DENIALS: &str = "DENIALS";
     /// [`super::Captured`] records, while [`super::FLAG_CAPTURE`] is set. Ring buffer; full: the record is lost and counted.
     pub const CAPTURES: &str = "CAPTURES";
+    /// One `[u64; 2]`: captures suppressed by the rate limit, and lost to a full ring. Per-CPU array.
+    pub const CAPTURES_LOST: &str = "CAPTURES_LOST";
+    /// [`super::Answers`] by pool number. Per-CPU array: exact.
+    pub const ANSWERS: &str = "ANSWERS";
     /// One [`super::Trace`]: what the probing twin of a program found. Array; each load of the object has its own.
     pub const TRACE: &str = "TRACE";
 }
@@ -139,8 +144,24 @@ pub const fn mark(pool: u8, from_device: bool) -> u32 {
     MARK_GRANT | if from_device { MARK_FROM_DEVICE } else { 0 } | (pool as u32 & 0x3f) << 16
 }
 
-/// The metadata that XDP leaves in front of a frame for the TC program of the same interface is two words: [`meta_magic`], and the mark,
-/// 0 for "passed, not granted".
+/// Mark of an answer to a denied packet, on its way from the ingress program to the egress program of the same interface, and nowhere else.
+/// Lower half: [`answer_mark`]. Ingress takes it off whatever else carries it; egress believes it only of the answer that this CPU has just made.
+pub const MARK_ANSWER: u32 = 0x1b00_0000;
+/// What [`MARK_GRANT`] and [`MARK_ANSWER`] have in common: no packet comes past ingress with a mark of this form that we have not given it.
+pub const MARK_RESERVED: u32 = 0x1a00_0000;
+/// Tells [`MARK_RESERVED`].
+pub const MARK_RESERVED_MASK: u32 = 0xfe00_0000;
+
+/// The mark of an answer; `nonce`: any number.
+#[inline(always)]
+#[must_use]
+pub const fn answer_mark(nonce: u32) -> u32 {
+    MARK_ANSWER | nonce & !MARK_GRANT_MASK
+}
+
+/// The metadata that XDP leaves in front of a frame for the TC program of the same interface is two words: [`meta_magic`], and what it decided:
+/// the mark, 0 for "passed, not granted", or [`MARK_ANSWER`] with the pool as in a mark for "denied, to be answered". The lower half, which is
+/// no part of a mark of ours, and [`META_TAGGED`] tell the VLAN tag that XDP saw ([`meta_vlan`]).
 pub const META_MAGIC: u32 = 0x4c5a_5254;
 
 /// First word of the metadata. It names the interface: what a frame still carries from another one means nothing.
@@ -148,6 +169,18 @@ pub const META_MAGIC: u32 = 0x4c5a_5254;
 #[must_use]
 pub const fn meta_magic(ifindex: u32) -> u32 {
     META_MAGIC.wrapping_add(ifindex)
+}
+
+/// In the second word of the metadata: the frame had a VLAN tag, whose TCI is the lower half.
+pub const META_TAGGED: u32 = 0x0040_0000;
+/// The bits of the second word of the metadata that tell the tag.
+pub const META_VLAN: u32 = META_TAGGED | 0xffff;
+
+/// A VLAN tag as metadata tells it; `tci` in host byte order. Without a tag it is 0.
+#[inline(always)]
+#[must_use]
+pub const fn meta_vlan(tci: u16) -> u32 {
+    META_TAGGED | tci as u32
 }
 
 /// [`Control::flags`]: judge and count everything, drop nothing.
@@ -386,6 +419,23 @@ pub struct ShadowCount {
     /// Dropped, and would have passed.
     pub would_pass: Count,
 }
+
+/// Answers to denied packets, by pool.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Answers {
+    /// Sent.
+    pub sent: u64,
+    /// Not sent, because the source has had [`ANSWERS_A_SECOND`].
+    pub limited: u64,
+}
+
+/// Most answers to one source in a second. Sources whose addresses have the same hash share them.
+pub const ANSWERS_A_SECOND: u64 = 10;
+
+/// Name of the read-only variable that makes a load of the object the probing twin, if it is not 0: the same verdicts from the same maps,
+/// but it counts nothing, tells nothing, answers nothing, captures nothing and remembers nothing, and writes [`Trace`] to [`map::TRACE`].
+pub const PROBE: &str = "PROBE";
 
 /// Where a packet was judged, in [`Denial::hook`].
 pub mod hook {

@@ -11,7 +11,7 @@ use aya_ebpf::{
     programs::{TcContext, XdpContext},
 };
 use gateway_ebpf::{
-    abi::{FLAG_OBSERVE, MARK_GRANT, MARK_GRANT_MASK, MARK_OURS, hook, meta_magic},
+    abi::{FLAG_CAPTURE, FLAG_OBSERVE, MARK_GRANT, MARK_GRANT_MASK, MARK_OURS, hook, meta_magic},
     decide::{Direction, Outcome, Place, Role, Verdict, decide},
     headers::Headers,
     parse::{Parsed, parse},
@@ -21,8 +21,10 @@ use gateway_ebpf::{
 
 use crate::{
     access::{Direct, SkbBytes, XdpBytes},
-    maps::{Kernel, keep, kept},
-    report,
+    capture,
+    maps::{Kernel, keep, kept, probing},
+    report::{self, Denied},
+    trace,
 };
 
 /// The next program on the hook, or the stack. TC_ACT_OK would keep the programs behind ours from running.
@@ -68,13 +70,26 @@ fn tc_guard(ctx: TcContext) -> i32 {
 /// XDP's verdict table. XDP cannot set the firewall mark: metadata in front of the frame carries it to the TC program.
 #[inline(always)]
 fn xdp_verdict<const KEPT: bool>(ctx: *mut xdp_md, ifindex: u32, hook: u8, verdict: &Verdict, h: &Headers) -> u32 {
-    report::count(verdict, h.length);
+    let flags = flags();
+    if probing() {
+        trace::<KEPT>(hook, verdict, h);
+    } else {
+        report::count(verdict, h.length);
+    }
     let pass = match verdict.outcome() {
         Outcome::Grant => Some(verdict.mark),
         Outcome::Link | Outcome::NotOurs => Some(0),
         Outcome::Deny => {
-            let observed = observing();
-            report::deny::<KEPT>(verdict, h, hook, ifindex, observed);
+            let observed = flags & FLAG_OBSERVE != 0;
+            if !probing() {
+                let what = Denied::new(verdict, hook, observed).word();
+                if flags & FLAG_CAPTURE != 0 && (KEPT || keep(h)) {
+                    capture::xdp(ctx, what, ifindex);
+                }
+                if report::may_tell() && (KEPT || keep(h)) {
+                    report::tell(what, ifindex);
+                }
+            }
             if observed { Some(0) } else { None }
         }
     };
@@ -86,16 +101,39 @@ fn xdp_verdict<const KEPT: bool>(ctx: *mut xdp_md, ifindex: u32, hook: u8, verdi
 
 /// TC's verdict table.
 #[inline(always)]
-fn tc_verdict<const KEPT: bool>(skb: *mut __sk_buff, ifindex: u32, hook: u8, verdict: &Verdict, h: &Headers) -> i32 {
-    report::count(verdict, h.length);
+fn tc_verdict<const PLACE: u8, const KEPT: bool>(
+    skb: *mut __sk_buff,
+    ifindex: u32,
+    hook: u8,
+    verdict: &Verdict,
+    h: &Headers,
+) -> i32 {
+    let flags = flags();
+    if probing() {
+        trace::<KEPT>(hook, verdict, h);
+    } else {
+        report::count(verdict, h.length);
+    }
     let pass = match verdict.outcome() {
         Outcome::Grant => Some(verdict.mark),
         // On its way out nothing is forwarded any more: the mark only tells the guard that we have judged.
         Outcome::Link | Outcome::NotOurs if hook == hook::TC_EGRESS => Some(MARK_GRANT),
         Outcome::Link | Outcome::NotOurs => Some(0),
         Outcome::Deny => {
-            let observed = observing();
-            report::deny::<KEPT>(verdict, h, hook, ifindex, observed);
+            let observed = flags & FLAG_OBSERVE != 0;
+            if !probing() {
+                let what = Denied::new(verdict, hook, observed).word();
+                if flags & FLAG_CAPTURE != 0 && (KEPT || keep(h)) {
+                    if at(PLACE, 0).0.ethernet {
+                        capture::skb::<true>(skb, what, ifindex);
+                    } else {
+                        capture::skb::<false>(skb, what, ifindex);
+                    }
+                }
+                if report::may_tell() && (KEPT || keep(h)) {
+                    report::tell(what, ifindex);
+                }
+            }
             if observed { Some(0) } else { None }
         }
     };
@@ -103,6 +141,19 @@ fn tc_verdict<const KEPT: bool>(skb: *mut __sk_buff, ifindex: u32, hook: u8, ver
         Some(mark) => set_mark(skb, mark),
         None => TC_ACT_SHOT,
     }
+}
+
+#[inline(always)]
+fn trace<const KEPT: bool>(hook: u8, verdict: &Verdict, h: &Headers) {
+    if KEPT || keep(h) {
+        let (what, rule) = trace::packed(verdict, hook);
+        write_trace(verdict.mark, what, rule);
+    }
+}
+
+#[inline(never)]
+fn write_trace(mark: u32, what: u32, rule: u32) -> u64 {
+    trace::write(mark, what, rule)
 }
 
 #[inline(always)]
@@ -136,12 +187,13 @@ fn xdp_decide<const DEVICE: bool, const KEPT: bool>(ctx: *mut xdp_md, h: &Header
     // SAFETY: the kernel gives a valid context. Read in this one place: of two, the compiler makes one pointer into the context, which
     // the verifier refuses.
     let ifindex = unsafe { (*ctx).ingress_ifindex };
-    let (place, hook) = if DEVICE {
-        (at(DEVICE_ETH, ifindex).0, hook::XDP_DEVICE)
+    if DEVICE {
+        let verdict = decide(&Kernel, at(DEVICE_ETH, ifindex).0, h);
+        xdp_verdict::<KEPT>(ctx, ifindex, hook::XDP_DEVICE, &verdict, h)
     } else {
-        (at(CORE_ETH, ifindex).0, hook::XDP_CORE)
-    };
-    xdp_verdict::<KEPT>(ctx, ifindex, hook, &decide(&Kernel, place, h), h)
+        let verdict = decide(&Kernel, at(CORE_ETH, ifindex).0, h);
+        xdp_verdict::<KEPT>(ctx, ifindex, hook::XDP_CORE, &verdict, h)
+    }
 }
 
 /// On an interface with XDP: the metadata's mark, without judging or counting again. What has none (XDP is not attached, or could not
@@ -197,7 +249,7 @@ fn tc_kept<const PLACE: u8>(skb: *mut __sk_buff, ifindex: u32) -> i32 {
 #[inline(always)]
 fn tc_decide<const PLACE: u8, const KEPT: bool>(skb: *mut __sk_buff, ifindex: u32, h: &Headers) -> i32 {
     let (place, hook) = at(PLACE, ifindex);
-    tc_verdict::<KEPT>(skb, ifindex, hook, &decide(&Kernel, place, h), h)
+    tc_verdict::<PLACE, KEPT>(skb, ifindex, hook, &decide(&Kernel, place, h), h)
 }
 
 /// Drops what no judge has marked. A mark from the ingress of a core interface satisfies it too: that packet was judged by the same
@@ -209,17 +261,8 @@ fn guard(skb: *mut __sk_buff) -> i32 {
     if mark & MARK_GRANT_MASK == MARK_GRANT {
         return TCX_NEXT;
     }
-    report::count(
-        &Verdict {
-            reason: Reason::Unjudged,
-            pool: 0,
-            mark: 0,
-            rule: 0,
-            answer: false,
-        },
-        length,
-    );
-    if observing() { TCX_NEXT } else { TC_ACT_SHOT }
+    report::tally(Reason::Unjudged, 0, length);
+    if flags() & FLAG_OBSERVE != 0 { TCX_NEXT } else { TC_ACT_SHOT }
 }
 
 const DEVICE_ETH: u8 = 0;
@@ -248,10 +291,10 @@ const fn at(place: u8, ifindex: u32) -> (Place, u8) {
     )
 }
 
-/// Whether nothing is to be dropped. A control word that cannot be read enforces.
+/// [`gateway_ebpf::abi::Control::flags`]. A control word that cannot be read enforces.
 #[inline(always)]
-fn observing() -> bool {
-    Kernel.control().is_some_and(|c| read(&c.flags) & FLAG_OBSERVE != 0)
+fn flags() -> u32 {
+    Kernel.control().map_or(0, |c| read(&c.flags))
 }
 
 #[inline(always)]

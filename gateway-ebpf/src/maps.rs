@@ -8,7 +8,10 @@ use aya_ebpf::{
     maps::{Array, HashMap, PerCpuArray, RingBuf},
 };
 use gateway_ebpf::{
-    abi::{Bucket6, Class, Cold, ColdKey, Control, Count, Homes6, MAX_POOLS, POLICIES, Policy, REASONS},
+    abi::{
+        Answers, Bucket6, Class, Cold, ColdKey, Control, Count, Homes6, MAX_POOLS, MAX_RULES, POLICIES, Policy, REASONS,
+        RuleCount, ShadowCount, Trace,
+    },
     headers::Headers,
     tables::{Tables, read},
 };
@@ -52,13 +55,27 @@ static POLICY: Array<Policy> = Array::with_max_entries(POLICIES, MMAPABLE);
 #[map]
 pub(crate) static COUNTERS: PerCpuArray<[Count; REASONS]> = PerCpuArray::with_max_entries(MAX_POOLS as u32 + 1, 0);
 
-/// Key 0: events suppressed by the rate limit, events lost to a full ring. Written here, each CPU its own; read by the daemon.
+/// By rule number, 0 for what `all` passed: [`RuleCount`]. Written here, each CPU its own; read by the daemon.
 #[map]
-pub(crate) static EVENTS_LOST: PerCpuArray<[u64; 2]> = PerCpuArray::with_max_entries(1, 0);
+pub(crate) static RULES: PerCpuArray<RuleCount> = PerCpuArray::with_max_entries(MAX_RULES as u32, 0);
 
-/// Key 0: the state of the rate limit. Written and read here only, each CPU its own.
+/// By pool number: [`ShadowCount`]. Written here while there is a shadow policy, each CPU its own; read by the daemon.
 #[map]
-pub(crate) static EVENT_RATE: PerCpuArray<crate::report::Rate> = PerCpuArray::with_max_entries(1, 0);
+pub(crate) static SHADOW: PerCpuArray<ShadowCount> = PerCpuArray::with_max_entries(MAX_POOLS as u32 + 1, 0);
+
+/// Key 0: events suppressed by the rate limit, lost to a full ring, and not told because the same was told. Written here, each CPU its own;
+/// read by the daemon.
+#[map]
+pub(crate) static EVENTS_LOST: PerCpuArray<[u64; 3]> = PerCpuArray::with_max_entries(1, 0);
+
+/// The state of the rate limits: key 0 of events, key 1 of captures. Written and read here only, each CPU its own.
+#[map]
+pub(crate) static RATES: PerCpuArray<crate::rate::Rate> = PerCpuArray::with_max_entries(2, 0);
+
+/// By the lowest bits of a signature: the last event told of it. Written and read here only, each CPU its own. An entry that another
+/// takes is forgotten: then the same event is told twice.
+#[map]
+pub(crate) static TOLD: PerCpuArray<crate::report::Told> = PerCpuArray::with_max_entries(crate::report::TOLD as u32, 0);
 
 /// Key 0: the headers of the packet that is being judged, on their way from one function to the next. Written and read here only, each
 /// CPU its own: all hooks run with bottom halves off, so that none interrupts another.
@@ -68,6 +85,32 @@ static HEADERS: PerCpuArray<Headers> = PerCpuArray::with_max_entries(1, 0);
 /// [`gateway_ebpf::abi::Denial`] records. Written here, read by the daemon. Full: the record is lost and counted.
 #[map]
 pub(crate) static DENIALS: RingBuf = RingBuf::with_byte_size(1 << 20, 0);
+
+/// [`gateway_ebpf::abi::Captured`] records, while someone captures. Written here, read by the daemon. Full: the record is lost and counted.
+#[map]
+pub(crate) static CAPTURES: RingBuf = RingBuf::with_byte_size(1 << 20, 0);
+
+/// Key 0: captures suppressed by the rate limit, lost to a full ring. Written here, each CPU its own; read by the daemon.
+#[map]
+pub(crate) static CAPTURES_LOST: PerCpuArray<[u64; 2]> = PerCpuArray::with_max_entries(1, 0);
+
+/// Key 0: [`Trace`]. Written by the probing twin; each load of the object has its own.
+#[map]
+pub(crate) static TRACE: Array<Trace> = Array::with_max_entries(1, 0);
+
+/// By pool number: [`Answers`]. Written here, each CPU its own; read by the daemon.
+#[map]
+pub(crate) static ANSWERS: PerCpuArray<Answers> = PerCpuArray::with_max_entries(MAX_POOLS as u32 + 1, 0);
+
+/// [`gateway_ebpf::abi::PROBE`]. The kernel knows its value when it verifies, and removes the branches that are not taken.
+#[unsafe(no_mangle)]
+static PROBE: u8 = 0;
+
+/// Whether this is the probing twin, which leaves no trace but [`TRACE`].
+#[inline(always)]
+pub(crate) fn probing() -> bool {
+    read(&PROBE) != 0
+}
 
 /// Keeps the headers for the next function; `false`: it failed.
 #[inline(always)]

@@ -2,104 +2,168 @@
 
 use aya_ebpf::helpers::generated::{bpf_ktime_get_boot_ns, bpf_ktime_get_coarse_ns};
 use gateway_ebpf::{
-    abi::{Denial, REASONS},
-    decide::Verdict,
-    headers::{Headers, cold_key},
+    abi::{Count, Denial, MAX_RULES, REASONS, mix6},
+    decide::{Outcome, Verdict},
+    headers::{Headers, cold_key, words},
+    reason::Reason,
     tables::read,
 };
 
-use crate::maps::{COUNTERS, DENIALS, EVENT_RATE, EVENTS_LOST, keep, kept};
+use crate::{
+    maps::{COUNTERS, DENIALS, EVENTS_LOST, RULES, TOLD as TOLD_MAP, kept},
+    rate::{self, EVENTS},
+};
 
-/// Events of one CPU in one window, at most. Two CPUs then write at most 8,000 a second, half a megabyte.
-const EVENTS: u64 = 64;
-/// The window, nanoseconds: a few ticks of the coarse clock.
-const WINDOW: u64 = 16_000_000;
+/// For so long the same is told only once; nanoseconds.
+const SAME: u64 = 1_000_000_000;
+/// Signatures that are remembered; a power of two.
+pub(crate) const TOLD: usize = 1024;
 
-/// State of the rate limit.
+/// An event that was told. All zeros is none: the clock is past [`SAME`] when the first program runs.
 #[repr(C)]
-pub(crate) struct Rate {
-    /// When the window began, on the coarse clock.
-    began: u64,
-    /// Events since.
-    events: u64,
+pub(crate) struct Told {
+    /// Source, destination, destination port and reason, hashed. Whoever finds two that collide can hide one denial of his own from the
+    /// events, which a flood of denials does as well; the counters have it.
+    signature: u64,
+    /// When, on the coarse clock.
+    at: u64,
 }
 
-/// Counts a judged packet.
+/// Where a denied packet was met, and why it was denied, in the one word that a called function takes.
+#[derive(Clone, Copy)]
+pub(crate) struct Denied(u32);
+
+impl Denied {
+    #[inline(always)]
+    pub(crate) fn new(verdict: &Verdict, hook: u8, observed: bool) -> Self {
+        Self(u32::from_ne_bytes([
+            verdict.reason as u8,
+            verdict.pool,
+            hook,
+            observed.into(),
+        ]))
+    }
+    #[inline(always)]
+    pub(crate) const fn word(self) -> u32 {
+        self.0
+    }
+    /// Back from the word.
+    #[inline(always)]
+    pub(crate) const fn from_word(word: u32) -> Self {
+        Self(word)
+    }
+    /// The record of the packet whose headers are given.
+    #[inline(always)]
+    pub(crate) fn record(self, h: &Headers, ifindex: u32) -> Denial {
+        let [reason, pool, hook, observed] = self.0.to_ne_bytes();
+        Denial {
+            // SAFETY: a helper without arguments.
+            at: unsafe { bpf_ktime_get_boot_ns() },
+            ifindex,
+            len: h.length,
+            // Zeros without a version.
+            src: cold_key(h.version, h.source),
+            dst: cold_key(h.version, h.destination),
+            sport: h.source_port,
+            dport: h.destination_port,
+            protocol: h.protocol,
+            reason,
+            pool,
+            hook,
+            version: h.version,
+            icmp_type: h.icmp_type,
+            observed,
+            spare: [0; 5],
+        }
+    }
+}
+
+/// Counts a judged packet: by pool and reason, and what is granted by rule.
 #[inline(always)]
 pub(crate) fn count(verdict: &Verdict, length: u32) {
-    let Some(counts) = COUNTERS.get_ptr_mut(verdict.pool.into()) else {
+    tally(verdict.reason, verdict.pool, length);
+    if matches!(verdict.outcome(), Outcome::Grant)
+        && let Some(rule) = RULES.get_ptr_mut(u32::from(verdict.rule) % MAX_RULES as u32)
+    {
+        // SAFETY: the map's value of this CPU, which no other program interrupts: all hooks run with bottom halves off.
+        unsafe { add(&raw mut (*rule).passed, length) };
+    }
+}
+
+/// Counts by pool and reason.
+#[inline(always)]
+pub(crate) fn tally(reason: Reason, pool: u8, length: u32) {
+    let Some(counts) = COUNTERS.get_ptr_mut(pool.into()) else {
         return;
     };
     // The compiler knows which numbers there are and drops the bound; the verifier does not, and wants it. `read` hides them.
-    let i = read(&(verdict.reason as u8)) as usize % REASONS;
-    // SAFETY: the map's value of this CPU, which no other program interrupts: all hooks run with bottom halves off.
-    unsafe {
-        (*counts)[i].packets += 1;
-        (*counts)[i].bytes += u64::from(length);
-    }
+    let i = read(&(reason as u8)) as usize % REASONS;
+    // SAFETY: as in `count`.
+    unsafe { add(&raw mut (*counts)[i], length) };
 }
 
-/// Tells of a denied packet, `hook` and `ifindex` being where. `KEPT`: `h` are the headers that were kept.
+/// Whether this CPU can tell of a denial now. It counts what it keeps back.
 #[inline(always)]
-pub(crate) fn deny<const KEPT: bool>(verdict: &Verdict, h: &Headers, hook: u8, ifindex: u32, observed: bool) {
-    if limited() == 0 && (KEPT || keep(h)) {
-        tell(
-            u32::from_ne_bytes([verdict.reason as u8, verdict.pool, hook, observed.into()]),
-            ifindex,
-        );
+pub(crate) fn may_tell() -> bool {
+    let full = rate::exhausted(EVENTS);
+    if full {
+        lost(0);
     }
+    !full
 }
 
-/// Tells of the packet whose headers were kept last. `what`: reason, pool, hook, observed, a byte each.
+/// Tells of the packet whose headers were kept last, if the same was not told a moment ago. So a flood of one flow spends none of the
+/// limit, and others are heard. `what`: [`Denied`].
 #[inline(never)]
-fn tell(what: u32, ifindex: u32) -> u64 {
+pub(crate) fn tell(what: u32, ifindex: u32) -> u64 {
+    let denied = Denied::from_word(what);
     let Some(h) = kept() else { return 0 };
+    if told(signature(h, what as u8)) {
+        lost(2);
+        return 0;
+    }
+    rate::spend(EVENTS);
     let Some(mut record) = DENIALS.reserve::<Denial>(0) else {
         lost(1);
         return 0;
     };
-    let [reason, pool, hook, observed] = what.to_ne_bytes();
-    record.write(Denial {
-        // SAFETY: a helper without arguments.
-        at: unsafe { bpf_ktime_get_boot_ns() },
-        ifindex,
-        len: h.length,
-        // Zeros without a version.
-        src: cold_key(h.version, h.source),
-        dst: cold_key(h.version, h.destination),
-        sport: h.source_port,
-        dport: h.destination_port,
-        protocol: h.protocol,
-        reason,
-        pool,
-        hook,
-        version: h.version,
-        icmp_type: h.icmp_type,
-        observed,
-        spare: [0; 5],
-    });
+    record.write(denied.record(h, ifindex));
     record.submit(0);
     0
 }
 
-/// 1: this CPU has told enough for now. It counts what it suppresses.
-#[inline(never)]
-fn limited() -> u64 {
-    let Some(rate) = EVENT_RATE.get_ptr_mut(0) else { return 1 };
+#[inline(always)]
+fn signature(h: &Headers, reason: u8) -> u64 {
+    let [s, d] = [words(h.source), words(h.destination)].map(mix6);
+    mix6([s, d.rotate_left(7) ^ (u64::from(h.destination_port) << 8 | u64::from(reason))])
+}
+
+/// Whether this was told within [`SAME`]; from now on it was.
+#[inline(always)]
+fn told(signature: u64) -> bool {
+    let Some(told) = TOLD_MAP.get_ptr_mut(signature as u32 % TOLD as u32) else {
+        return false;
+    };
+    // SAFETY: the map's value of this CPU, which no other program interrupts.
+    let told = unsafe { &mut *told };
     // SAFETY: a helper without arguments.
     let now = unsafe { bpf_ktime_get_coarse_ns() };
-    // SAFETY: the map's value of this CPU, which no other program interrupts.
-    let rate = unsafe { &mut *rate };
-    if now - rate.began >= WINDOW {
-        rate.began = now;
-        rate.events = 0;
+    if told.signature == signature && now - told.at < SAME {
+        return true;
     }
-    if rate.events < EVENTS {
-        rate.events += 1;
-        return 0;
+    *told = Told { signature, at: now };
+    false
+}
+
+/// # Safety
+/// `to` is this CPU's.
+#[inline(always)]
+unsafe fn add(to: *mut Count, length: u32) {
+    // SAFETY: the caller's.
+    unsafe {
+        (*to).packets += 1;
+        (*to).bytes += u64::from(length);
     }
-    lost(0);
-    1
 }
 
 #[inline(always)]

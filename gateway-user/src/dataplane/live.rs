@@ -355,7 +355,7 @@ impl Kernel for Live {
 
     fn events_lost(&self) -> Result<(u64, u64), KernelError> {
         let lost = self.maps.get(map::EVENTS_LOST).map_err(|e| system("EVENTS_LOST", e))?;
-        let words: Box<[u64; 2]> = readback::per_cpu(lost, 0).map_err(|e| system("reading EVENTS_LOST", e))?;
+        let words: Box<[u64; 3]> = readback::per_cpu(lost, 0).map_err(|e| system("reading EVENTS_LOST", e))?;
         Ok((words[0], words[1]))
     }
 

@@ -150,15 +150,15 @@ impl Object {
             .collect()
     }
 
-    /// Events suppressed and lost, over all CPUs.
-    pub(crate) fn events_lost(&self) -> [u64; 2] {
-        let values = vec![[0_u64; 2]; aya::util::nr_cpus().unwrap()];
+    /// Events suppressed, lost, and told before, over all CPUs.
+    pub(crate) fn events_lost(&self) -> [u64; 3] {
+        let values = vec![[0_u64; 3]; aya::util::nr_cpus().unwrap()];
         bpf(
             BPF_MAP_LOOKUP_ELEM,
             &Element::new(self.fd(map::EVENTS_LOST), &0_u32, &values[0]),
         )
         .unwrap();
-        values.iter().fold([0, 0], |a, v| [a[0] + v[0], a[1] + v[1]])
+        values.iter().fold([0; 3], |a, v| [a[0] + v[0], a[1] + v[1], a[2] + v[2]])
     }
 
     /// The denials that are in the ring now, taken out of it.

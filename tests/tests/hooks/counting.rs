@@ -1,0 +1,150 @@
+//! Counters are exact; events are told once a second for the same flow, and what is not told is counted.
+
+use gateway_ebpf::{
+    abi::{Count, FLAG_OBSERVE, hook, map, program},
+    reason::Reason,
+};
+use lazaret_tests::require::{Need, or_skip};
+use nix::{
+    sched::{CpuSet, sched_setaffinity},
+    unistd::Pid,
+};
+
+use crate::{
+    frames::{ACK, SYN, ethernet, padded, tcp, udp},
+    kernel::{Kernel, TC_ACT_SHOT, TCX_NEXT, XDP_DROP, XDP_PASS},
+    world::{self, RULE},
+};
+
+fn start(test: &str) -> Option<Kernel> {
+    if !or_skip(test, &[Need::Root, Need::Bpf]) {
+        return None;
+    }
+    let kernel = Kernel::load();
+    world::write(&kernel, 0, false);
+    Some(kernel)
+}
+
+/// What a rule passed, over all CPUs.
+fn passed(kernel: &Kernel, rule: u16) -> Count {
+    let [packets, bytes, ..] = kernel.sum::<4>(map::RULES, rule.into());
+    Count { packets, bytes }
+}
+
+fn count(packets: u64, bytes: u64) -> Count {
+    Count { packets, bytes }
+}
+
+/// Each granted packet is counted once by its rule, in either direction, and with rule 0 if `all` passed it; a denied one by none.
+#[test]
+fn what_is_granted_is_counted_by_rule() {
+    let Some(kernel) = start("what_is_granted_is_counted_by_rule") else {
+        return;
+    };
+    let asked = tcp("10.66.0.5:40000", "10.77.0.1:443", SYN, [1, 0], b"");
+    let answered = tcp("[fd77::1]:443", "[fd66::5]:40000", ACK, [1, 1], b"hello");
+    let free = udp("10.67.0.5:1000", "192.0.2.1:2000", b"hi");
+    let denied = tcp("10.66.0.5:40000", "10.77.0.1:25", SYN, [1, 0], b"");
+    for _ in 0..3 {
+        assert_eq!(kernel.run(program::XDP_DEVICE, &ethernet(&asked), 0).action, XDP_PASS);
+    }
+    assert_eq!(kernel.run(program::TC_DEVICE_IP, &padded(&asked), 0).action, TCX_NEXT);
+    assert_eq!(kernel.run(program::TC_CORE_IP, &padded(&answered), 0).action, TCX_NEXT);
+    assert_eq!(kernel.run(program::XDP_DEVICE, &ethernet(&free), 0).action, XDP_PASS);
+    assert_eq!(kernel.run(program::XDP_DEVICE, &ethernet(&denied), 0).action, XDP_DROP);
+    assert_eq!(passed(&kernel, RULE), count(5, 4 * 40 + 65));
+    assert_eq!(passed(&kernel, 0), count(1, 30));
+    assert_eq!(kernel.counted(1, Reason::Rule), count(4, 160));
+    assert_eq!(kernel.counted(1, Reason::Reply), count(1, 65));
+    assert_eq!(kernel.counted(2, Reason::All), count(1, 30));
+    assert_eq!(kernel.counted(1, Reason::NoRule), count(1, 40));
+    let others = (1..4096).filter(|r| *r != RULE && passed(&kernel, *r) != count(0, 0)).count();
+    assert_eq!(others, 0);
+}
+
+/// The same flow is told once; another port, another address or another reason is another event; and however often the one is denied, the
+/// others are told.
+#[test]
+fn a_flood_of_one_flow_does_not_silence_others() {
+    let Some(mut kernel) = start("a_flood_of_one_flow_does_not_silence_others") else {
+        return;
+    };
+    // Limits are by CPU.
+    let mut here = CpuSet::new();
+    here.set(0).unwrap();
+    sched_setaffinity(Pid::from_raw(0), &here).unwrap();
+    let send = |from: &str, to: &str| {
+        let frame = ethernet(&udp(from, to, b""));
+        assert_eq!(kernel.run(program::XDP_DEVICE, &frame, 0).action, XDP_DROP);
+    };
+    for i in 0..1_000 {
+        // Another source port is the same event.
+        send(&format!("10.66.0.5:{}", 1000 + i % 7), "10.77.0.1:25");
+    }
+    send("10.66.0.5:1000", "10.77.0.1:26");
+    send("10.66.0.6:1000", "10.77.0.1:25");
+    send("10.66.0.5:1000", "10.77.0.2:25");
+    send("10.68.0.5:1000", "10.77.0.1:25");
+    send("[fd66::5]:1000", "[fd77::1]:25");
+    let told: Vec<_> = kernel
+        .denials()
+        .iter()
+        .map(|d| (d.src[15], d.dst[15], d.dport, d.pool, d.version))
+        .collect();
+    assert_eq!(
+        told,
+        [
+            (5, 1, 25, 1, 4),
+            (5, 1, 26, 1, 4),
+            (6, 1, 25, 1, 4),
+            (5, 2, 25, 1, 4),
+            (5, 1, 25, 3, 4),
+            (5, 1, 25, 1, 6)
+        ]
+    );
+    assert_eq!(kernel.sum::<3>(map::EVENTS_LOST, 0), [0, 0, 999]);
+    assert_eq!(kernel.counted(1, Reason::NoRule).packets, 1_004);
+
+    // A second later it is told again.
+    std::thread::sleep(std::time::Duration::from_millis(1_050));
+    let frame = ethernet(&udp("10.66.0.5:1000", "10.77.0.1:25", b""));
+    kernel.run(program::XDP_DEVICE, &frame, 0);
+    assert_eq!(kernel.denials().len(), 1);
+}
+
+/// Different flows come up against the limit; then they are counted as kept back.
+#[test]
+fn a_flood_of_many_flows_is_limited() {
+    let Some(mut kernel) = start("a_flood_of_many_flows_is_limited") else {
+        return;
+    };
+    let mut here = CpuSet::new();
+    here.set(0).unwrap();
+    sched_setaffinity(Pid::from_raw(0), &here).unwrap();
+    for i in 0..3_000_u32 {
+        let to = format!("10.77.{}.{}:25", i >> 8, i & 255);
+        kernel.run(program::TC_DEVICE_IP, &padded(&udp("10.66.0.5:1000", &to, b"")), 0);
+    }
+    let told = kernel.denials().len() as u64;
+    let [kept_back, lost, same] = kernel.sum::<3>(map::EVENTS_LOST, 0);
+    assert_eq!((told + kept_back, lost, same), (3_000, 0, 0));
+    assert!(told >= 64 && kept_back > 0, "{told} told, {kept_back} kept back");
+    assert_eq!(kernel.counted(1, Reason::NoRule).packets, 3_000);
+}
+
+/// Observe mode tells, and grants nothing.
+#[test]
+fn observe_mode() {
+    let Some(mut kernel) = start("observe_mode") else { return };
+    world::set_flags(&kernel, FLAG_OBSERVE);
+    let denied = udp("10.68.0.5:1000", "192.0.2.1:25", b"");
+    let run = kernel.run(program::TC_DEVICE_IP, &padded(&denied), 0);
+    assert_eq!((run.action, run.mark), (TCX_NEXT, 0));
+    let told = kernel.denials();
+    assert_eq!(
+        told.iter().map(|d| (d.observed, d.hook)).collect::<Vec<_>>(),
+        [(1, hook::TC_DEVICE)]
+    );
+    world::set_flags(&kernel, 0);
+    assert_eq!(kernel.run(program::TC_DEVICE_IP, &padded(&denied), 0).action, TC_ACT_SHOT);
+}

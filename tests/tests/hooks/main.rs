@@ -1,0 +1,10 @@
+//! What the kernel programs do around the verdict: counting, telling, capturing, probing, answering, and what XDP and its companion tell
+//! each other. The verdict itself is the business of `packets`.
+#![allow(clippy::unwrap_used, reason = "a test ends at what it does not expect")]
+
+mod capture;
+mod counting;
+mod frames;
+mod kernel;
+mod probe;
+mod world;

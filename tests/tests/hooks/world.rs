@@ -1,0 +1,67 @@
+//! A small world to judge in: pool 1 is a quarantine (10.66.0.0/16, fd66::/64) that may reach DM (10.77.0.0/16, fd77::/64) by TCP 443 and UDP 53,
+//! by rule 7; pool 2 (10.67.0.0/16, fd67::/64) may do everything; pool 3 (10.68.0.0/16, fd68::/64) nothing, and is told so, as are the others.
+
+use std::net::Ipv6Addr;
+
+use gateway_ebpf::abi::{Control, Dst6, Home6, Homes6, POOL_ALL, POOL_BLOCKED, POOL_REJECT, Policy, VERSION, map};
+
+use crate::kernel::Kernel;
+
+/// The rule of pool 1.
+pub(crate) const RULE: u16 = 7;
+
+/// Writes it, with these [`Control::flags`]; `reject`: denials are answered.
+pub(crate) fn write(kernel: &Kernel, flags: u32, reject: bool) {
+    let mut directory = Box::new([0_u16; 65536]);
+    let mut homes = Homes6 {
+        count: 3,
+        homes: [Home6::default(); 64],
+    };
+    for pool in 1..=3_u16 {
+        directory[usize::from(0x0a00 + 65 + pool)] = pool;
+        kernel.set(map::CHUNKS4, &u32::from(pool), &[pool as u8; 65536]);
+        homes.homes[usize::from(pool) - 1] = Home6 {
+            prefix: [high(0xfd65 + pool), 0],
+            mask: [u64::MAX, 0],
+            class: pool.into(),
+        };
+    }
+    kernel.set(map::DIR4, &0_u32, &*directory);
+    kernel.set(map::HOMES6, &0_u32, &homes);
+
+    // SAFETY: the layout is that of a policy, for which zeros are a value.
+    let mut policy: Box<Policy> = unsafe { Box::from_raw(std::alloc::alloc_zeroed(std::alloc::Layout::new::<Policy>()).cast()) };
+    let answered = if reject { POOL_REJECT } else { 0 };
+    policy.pools[1].flags = answered;
+    policy.pools[2].flags = POOL_ALL | answered;
+    policy.pools[3].flags = POOL_BLOCKED | answered;
+    policy.level1[0x0a4d] = 1;
+    policy.dst6_count = 1;
+    policy.dst6[0] = Dst6 {
+        prefix: [high(0xfd77), 0],
+        mask: [u64::MAX, 0],
+        group: 1,
+    };
+    policy.tcp[443] = 1;
+    policy.udp[53] = 1;
+    policy.rules[1][1][1] = RULE;
+    kernel.set(map::POLICY, &0_u32, &*policy);
+    set_flags(kernel, flags);
+}
+
+/// Sets [`Control::flags`].
+pub(crate) fn set_flags(kernel: &Kernel, flags: u32) {
+    let control = Control {
+        abi: VERSION,
+        flags,
+        hash6_bits: 10,
+        earliest_lease_end: u64::MAX,
+        ..Control::default()
+    };
+    kernel.set(map::CONTROL, &0_u32, &control);
+}
+
+fn high(first: u16) -> u64 {
+    let octets = Ipv6Addr::new(first, 0, 0, 0, 0, 0, 0, 0).octets();
+    u64::from_ne_bytes(octets[..8].try_into().unwrap())
+}

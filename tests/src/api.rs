@@ -176,6 +176,25 @@ impl Client {
         call!(self, sessions, open_session, request)
     }
 
+    /// Reports all sessions of a source: device, addresses, interface of each.
+    ///
+    /// # Errors
+    /// The gateway's.
+    pub fn synchronise(&self, source: &str, sessions: &[(&str, &[&str], &str)]) -> Answer<pb::SynchroniseSessionsResponse> {
+        let report = |(device, addresses, interface): &(&str, &[&str], &str)| pb::SessionReport {
+            device_name: (*device).into(),
+            certificate_sha256: String::new(),
+            prefixes: addresses.iter().map(ToString::to_string).collect(),
+            interface: (*interface).into(),
+        };
+        let request = pb::SynchroniseSessionsRequest {
+            context: Some(context()),
+            source: source.into(),
+            sessions: sessions.iter().map(report).collect(),
+        };
+        call!(self, sessions, synchronise_sessions, request)
+    }
+
     /// Closes a session.
     ///
     /// # Errors

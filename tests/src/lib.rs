@@ -2,10 +2,12 @@
 //! configuration and certificates.
 
 pub mod api;
+pub mod flows;
 pub mod gateway;
 pub mod netns;
 pub mod openvpn;
 pub mod packets;
+pub mod pins;
 pub mod process;
 pub mod require;
 pub mod scratch;

@@ -4,16 +4,19 @@ use std::{
     net::IpAddr,
     os::fd::{AsRawFd as _, OwnedFd},
     sync::{
-        Arc, Mutex, PoisonError,
-        atomic::{AtomicBool, Ordering},
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, AtomicU32, Ordering},
     },
     thread,
-    time::{Duration, SystemTime},
+    time::{Duration, Instant, SystemTime},
 };
 
 use anyhow::{Result, ensure};
 
-use crate::netns::{self, Namespace};
+use crate::{
+    flows::{self, Token},
+    netns::{self, Namespace},
+};
 
 /// A UDP packet from the IP header on, both families, with right checksums.
 ///
@@ -98,9 +101,17 @@ pub struct Seen {
 /// Watches every packet of a namespace that `wanted` picks, in a thread of its own, until dropped.
 #[derive(Debug)]
 pub struct Watcher {
-    seen: Arc<Mutex<Vec<Seen>>>,
-    stop: Arc<AtomicBool>,
+    watch: Arc<Watch>,
     thread: Option<thread::JoinHandle<()>>,
+}
+
+#[derive(Debug)]
+struct Watch {
+    seen: Mutex<Vec<Seen>>,
+    /// Everything that had arrived by then has been looked at.
+    until: Mutex<SystemTime>,
+    missed: AtomicU32,
+    stop: AtomicBool,
 }
 
 impl Watcher {
@@ -109,37 +120,75 @@ impl Watcher {
     /// # Errors
     /// No privilege.
     pub fn new(namespace: &Namespace, wanted: impl Fn(&Seen) -> bool + Send + 'static) -> Result<Self> {
+        Self::start(namespace, 128, move |seen, _| wanted(seen))
+    }
+
+    /// As [`Watcher::new`], of packets that hold a token.
+    ///
+    /// # Errors
+    /// No privilege.
+    pub fn of(namespace: &Namespace, token: Token, wanted: impl Fn(&Seen) -> bool + Send + 'static) -> Result<Self> {
+        Self::start(namespace, 1 << 17, move |seen, bytes| {
+            wanted(seen) && flows::holds(bytes, &token)
+        })
+    }
+
+    /// `room`: how many bytes of each packet are looked at.
+    fn start(namespace: &Namespace, room: usize, wanted: impl Fn(&Seen, &[u8]) -> bool + Send + 'static) -> Result<Self> {
         let socket = namespace.run(open)?;
-        let (seen, stop) = (Arc::new(Mutex::new(Vec::new())), Arc::new(AtomicBool::new(false)));
-        let (to, stopped) = (Arc::clone(&seen), Arc::clone(&stop));
-        let watch = move || {
-            while !stopped.load(Ordering::Relaxed) {
-                if netns::readable(&socket, Duration::from_millis(20)).unwrap_or(false)
-                    && let Some(packet) = receive(&socket).filter(&wanted)
-                {
-                    to.lock().unwrap_or_else(PoisonError::into_inner).push(packet);
+        let watch = Arc::new(Watch {
+            seen: Mutex::default(),
+            until: Mutex::new(SystemTime::UNIX_EPOCH),
+            missed: AtomicU32::new(0),
+            stop: AtomicBool::new(false),
+        });
+        let to = Arc::clone(&watch);
+        let run = move || {
+            let mut buffer = vec![0; room];
+            while !to.stop.load(Ordering::Relaxed) {
+                let now = SystemTime::now();
+                let Some((at, packet, length)) = receive(&socket, &mut buffer) else {
+                    to.missed.fetch_add(missed(&socket), Ordering::Relaxed);
+                    *lock(&to.until) = now;
+                    let _readable = netns::readable(&socket, Duration::from_millis(20));
+                    continue;
+                };
+                if let Some(packet) = packet.filter(|p| wanted(p, &buffer[..length])) {
+                    lock(&to.seen).push(packet);
                 }
+                *lock(&to.until) = at;
             }
         };
         Ok(Self {
-            seen,
-            stop,
-            thread: Some(thread::spawn(watch)),
+            watch,
+            thread: Some(thread::spawn(run)),
         })
     }
 
     /// What it has seen so far.
+    ///
+    /// # Panics
+    /// If packets went by unseen because the watcher was too slow: its silence would prove nothing.
     #[must_use]
     pub fn seen(&self) -> Vec<Seen> {
-        // What has arrived but was not read yet is read first.
+        // What has arrived but was not read yet is read first, and what is on its way may arrive.
         thread::sleep(Duration::from_millis(50));
-        self.seen.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        let (now, limit) = (SystemTime::now(), Instant::now() + Duration::from_secs(10));
+        while *lock(&self.watch.until) < now && Instant::now() < limit {
+            thread::sleep(Duration::from_millis(2));
+        }
+        assert_eq!(
+            (self.watch.missed.load(Ordering::Relaxed), *lock(&self.watch.until) >= now),
+            (0, true),
+            "the watcher keeps up"
+        );
+        lock(&self.watch.seen).clone()
     }
 }
 
 impl Drop for Watcher {
     fn drop(&mut self) {
-        self.stop.store(true, Ordering::Relaxed);
+        self.watch.stop.store(true, Ordering::Relaxed);
         if let Some(thread) = self.thread.take() {
             let _panicked = thread.join();
         }
@@ -191,11 +240,11 @@ fn open() -> Result<OwnedFd> {
     Ok(socket)
 }
 
-fn receive(socket: &OwnedFd) -> Option<Seen> {
+/// The next packet: when it arrived, what it is, and how many of its bytes are in `data`. `None`: there is none now.
+fn receive(socket: &OwnedFd, data: &mut [u8]) -> Option<(SystemTime, Option<Seen>, usize)> {
     use nix::sys::socket::{ControlMessageOwned, LinkAddr, MsgFlags, recvmsg};
-    let mut data = [0; 128];
     let mut control = nix::cmsg_space!(libc::timespec);
-    let mut io = [std::io::IoSliceMut::new(&mut data)];
+    let mut io = [std::io::IoSliceMut::new(data)];
     let message = recvmsg::<LinkAddr>(
         socket.as_raw_fd(),
         &mut io,
@@ -209,12 +258,39 @@ fn receive(socket: &OwnedFd) -> Option<Seen> {
         }
         _ => None,
     })?;
-    let (whole, link) = (message.bytes, message.address?);
-    let mut seen = parse(&data[..whole.min(data.len())], at)?;
-    seen.length = whole;
-    seen.ifindex = u32::try_from(link.ifindex()).unwrap_or(0);
-    seen.outgoing = link.pkttype() == libc::PACKET_OUTGOING;
-    Some(seen)
+    let (whole, link) = (message.bytes, message.address);
+    let length = whole.min(data.len());
+    let seen = parse(&data[..length], at).zip(link).map(|(mut seen, link)| {
+        seen.length = whole;
+        seen.ifindex = u32::try_from(link.ifindex()).unwrap_or(0);
+        seen.outgoing = link.pkttype() == libc::PACKET_OUTGOING;
+        seen
+    });
+    Some((at, seen, length))
+}
+
+/// Packets that the socket had no room for since the last call.
+fn missed(socket: &OwnedFd) -> u32 {
+    let mut stats = libc::tpacket_stats {
+        tp_packets: 0,
+        tp_drops: 0,
+    };
+    let mut size = libc::socklen_t::try_from(size_of_val(&stats)).unwrap_or(0);
+    // SAFETY: the descriptor is open; the kernel writes at most `size` bytes, one tpacket_stats, which lives through the call.
+    let done = unsafe {
+        libc::getsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_PACKET,
+            libc::PACKET_STATISTICS,
+            (&raw mut stats).cast(),
+            &raw mut size,
+        )
+    };
+    if done == 0 { stats.tp_drops } else { u32::MAX }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn transport_checksum(from: IpAddr, to: IpAddr, protocol: u8, segment: &[u8]) -> u16 {

@@ -2,6 +2,7 @@
 //! configuration and certificates.
 
 pub mod api;
+pub mod differential;
 pub mod flows;
 pub mod gateway;
 pub mod netns;
@@ -9,6 +10,7 @@ pub mod openvpn;
 pub mod packets;
 pub mod pins;
 pub mod process;
+pub mod reference;
 pub mod require;
 pub mod scratch;
 pub mod services;

@@ -1,0 +1,242 @@
+//! The shipping decision, as the host computes it, on a scenario: the text goes through the real configuration parser and the real
+//! policy compiler; addresses are put into the tables here, plainly.
+
+use std::{collections::HashMap, net::IpAddr, path::Path};
+
+use gateway_ebpf::{
+    abi::{
+        BUCKET6_SLOTS, Bucket6, Cold, ColdKey, Control, FLAG_INTERFACE_POOLS, Home6, Homes6, Interface, Policy, VERSION,
+        class_entry, mix6,
+    },
+    decide::{Direction, Outcome, Place, Role, Verdict, decide},
+    headers::Headers,
+    parse::{Parsed, parse},
+    tables::MemTables,
+};
+use gateway_user::{config::Config, dataplane::compile};
+use ipnetwork::IpNetwork;
+
+use super::scenario::{START, Scenario, Step};
+use crate::reference::Session;
+
+/// Tables in memory.
+pub struct Host {
+    /// The hot words.
+    pub control: Control,
+    /// By upper half.
+    pub directory4: Box<[u16; 65536]>,
+    /// By lower half.
+    pub chunks4: Vec<[u8; 65536]>,
+    /// Of live sessions.
+    pub hash6: Vec<Bucket6>,
+    /// Of pools.
+    pub homes6: Box<Homes6>,
+    /// In force.
+    pub policy: Box<Policy>,
+    /// Of live sessions with a lease.
+    pub cold: HashMap<ColdKey, Cold>,
+    /// By index.
+    pub interfaces: HashMap<u32, Interface>,
+    /// Nanoseconds.
+    pub now: u64,
+}
+
+/// First class number of live sessions; below are the pools' own.
+const FIRST_BOUND: u8 = 64;
+
+impl Host {
+    /// The tables of a scenario.
+    ///
+    /// # Errors
+    /// What the configuration parser or the compiler says against it.
+    pub fn new(scenario: &Scenario) -> Result<Self, String> {
+        let config = Config::parse(Path::new("random.toml"), &scenario.configuration).map_err(|e| e.to_string())?;
+        let policy = compile(&config).map_err(|e| e.to_string())?;
+        let mut host = Self {
+            control: Control {
+                abi: VERSION,
+                hash6_bits: 4,
+                earliest_lease_end: u64::MAX,
+                ..Control::default()
+            },
+            directory4: Box::new([0; 65536]),
+            chunks4: vec![[0; 65536]],
+            hash6: vec![Bucket6::default(); 16],
+            homes6: Box::new(Homes6 {
+                count: 0,
+                homes: [Home6::default(); 64],
+            }),
+            policy,
+            cold: HashMap::new(),
+            interfaces: HashMap::new(),
+            now: START,
+        };
+        host.rest(&config);
+        host.bind(&scenario.sessions);
+        host.link(&config, scenario);
+        Ok(host)
+    }
+
+    /// Judges a packet.
+    pub fn judge(&mut self, step: &Step) -> (Verdict, Headers) {
+        let place = place(step);
+        let mut h = Headers::default();
+        let parsed = if place.ethernet {
+            parse::<_, true, true>(&step.bytes[..], &mut h)
+        } else {
+            parse::<_, false, true>(&step.bytes[..], &mut h)
+        };
+        assert_eq!(parsed, Parsed::Done, "the full parser never calls anything rare");
+        let tables = MemTables {
+            control: &self.control,
+            directory4: &self.directory4,
+            chunks4: &self.chunks4,
+            hash6: &self.hash6,
+            homes6: &self.homes6,
+            policies: [&self.policy, &self.policy],
+            cold: &|key| self.cold.get(key).copied(),
+            coarse_now: self.now,
+            boot_now: self.now,
+        };
+        (decide(&tables, place, &h), h)
+    }
+
+    /// Every address at the class of its home pool; reserved ones at none.
+    fn rest(&mut self, config: &Config) {
+        for pool in &config.pools {
+            let home = pool.id.0;
+            self.control.classes[usize::from(home)] = class_entry(config.resting(pool).0, false, 0);
+            for address in &pool.reserved {
+                if let IpAddr::V6(a) = address {
+                    self.home6(words6(a.octets()), [u64::MAX; 2], 0);
+                }
+            }
+        }
+        for pool in &config.pools {
+            for prefix in &pool.prefixes {
+                match prefix {
+                    IpNetwork::V4(n) => n.iter().for_each(|a| *self.class4(a.octets()) = pool.id.0),
+                    IpNetwork::V6(n) => self.home6(words6(n.network().octets()), words6(n.mask().octets()), pool.id.0),
+                }
+            }
+            for address in &pool.reserved {
+                if let IpAddr::V4(a) = address {
+                    *self.class4(a.octets()) = 0;
+                }
+            }
+        }
+    }
+
+    fn bind(&mut self, sessions: &[Session]) {
+        let mut meanings = Vec::new();
+        for s in sessions {
+            let entry = class_entry(s.pool, s.lease.is_some(), s.interface);
+            let number = meanings.iter().position(|m| *m == entry).unwrap_or_else(|| {
+                meanings.push(entry);
+                meanings.len() - 1
+            });
+            let class = FIRST_BOUND + number as u8;
+            self.control.classes[usize::from(class)] = entry;
+            match s.address {
+                IpAddr::V4(a) => *self.class4(a.octets()) = class,
+                IpAddr::V6(a) => self.class6(words6(a.octets()), class),
+            }
+            let Some(lease) = &s.lease else { continue };
+            self.control.earliest_lease_end = self.control.earliest_lease_end.min(lease.end);
+            if let Some(fallback) = lease.fallback {
+                let key = match s.address {
+                    IpAddr::V4(a) => a.to_ipv6_mapped().octets(),
+                    IpAddr::V6(a) => a.octets(),
+                };
+                let cold = Cold {
+                    lease_end: lease.end,
+                    session: 1,
+                    fallback: fallback.into(),
+                };
+                self.cold.insert(key, cold);
+            }
+        }
+    }
+
+    fn link(&mut self, config: &Config, scenario: &Scenario) {
+        for link in &scenario.links {
+            let name = link.name.parse().unwrap_or_else(|e| panic!("{}: {e}", link.name));
+            let Some(rule) = config.interfaces.iter().find(|r| r.name.matches(&name)) else {
+                continue;
+            };
+            let mut interface = Interface {
+                pools: rule.pools_mask(),
+                ..Interface::default()
+            };
+            for (slot, vlan) in interface.vlans.iter_mut().zip(&rule.vlans) {
+                *slot = u32::from(vlan.outer) | u32::from(vlan.inner.unwrap_or(0)) << 16;
+            }
+            if rule.pools.is_some() {
+                self.control.flags |= FLAG_INTERFACE_POOLS;
+            }
+            self.interfaces.insert(link.index, interface);
+        }
+    }
+
+    fn home6(&mut self, prefix: [u64; 2], mask: [u64; 2], class: u8) {
+        self.homes6.homes[self.homes6.count as usize] = Home6 {
+            prefix,
+            mask,
+            class: class.into(),
+        };
+        self.homes6.count += 1;
+    }
+
+    fn class4(&mut self, [a, b, c, d]: [u8; 4]) -> &mut u8 {
+        let chunk = &mut self.directory4[usize::from(u16::from_be_bytes([a, b]))];
+        if *chunk == 0 {
+            *chunk = self.chunks4.len() as u16;
+            self.chunks4.push([0; 65536]);
+        }
+        &mut self.chunks4[usize::from(*chunk)][usize::from(u16::from_be_bytes([c, d]))]
+    }
+
+    fn class6(&mut self, key: [u64; 2], class: u8) {
+        let mixed = mix6(key);
+        // The second bucket where there is a choice, so that both are read.
+        for bucket in [(mixed >> 32) as usize & 15, mixed as usize & 15] {
+            let bucket = &mut self.hash6[bucket];
+            if let Some(slot) = (0..BUCKET6_SLOTS).find(|s| bucket.keys[*s][0] == 0) {
+                bucket.keys[slot] = key;
+                bucket.classes[slot] = class;
+                return;
+            }
+        }
+        panic!("no room for an IPv6 address");
+    }
+}
+
+/// The shipping decision's word for a step's place.
+#[must_use]
+pub fn place(step: &Step) -> Place {
+    Place {
+        role: if step.place.device { Role::Device } else { Role::Core },
+        direction: if step.place.egress {
+            Direction::Egress
+        } else {
+            Direction::Ingress
+        },
+        ethernet: step.place.ethernet,
+        ifindex: step.place.interface,
+    }
+}
+
+/// Whether a verdict lets the packet pass, and whether it is marked.
+#[must_use]
+pub fn action(verdict: &Verdict) -> (bool, bool) {
+    match verdict.outcome() {
+        Outcome::Grant => (true, true),
+        Outcome::Link | Outcome::NotOurs => (true, false),
+        Outcome::Deny => (false, false),
+    }
+}
+
+fn words6(octets: [u8; 16]) -> [u64; 2] {
+    let word = |from: usize| u64::from_ne_bytes(std::array::from_fn(|i| octets[from + i]));
+    [word(0), word(8)]
+}

@@ -1,0 +1,185 @@
+//! The differential: random gateways and random packets, judged by the shipping decision and by the naive [`crate::reference`], which must
+//! agree. What disagrees is shown with its seed and made as short as it can be by leaving packets out.
+
+pub mod host;
+mod packets;
+pub mod random;
+pub mod scenario;
+
+use std::fmt;
+
+use gateway_ebpf::decide::Verdict;
+
+use self::{
+    host::Host,
+    scenario::{START, Scenario, Step},
+};
+use crate::reference::{Judgment, Reference, read};
+
+/// Two judges of one packet.
+#[derive(Clone, Debug)]
+pub struct Disagreement {
+    /// Which step.
+    pub at: usize,
+    /// The reference's.
+    pub reference: Judgment,
+    /// The shipping decision's.
+    pub shipping: String,
+}
+
+/// A scenario that shows a disagreement at its last step.
+#[derive(Debug)]
+pub struct Finding {
+    seed: u64,
+    scenario: Scenario,
+    disagreement: Disagreement,
+}
+
+/// What a run has covered.
+#[derive(Debug, Default)]
+pub struct Covered {
+    /// Packets judged.
+    pub packets: u64,
+    /// Scenarios whose configuration is not one, or too large for the tables.
+    pub refused: u64,
+    /// How often each reason was found.
+    pub reasons: std::collections::BTreeMap<&'static str, u64>,
+    /// The last refusal.
+    pub refusal: String,
+}
+
+/// Judges the scenarios of these seeds, each with this many packets.
+///
+/// # Errors
+/// The first disagreement.
+pub fn run(seeds: impl IntoIterator<Item = u64>, packets: usize) -> Result<Covered, Box<Finding>> {
+    let mut covered = Covered::default();
+    for seed in seeds {
+        let scenario = scenario::scenario(seed, packets);
+        match disagreement(&scenario, &mut covered) {
+            Ok(None) => {}
+            Ok(Some(d)) => return Err(Box::new(shortened(seed, scenario, d))),
+            Err(refused) => {
+                covered.refused += 1;
+                covered.refusal = refused;
+            }
+        }
+    }
+    Ok(covered)
+}
+
+/// The first disagreement in a scenario.
+///
+/// # Errors
+/// What the shipping parser or compiler says against the configuration.
+pub fn disagreement(scenario: &Scenario, covered: &mut Covered) -> Result<Option<Disagreement>, String> {
+    let mut host = Host::new(scenario)?;
+    let mut reference = reference(scenario);
+    for (at, step) in scenario.steps.iter().enumerate() {
+        host.now += step.wait;
+        reference.now += step.wait;
+        let (verdict, _) = host.judge(step);
+        let judgment = judge(&mut reference, step);
+        covered.packets += 1;
+        *covered.reasons.entry(judgment.reason).or_default() += 1;
+        if !agree(&verdict, &judgment) {
+            let shipping = format!("{verdict:?}");
+            return Ok(Some(Disagreement {
+                at,
+                reference: judgment,
+                shipping,
+            }));
+        }
+    }
+    Ok(None)
+}
+
+/// The naive judge of a scenario.
+#[must_use]
+pub fn reference(scenario: &Scenario) -> Reference {
+    let mut reference = Reference::new(&scenario.configuration, scenario.links.clone());
+    reference.sessions.clone_from(&scenario.sessions);
+    reference.now = START;
+    reference
+}
+
+/// The naive verdict on a step.
+pub fn judge(reference: &mut Reference, step: &Step) -> Judgment {
+    reference.judge(step.place, &read(&step.bytes, step.place.ethernet, step.tag))
+}
+
+/// Reason, pool, rule, action and answer.
+#[must_use]
+pub fn agree(verdict: &Verdict, judgment: &Judgment) -> bool {
+    verdict.reason.name() == judgment.reason
+        && verdict.pool == judgment.pool
+        && verdict.rule == judgment.rule
+        && verdict.answer == judgment.answer
+        && host::action(verdict) == (judgment.passes(), judgment.granted())
+}
+
+/// Leaves out what the disagreement does not need: halves first, then single packets.
+fn shortened(seed: u64, mut scenario: Scenario, mut found: Disagreement) -> Finding {
+    scenario.steps.truncate(found.at + 1);
+    let mut size = scenario.steps.len() / 2;
+    while size > 0 {
+        let mut from = 0;
+        // The last step is the one that is judged differently.
+        while from + size < scenario.steps.len() {
+            let mut shorter = scenario.clone();
+            let gone: u64 = shorter.steps.drain(from..from + size).map(|s| s.wait).sum();
+            shorter.steps[from].wait += gone;
+            match disagreement(&shorter, &mut Covered::default()) {
+                Ok(Some(d)) => {
+                    shorter.steps.truncate(d.at + 1);
+                    (scenario, found) = (shorter, d);
+                }
+                _ => from += size,
+            }
+        }
+        size /= 2;
+    }
+    let without = Scenario {
+        sessions: Vec::new(),
+        ..scenario.clone()
+    };
+    if let Ok(Some(d)) = disagreement(&without, &mut Covered::default()) {
+        (scenario, found) = (without, d);
+        scenario.steps.truncate(found.at + 1);
+    }
+    Finding {
+        seed,
+        scenario,
+        disagreement: found,
+    }
+}
+
+impl fmt::Display for Finding {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "seed {:#x}: the reference and the shipping decision disagree", self.seed)?;
+        writeln!(f, "---- configuration\n{}----", self.scenario.configuration)?;
+        for s in &self.scenario.sessions {
+            writeln!(f, "{s:?}")?;
+        }
+        for step in &self.scenario.steps {
+            let p = step.place;
+            let role = if p.device { "device" } else { "core" };
+            let way = if p.egress { "egress" } else { "ingress" };
+            let link = if p.ethernet { "ethernet" } else { "ip" };
+            writeln!(
+                f,
+                "{role} {way} {link} on {}, after {} ms, tag {:?}",
+                p.interface,
+                step.wait / 1_000_000,
+                step.tag
+            )?;
+            let hex: String = step.bytes.iter().map(|b| format!("{b:02x}")).collect();
+            writeln!(f, "  {hex}\n  {:?}", read(&step.bytes, p.ethernet, step.tag))?;
+        }
+        writeln!(
+            f,
+            "reference: {:?}\nshipping:  {}",
+            self.disagreement.reference, self.disagreement.shipping
+        )
+    }
+}

@@ -9,8 +9,8 @@ use aya_ebpf::{
 };
 use gateway_ebpf::{
     abi::{
-        Answers, Bucket6, Class, Cold, ColdKey, Control, Count, Homes6, MAX_POOLS, MAX_RULES, POLICIES, Policy, REASONS,
-        RuleCount, ShadowCount, Trace,
+        Answers, Bucket6, Class, Cold, ColdKey, Control, Count, Homes6, Interface, MAX_INTERFACES, MAX_POOLS, MAX_RULES,
+        POLICIES, Policy, REASONS, RuleCount, ShadowCount, Trace,
     },
     headers::Headers,
     tables::{Tables, read},
@@ -50,6 +50,14 @@ static COLD: HashMap<ColdKey, Cold> = HashMap::with_max_entries(65536, BPF_F_NO_
 /// [`Control::generation`].
 #[map]
 static POLICY: Array<Policy> = Array::with_max_entries(POLICIES, MMAPABLE);
+
+/// By interface index: [`Interface`]. Written by the daemon before a program is attached there; an entry goes with its interface.
+#[map]
+static INTERFACES: HashMap<u32, Interface> = HashMap::with_max_entries(MAX_INTERFACES as u32, BPF_F_NO_PREALLOC);
+
+/// Key 0: by rule number, the digest of the rule that has it. The daemon's own memory of the numbers in [`RULES`].
+#[map]
+static RULE_IDS: Array<[u64; MAX_RULES]> = Array::with_max_entries(1, 0);
 
 /// By pool number, 0 for none: [`Count`] by reason. Written here, each CPU its own; read by the daemon.
 #[map]

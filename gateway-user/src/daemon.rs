@@ -51,6 +51,8 @@ async fn serve(config: Arc<Config>) -> Result<()> {
     if config.mode == Mode::Observe {
         warn!("mode = \"observe\": everything is judged and counted, NOTHING IS DENIED, and the floor is open");
     }
+    // Its rules have the numbers that the kernel counts by.
+    let config = Arc::new(live.config().clone());
     let denials = Denials::default();
     let pump = tokio::spawn(dataplane::pump(live.denials()?, denials.clone()));
     let (links, watching) = links::watch()?;

@@ -156,10 +156,11 @@ pub(super) fn buckets6(config: &Config) -> u32 {
 /// they are changed in place.
 pub(super) fn digest(config: &Config) -> u64 {
     let mut text = format!(
-        "{VERSION} {} {} {}",
+        "{VERSION} {} {} {} {}",
         config.tables.addresses,
         buckets6(config),
-        config.tables.denials_bytes
+        config.tables.denials_bytes,
+        config.tables.fragments
     );
     for pool in &config.pools {
         text += &format!("\n{} {} {}", pool.id.0, pool.name, config.resting(pool).0);
@@ -170,7 +171,11 @@ pub(super) fn digest(config: &Config) -> u64 {
             text += &format!(" -{address}");
         }
     }
-    // FNV-1a: the same from build to build, unlike the standard library's hasher.
+    fnv(&text)
+}
+
+/// FNV-1a: the same from build to build, unlike the standard library's hasher.
+pub(super) fn fnv(text: &str) -> u64 {
     text.bytes().fold(0xcbf2_9ce4_8422_2325, |h, b| {
         (h ^ u64::from(b)).wrapping_mul(0x0100_0000_01b3)
     })

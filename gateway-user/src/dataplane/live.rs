@@ -17,7 +17,7 @@ use aya::{
     maps::{Map as AyaMap, MapData},
     programs::Program as AyaProgram,
 };
-use gateway_ebpf::abi::{Count, MAX_POOLS, REASONS, VERSION, map};
+use gateway_ebpf::abi::{self, Answers, Count, MAX_POOLS, MAX_RULES, REASONS, RuleCount, ShadowCount, VERSION, map};
 
 use super::{
     bpf::Map,
@@ -26,14 +26,14 @@ use super::{
     hooks::{self, Hooks, PROGRAMS, Program},
     layout::{self, Layout4},
     maps::{self, Maps},
-    object, policy,
+    numbers, object, policy,
     readback::{self, pool_now},
-    tables::{self, Tables, TablesError, system},
+    tables::{self, Policies, Tables, TablesError, system},
 };
 use crate::{
     config::{Config, Mode},
     floor::{self, Floor},
-    kernel::{AddressReading, Assignment, InterfaceState, Kernel, KernelError, Link, ReadBack},
+    kernel::{AddressReading, Assignment, InterfaceState, Kernel, KernelError, Link, Losses, ReadBack},
     links::{self, LinkNow},
     model::{BootTime, InterfaceName, SessionId},
     routes,
@@ -76,7 +76,9 @@ impl Live {
     /// # Errors
     /// See [`Error`]; nothing was loosened then, and the floor may be closed already.
     pub fn open(config: &Config) -> Result<Self, Error> {
-        let policy = policy::compile(config)?;
+        // What does not fit is said before anything is touched.
+        policy::compile(config)?;
+        policy::compile_shadow(config)?;
         let pins = &config.paths.pins;
         environment::require(pins)?;
         let lock = environment::lock(pins)?;
@@ -96,23 +98,39 @@ impl Live {
         std::fs::create_dir_all(&version).map_err(Error::system(format!("making {}", version.display())))?;
         let directory = version.join("maps");
         let held = Maps::pinned(&directory).map_err(Error::system("opening the pinned maps"))?;
-        let adopted = match &held {
-            Some(held) => Tables::fit(config, held).map_err(Error::system("reading the pinned maps"))?,
-            None => false,
+        let mut numbered = config.clone();
+        let kept = match &held {
+            Some(held) if Tables::fit(config, held).map_err(Error::system("reading the pinned maps"))? => {
+                let ids = tables::rule_ids(held).map_err(Error::system("reading the pinned maps"))?;
+                // Where the old rules leave too few numbers for the new ones, all begin anew.
+                numbers::assign(&mut numbered, &ids).ok()
+            }
+            _ => None,
         };
+        let adopted = kept.is_some();
+        let numbers = match kept {
+            Some(numbers) => numbers,
+            None => numbers::assign(&mut numbered, &[0; MAX_RULES])?,
+        };
+        let policies = Policies {
+            enforced: policy::compile(&numbered)?,
+            shadow: policy::compile_shadow(&numbered)?,
+            numbers,
+        };
+        let config = &numbered;
         let (maps, programs) = load(config, adopted.then_some(&directory))?;
         let tables = Tables::new(config, &maps).map_err(|e| match e {
             TablesError::Compile(e) => Error::Compile(e),
             TablesError::System(e) => Error::system("mapping the tables")(e),
         })?;
         if adopted {
-            let repaired = tables.repair(&maps, &policy).map_err(|e| Error::Load(e.to_string()))?;
+            let repaired = tables.repair(&maps, &policies).map_err(|e| Error::Load(e.to_string()))?;
             if repaired != 0 {
                 tracing::warn!(repaired, "addresses without a session were not at rest in the adopted maps");
             }
             tracing::info!("adopted the pinned maps");
         } else {
-            tables.fill(&maps, &policy).map_err(Error::system("filling the tables"))?;
+            tables.fill(&maps, &policies).map_err(Error::system("filling the tables"))?;
             let why = if held.is_some() {
                 "the pinned maps are of another configuration"
             } else {
@@ -134,6 +152,12 @@ impl Live {
             adopted,
             _lock: lock,
         })
+    }
+
+    /// The configuration in force: as it was given, with the numbers that its rules have.
+    #[must_use]
+    pub fn config(&self) -> &Config {
+        &self.config
     }
 
     /// Whether the maps were adopted from their pins: sessions in them are to be reconciled, counters go on.
@@ -208,6 +232,18 @@ impl Live {
             });
         }
         Ok(())
+    }
+
+    /// Number 0, no pool, and those of the configuration.
+    fn pool_numbers(&self) -> impl Iterator<Item = u8> {
+        let pools = self.config.pools.len();
+        (0..=MAX_POOLS).filter(move |p| usize::from(*p) <= pools)
+    }
+
+    /// An element of a per-CPU array, over all CPUs.
+    fn summed<const N: usize>(&self, name: &'static str, index: u32) -> Result<Box<[u64; N]>, KernelError> {
+        let of = |e| system(name, e);
+        readback::per_cpu(self.maps.get(name).map_err(of)?, index).map_err(of)
     }
 
     /// Says of the routes what is new.
@@ -337,31 +373,69 @@ impl Kernel for Live {
     }
 
     fn counters(&self) -> Result<Vec<(u8, Box<[Count; REASONS]>)>, KernelError> {
-        let counters = self.maps.get(map::COUNTERS).map_err(|e| system("COUNTERS", e))?;
         let one = |pool: u8| {
-            let words: Box<[u64; 2 * REASONS]> =
-                readback::per_cpu(counters, u32::from(pool)).map_err(|e| system("reading COUNTERS", e))?;
-            let counts = std::array::from_fn(|i| Count {
-                packets: words[2 * i],
-                bytes: words[2 * i + 1],
-            });
+            let words: Box<[u64; 2 * REASONS]> = self.summed(map::COUNTERS, u32::from(pool))?;
+            let counts = std::array::from_fn(|i| count(words[2 * i], words[2 * i + 1]));
             Ok((pool, Box::new(counts)))
         };
-        (0..=MAX_POOLS)
-            .filter(|p| usize::from(*p) <= self.config.pools.len())
-            .map(one)
-            .collect()
+        self.pool_numbers().map(one).collect()
     }
 
     fn events_lost(&self) -> Result<(u64, u64), KernelError> {
-        let lost = self.maps.get(map::EVENTS_LOST).map_err(|e| system("EVENTS_LOST", e))?;
-        let words: Box<[u64; 3]> = readback::per_cpu(lost, 0).map_err(|e| system("reading EVENTS_LOST", e))?;
-        Ok((words[0], words[1]))
+        self.losses().map(|l| (l.suppressed, l.lost))
+    }
+
+    fn rule_counters(&self) -> Result<Vec<(u16, RuleCount)>, KernelError> {
+        let one = |number: u16| {
+            let w: Box<[u64; 4]> = self.summed(map::RULES, u32::from(number))?;
+            let passed = count(w[0], w[1]);
+            let shadow_drops = count(w[2], w[3]);
+            Ok((number, RuleCount { passed, shadow_drops }))
+        };
+        numbers::all(&self.config).into_iter().map(one).collect()
+    }
+
+    fn shadow_counters(&self) -> Result<Vec<(u8, ShadowCount)>, KernelError> {
+        let one = |pool: u8| {
+            let w: Box<[u64; 4]> = self.summed(map::SHADOW, u32::from(pool))?;
+            let (would_drop, would_pass) = (count(w[0], w[1]), count(w[2], w[3]));
+            Ok((pool, ShadowCount { would_drop, would_pass }))
+        };
+        self.pool_numbers().map(one).collect()
+    }
+
+    fn losses(&self) -> Result<Losses, KernelError> {
+        let events: Box<[u64; 3]> = self.summed(map::EVENTS_LOST, 0)?;
+        let captures: Box<[u64; 2]> = self.summed(map::CAPTURES_LOST, 0)?;
+        Ok(Losses {
+            suppressed: events[0],
+            lost: events[1],
+            repeated: events[2],
+            captures_suppressed: captures[0],
+            captures_lost: captures[1],
+        })
+    }
+
+    fn answers(&self) -> Result<Vec<(u8, Answers)>, KernelError> {
+        let one = |pool: u8| {
+            let words: Box<[u64; 2]> = self.summed(map::ANSWERS, u32::from(pool))?;
+            let [sent, limited] = *words;
+            Ok((pool, Answers { sent, limited }))
+        };
+        self.pool_numbers().map(one).collect()
+    }
+
+    fn set_capture(&mut self, on: bool) {
+        self.tables.set_flag(abi::FLAG_CAPTURE, on);
     }
 
     fn mode(&self) -> Mode {
         self.config.mode
     }
+}
+
+const fn count(packets: u64, bytes: u64) -> Count {
+    Count { packets, bytes }
 }
 
 /// Loads the object: on pinned maps, or on new ones of the sizes that the configuration asks for.

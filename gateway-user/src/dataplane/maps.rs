@@ -7,8 +7,8 @@ use gateway_ebpf::abi::map;
 
 use super::bpf::{self, Map};
 
-/// Every map of the object.
-pub(super) const NAMES: [&str; 10] = [
+/// Every map of the object that programs of one start share with those of the next. What a program keeps for itself is not pinned.
+pub(super) const NAMES: [&str; 17] = [
     map::CONTROL,
     map::DIR4,
     map::CHUNKS4,
@@ -16,9 +16,16 @@ pub(super) const NAMES: [&str; 10] = [
     map::HOMES6,
     map::COLD,
     map::POLICY,
+    map::INTERFACES,
     map::COUNTERS,
+    map::RULES,
+    map::RULE_IDS,
+    map::SHADOW,
+    map::ANSWERS,
     map::EVENTS_LOST,
     map::DENIALS,
+    map::CAPTURES,
+    map::CAPTURES_LOST,
 ];
 
 /// Directory of a set that is being pinned. (A bpffs refuses names with a dot.)

@@ -1,6 +1,6 @@
 //! Lazaret's part in the kernel: BPF programs, their maps and links. The only place that names aya.
 //!
-//! In the order of the flow: `policy` and `layout` make tables of a configuration, purely; `tables` writes them; `hooks` attaches what
+//! In the order of the flow: `numbers`, `policy` and `layout` make tables of a configuration, purely; `tables` writes them; `hooks` attaches what
 //! reads them; `readback` asks what attached programs see; `live` is all of it as [`crate::kernel::Kernel`].
 
 mod bpf;
@@ -11,6 +11,7 @@ mod hooks;
 mod layout;
 mod live;
 mod maps;
+mod numbers;
 pub mod object;
 pub mod policy;
 mod readback;

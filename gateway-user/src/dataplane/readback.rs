@@ -143,9 +143,14 @@ impl Reader {
     }
 }
 
+/// How many CPUs a per-CPU map has room for.
+pub(super) fn cpus() -> io::Result<usize> {
+    aya::util::nr_cpus().map_err(|(what, e)| io::Error::new(e.kind(), format!("{what}: {e}")))
+}
+
 /// Sums a per-CPU array's element over the CPUs.
 pub(super) fn per_cpu<const N: usize>(map: &Map, index: u32) -> io::Result<Box<[u64; N]>> {
-    let cpus = aya::util::nr_cpus().map_err(|(what, e)| io::Error::new(e.kind(), format!("{what}: {e}")))?;
+    let cpus = cpus()?;
     if map.info.value_size as usize != size_of::<[u64; N]>() {
         return Err(io::Error::new(
             io::ErrorKind::InvalidData,

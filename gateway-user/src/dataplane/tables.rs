@@ -9,14 +9,18 @@ use std::{
     sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering, fence},
 };
 
-use gateway_ebpf::abi::{self, CLASS_LEASED, CLASS_POOL, Class, Cold, Control, Homes6, Policy, VERSION};
+use gateway_ebpf::abi::{
+    self, CLASS_LEASED, CLASS_POOL, Class, Cold, Control, Homes6, POLICIES, POLICY_SHADOW, Policy, RuleCount, VERSION,
+};
 use memmap2::{MmapOptions, MmapRaw};
 
 use super::{
     bpf::{self, Map},
     layout::{self, CHUNK, Layout4},
     maps::Maps,
+    numbers::{Digests, Numbers},
     policy::CompileError,
+    readback,
     table6::{Full, SharedBucket, Table6},
 };
 use crate::{
@@ -48,23 +52,27 @@ impl Tables {
                 maps.get(abi::map::HASH6)?,
                 layout::buckets6(config) as usize * size_of::<SharedBucket>(),
             )?,
-            policy: Mapping::new(maps.get(abi::map::POLICY)?, 2 * size_of::<Policy>())?,
+            policy: Mapping::new(maps.get(abi::map::POLICY)?, POLICIES as usize * size_of::<Policy>())?,
             config: config.clone(),
             layout,
         })
     }
 
     /// Fills new maps, which no attached program reads yet: everything at rest.
-    pub(super) fn fill(&self, maps: &Maps, policy: &Policy) -> io::Result<()> {
+    pub(super) fn fill(&self, maps: &Maps, policies: &Policies) -> io::Result<()> {
         let index = 0_u32.to_ne_bytes();
         let directory: Vec<u8> = self.layout.directory().into_iter().flat_map(u16::to_ne_bytes).collect();
         bpf::update(maps.get(abi::map::DIR4)?.fd.as_fd(), &index, &directory)?;
         bpf::update(maps.get(abi::map::HOMES6)?.fd.as_fd(), &index, bpf::bytes_of(&*self.homes6))?;
         self.chunks.copy_in(0, &self.layout.resting(&self.config));
-        self.policy.copy_in(0, bpf::bytes_of(policy));
+        self.policy.copy_in(0, bpf::bytes_of(&*policies.enforced));
+        if let Some(shadow) = &policies.shadow {
+            self.policy.copy_in(SHADOW_AT, bpf::bytes_of(&**shadow));
+        }
+        write_ids(maps, &policies.numbers.after)?;
         let control = Control {
             abi: VERSION,
-            flags: self.flags(),
+            flags: self.flags() | if policies.shadow.is_some() { abi::FLAG_SHADOW } else { 0 },
             generation: 0,
             hash6_bits: layout::buckets6(&self.config).trailing_zeros(),
             earliest_lease_end: u64::MAX,
@@ -97,7 +105,7 @@ impl Tables {
 
     /// Sets adopted maps right where they differ: classes of addresses without a session, the policy, the mode. Returns how many
     /// addresses were wrong.
-    pub(super) fn repair(&self, maps: &Maps, policy: &Policy) -> Result<usize, KernelError> {
+    pub(super) fn repair(&self, maps: &Maps, policies: &Policies) -> Result<usize, KernelError> {
         let assigned: HashSet<IpAddr> = assigned(maps)?.into_iter().collect();
         let resting = self.layout.resting(&self.config);
         let mut repaired = 0;
@@ -116,17 +124,59 @@ impl Tables {
             repaired += usize::from(!keep);
             keep
         });
+        self.switch(maps, policies)
+            .map_err(|error| system("changing the policy", error))?;
+        let kept = self.flag_word().load(Ordering::SeqCst) & (abi::FLAG_SHADOW | abi::FLAG_INTERFACE_POOLS);
+        self.flag_word().store(self.flags() | kept, Ordering::SeqCst);
+        Ok(repaired)
+    }
+
+    /// Brings policies into force beside what is: the enforced one by one word. Counters of rules that stay go on.
+    fn switch(&self, maps: &Maps, policies: &Policies) -> io::Result<()> {
+        let rules = maps.get(abi::map::RULES)?;
+        let zeros = vec![0; size_of::<RuleCount>() * readback::cpus()?];
+        for number in &policies.numbers.fresh {
+            bpf::update(rules.fd.as_fd(), &u32::from(*number).to_ne_bytes(), &zeros)?;
+        }
+        // Whatever happens in between, no number that counts is given to another rule.
+        write_ids(maps, &policies.numbers.both)?;
         let active = self.generation().load(Ordering::Acquire) as usize & 1;
-        if !self.policy.holds(active * size_of::<Policy>(), bpf::bytes_of(policy)) {
-            self.policy.copy_in((active ^ 1) * size_of::<Policy>(), bpf::bytes_of(policy));
+        let new = bpf::bytes_of(&*policies.enforced);
+        if !self.policy.holds(active * size_of::<Policy>(), new) {
+            // A program may still be reading what the last switch replaced.
+            grace();
+            self.policy.copy_in((active ^ 1) * size_of::<Policy>(), new);
             fence(Ordering::SeqCst);
             self.generation().store(active as u32 ^ 1, Ordering::SeqCst);
+            grace();
             tracing::info!("policy changed: generation {} is in force", active ^ 1);
         }
-        self.control
-            .word32(std::mem::offset_of!(Control, flags))
-            .store(self.flags(), Ordering::SeqCst);
-        Ok(repaired)
+        match &policies.shadow {
+            None => self.set_flag(abi::FLAG_SHADOW, false),
+            Some(shadow) => {
+                if !self.policy.holds(SHADOW_AT, bpf::bytes_of(&**shadow)) {
+                    self.set_flag(abi::FLAG_SHADOW, false);
+                    grace();
+                    self.policy.copy_in(SHADOW_AT, bpf::bytes_of(&**shadow));
+                    fence(Ordering::SeqCst);
+                }
+                self.set_flag(abi::FLAG_SHADOW, true);
+            }
+        }
+        write_ids(maps, &policies.numbers.after)
+    }
+
+    /// Sets or clears a bit of [`Control::flags`].
+    pub(super) fn set_flag(&self, flag: u32, on: bool) {
+        if on {
+            self.flag_word().fetch_or(flag, Ordering::SeqCst);
+        } else {
+            self.flag_word().fetch_and(!flag, Ordering::SeqCst);
+        }
+    }
+
+    fn flag_word(&self) -> &AtomicU32 {
+        self.control.word32(std::mem::offset_of!(Control, flags))
     }
 
     /// See [`crate::kernel::Kernel::assign`].
@@ -231,6 +281,38 @@ impl Tables {
 
     fn table6(&self) -> Table6<'_> {
         Table6(self.hash6.buckets())
+    }
+}
+
+/// What is to be in force.
+pub(super) struct Policies {
+    pub(super) enforced: Box<Policy>,
+    pub(super) shadow: Option<Box<Policy>>,
+    pub(super) numbers: Numbers,
+}
+
+const SHADOW_AT: usize = POLICY_SHADOW as usize * size_of::<Policy>();
+
+/// The digests of the rules that have the numbers.
+pub(super) fn rule_ids(maps: &Maps) -> io::Result<Box<Digests>> {
+    maps.get(abi::map::RULE_IDS)?.element::<Digests>(0)
+}
+
+fn write_ids(maps: &Maps, ids: &Digests) -> io::Result<()> {
+    bpf::update(
+        maps.get(abi::map::RULE_IDS)?.fd.as_fd(),
+        &0_u32.to_ne_bytes(),
+        bpf::bytes_of(ids),
+    )
+}
+
+/// Waits until no program runs that ran when it was called: programs run inside an RCU read-side section, and this command of
+/// membarrier(2) is synchronize_rcu() (Linux 4.3). Where the kernel refuses it (nohz_full), a wait that is longer than any program runs.
+pub(super) fn grace() {
+    const MEMBARRIER_CMD_GLOBAL: libc::c_int = 1;
+    // SAFETY: a system call without pointers.
+    if unsafe { libc::syscall(libc::SYS_membarrier, MEMBARRIER_CMD_GLOBAL, 0, 0) } != 0 {
+        std::thread::sleep(std::time::Duration::from_millis(50));
     }
 }
 

@@ -9,10 +9,10 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-use gateway_ebpf::abi::{Count, REASONS};
+use gateway_ebpf::abi::{Answers, Count, REASONS, RuleCount, ShadowCount};
 
 use super::{
-    AddressReading, Assignment, HookPoint, HookState, InterfaceState, Kernel, KernelError, Link, ProgramReading, ReadBack,
+    AddressReading, Assignment, HookPoint, HookState, InterfaceState, Kernel, KernelError, Link, Losses, ProgramReading, ReadBack,
 };
 use crate::{
     config::{Config, InterfaceRole, Mode},
@@ -55,6 +55,16 @@ pub struct State {
     pub calls: Vec<Call>,
     /// As counted by "packets".
     pub counters: BTreeMap<u8, Box<[Count; REASONS]>>,
+    /// Likewise, by rule.
+    pub rules: BTreeMap<u16, RuleCount>,
+    /// Likewise, by pool.
+    pub shadow: BTreeMap<u8, ShadowCount>,
+    /// As last set.
+    pub capture: bool,
+    /// Answer of [`Kernel::losses`].
+    pub losses: Losses,
+    /// Answer of [`Kernel::answers`].
+    pub answers: BTreeMap<u8, Answers>,
     /// Answer of [`Kernel::floor`].
     pub floor: String,
 }
@@ -250,6 +260,26 @@ impl Kernel for FakeKernel {
 
     fn events_lost(&self) -> Result<(u64, u64), KernelError> {
         Ok((0, 0))
+    }
+
+    fn rule_counters(&self) -> Result<Vec<(u16, RuleCount)>, KernelError> {
+        Ok(self.state().rules.iter().map(|(n, c)| (*n, *c)).collect())
+    }
+
+    fn shadow_counters(&self) -> Result<Vec<(u8, ShadowCount)>, KernelError> {
+        Ok(self.state().shadow.iter().map(|(n, c)| (*n, *c)).collect())
+    }
+
+    fn set_capture(&mut self, on: bool) {
+        self.state().capture = on;
+    }
+
+    fn losses(&self) -> Result<Losses, KernelError> {
+        Ok(self.state().losses)
+    }
+
+    fn answers(&self) -> Result<Vec<(u8, Answers)>, KernelError> {
+        Ok(self.state().answers.iter().map(|(n, a)| (*n, *a)).collect())
     }
 
     fn mode(&self) -> Mode {

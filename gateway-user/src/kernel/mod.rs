@@ -5,7 +5,7 @@ pub mod fake;
 
 use std::net::IpAddr;
 
-use gateway_ebpf::abi::{Count, REASONS};
+use gateway_ebpf::abi::{Answers, Count, REASONS, RuleCount, ShadowCount};
 
 use crate::{
     config::{InterfaceRole, Mode},
@@ -131,6 +131,21 @@ pub enum KernelError {
 /// A pool's number (0: none) with its counters by reason.
 pub type PoolCounters = (u8, Box<[Count; REASONS]>);
 
+/// Denied packets, by why nobody was told of them. They are counted by pool and reason all the same.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Losses {
+    /// By the rate limit of events.
+    pub suppressed: u64,
+    /// The ring was full.
+    pub lost: u64,
+    /// The same was told a moment before.
+    pub repeated: u64,
+    /// Not captured, by the rate limit of captures.
+    pub captures_suppressed: u64,
+    /// Not captured: the ring was full.
+    pub captures_lost: u64,
+}
+
 /// The kernel, as the one thread that owns it sees it. All calls are system calls or stores to mapped memory; none waits for a network.
 pub trait Kernel: Send {
     /// Sets what an address of a live session is judged by. From the return on, the next packet is judged by it.
@@ -184,11 +199,38 @@ pub trait Kernel: Send {
     /// See [`KernelError`].
     fn counters(&self) -> Result<Vec<PoolCounters>, KernelError>;
 
+    /// Exact counters by rule number, ascending; 0: what `all` passed.
+    ///
+    /// # Errors
+    /// See [`KernelError`].
+    fn rule_counters(&self) -> Result<Vec<(u16, RuleCount)>, KernelError>;
+
+    /// Where the shadow policies differ from those in force, exactly, by pool number (0: none), ascending. They count on over changes.
+    ///
+    /// # Errors
+    /// See [`KernelError`].
+    fn shadow_counters(&self) -> Result<Vec<(u8, ShadowCount)>, KernelError>;
+
+    /// Has the programs hand over denied packets, or no longer.
+    fn set_capture(&mut self, on: bool);
+
     /// Denial events suppressed by the rate limit, and lost to a full ring.
     ///
     /// # Errors
     /// See [`KernelError`].
     fn events_lost(&self) -> Result<(u64, u64), KernelError>;
+
+    /// Everything that was denied and not told of, or not handed over.
+    ///
+    /// # Errors
+    /// See [`KernelError`].
+    fn losses(&self) -> Result<Losses, KernelError>;
+
+    /// Answers to denied packets, exactly, by pool number, ascending.
+    ///
+    /// # Errors
+    /// See [`KernelError`].
+    fn answers(&self) -> Result<Vec<(u8, Answers)>, KernelError>;
 
     /// Enforcing or observing.
     fn mode(&self) -> Mode;

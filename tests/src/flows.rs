@@ -221,7 +221,7 @@ fn record(kind: u8, token: &Token, number: u64) -> Vec<u8> {
     record
 }
 
-fn connect(from: IpAddr, to: SocketAddr) -> io::Result<TcpStream> {
+pub(crate) fn connect(from: IpAddr, to: SocketAddr) -> io::Result<TcpStream> {
     let socket = Socket::new(Domain::for_address(to), Type::STREAM, None)?;
     socket.bind(&SocketAddr::from((from, 0)).into())?;
     socket.connect_timeout(&to.into(), Duration::from_secs(5))?;

@@ -2,6 +2,7 @@
 //! configuration and certificates.
 
 pub mod api;
+pub mod bulk;
 pub mod differential;
 pub mod flows;
 pub mod gateway;

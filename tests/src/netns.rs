@@ -227,9 +227,27 @@ impl Tun {
     /// # Errors
     /// No privilege, no tun driver, or a name that is taken.
     pub fn new(namespace: &Namespace, name: &str) -> Result<Self> {
+        Self::with(namespace, name, 0)
+    }
+
+    /// As [`Tun::new`], where each packet, both ways, has a virtio_net_hdr of 10 bytes in front of it, and the host may send super-packets.
+    ///
+    /// # Errors
+    /// As [`Tun::new`].
+    pub fn with_offloads(namespace: &Namespace, name: &str) -> Result<Self> {
+        /// TUN_F_CSUM, TSO4, TSO6, USO4, USO6 (linux/if_tun.h).
+        const OFFLOADS: libc::c_ulong = 0x01 | 0x02 | 0x04 | 0x20 | 0x40;
+        let tun = Self::with(namespace, name, libc::IFF_VNET_HDR)?;
+        // SAFETY: the descriptor is open, and TUNSETOFFLOAD takes a number.
+        let done = unsafe { libc::ioctl(tun.file.as_raw_fd(), libc::TUNSETOFFLOAD, OFFLOADS) };
+        nix::errno::Errno::result(done).context("cannot set the offloads")?;
+        Ok(tun)
+    }
+
+    fn with(namespace: &Namespace, name: &str, flags: i32) -> Result<Self> {
         let owned = name.to_owned();
         let file = namespace
-            .run(move || open_tun(&owned))
+            .run(move || open_tun(&owned, flags))
             .with_context(|| format!("cannot make the tun device {name}"))?;
         namespace.ip(&format!("link set {name} up"))?;
         Ok(Self {
@@ -262,7 +280,7 @@ impl Tun {
         if !readable(&self.file, limit)? {
             return Ok(None);
         }
-        let mut packet = vec![0; 65536];
+        let mut packet = vec![0; 10 + 65536];
         let length = (&self.file).read(&mut packet)?;
         packet.truncate(length);
         Ok(Some(packet))
@@ -289,7 +307,7 @@ pub fn sweep() {
     }
 }
 
-fn open_tun(name: &str) -> Result<File> {
+fn open_tun(name: &str, flags: i32) -> Result<File> {
     let file = File::options().read(true).write(true).open("/dev/net/tun")?;
     // SAFETY: an all-zero ifreq is a valid value of this C struct.
     let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
@@ -297,7 +315,7 @@ fn open_tun(name: &str) -> Result<File> {
     for (to, from) in request.ifr_name.iter_mut().zip(name.bytes()) {
         *to = libc::c_char::try_from(from).context("the name is not ASCII")?;
     }
-    request.ifr_ifru.ifru_flags = libc::c_short::try_from(libc::IFF_TUN | libc::IFF_NO_PI)?;
+    request.ifr_ifru.ifru_flags = libc::c_short::try_from(libc::IFF_TUN | libc::IFF_NO_PI | flags)?;
     // SAFETY: the descriptor is open, TUNSETIFF reads and writes one ifreq, and `request` is one that lives through the call.
     let done = unsafe { libc::ioctl(file.as_raw_fd(), libc::TUNSETIFF, &raw mut request) };
     nix::errno::Errno::result(done)?;

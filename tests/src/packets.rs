@@ -293,19 +293,31 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+/// The checksum field of a packet whose sum is left to the device: that of the pseudo-header alone, not complemented.
+///
+/// # Panics
+/// If `length` is more than 65,535.
+#[must_use]
+pub fn pseudo_checksum(from: IpAddr, to: IpAddr, protocol: u8, length: usize) -> u16 {
+    let length = u16::try_from(length).expect("a short segment");
+    !fold(&addresses(from, to), u32::from(protocol) + u32::from(length))
+}
+
 fn transport_checksum(from: IpAddr, to: IpAddr, protocol: u8, segment: &[u8]) -> u16 {
-    let mut pseudo = Vec::new();
-    for address in [from, to] {
-        match address {
-            IpAddr::V4(a) => pseudo.extend_from_slice(&a.octets()),
-            IpAddr::V6(a) => pseudo.extend_from_slice(&a.octets()),
-        }
-    }
+    let mut pseudo = addresses(from, to);
     pseudo.extend_from_slice(segment);
     fold(
         &pseudo,
         u32::from(protocol) + u32::try_from(segment.len()).expect("a short segment"),
     )
+}
+
+fn addresses(from: IpAddr, to: IpAddr) -> Vec<u8> {
+    let octets = |address| match address {
+        IpAddr::V4(a) => a.octets().to_vec(),
+        IpAddr::V6(a) => a.octets().to_vec(),
+    };
+    [octets(from), octets(to)].concat()
 }
 
 /// The Internet checksum (RFC 1071) with a start value.

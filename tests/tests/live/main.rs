@@ -6,4 +6,5 @@ mod changes;
 mod handover;
 mod leases;
 mod restrict;
+mod shapes;
 mod stage;

@@ -11,17 +11,22 @@ use aya_ebpf::{
     programs::{TcContext, XdpContext},
 };
 use gateway_ebpf::{
-    abi::{FLAG_CAPTURE, FLAG_OBSERVE, MARK_GRANT, MARK_GRANT_MASK, MARK_OURS, hook, meta_magic},
+    abi::{
+        FLAG_CAPTURE, FLAG_OBSERVE, MARK_ANSWER, MARK_GRANT, MARK_GRANT_MASK, MARK_OURS, MARK_RESERVED, MARK_RESERVED_MASK,
+        MAX_POOLS, META_VLAN, hook, meta_magic, meta_vlan,
+    },
     decide::{Direction, Outcome, Place, Role, Verdict, decide},
     headers::Headers,
+    packet::Packet as _,
     parse::{Parsed, parse},
     reason::Reason,
     tables::{Tables, read},
+    wire::{Ethernet, Vlan},
 };
 
 use crate::{
     access::{Direct, SkbBytes, XdpBytes},
-    capture,
+    answer, capture,
     maps::{Kernel, keep, kept, probing},
     report::{self, Denied},
     trace,
@@ -90,11 +95,25 @@ fn xdp_verdict<const KEPT: bool>(ctx: *mut xdp_md, ifindex: u32, hook: u8, verdi
                     report::tell(what, ifindex);
                 }
             }
-            if observed { Some(0) } else { None }
+            if observed {
+                Some(0)
+            } else if verdict.answer && !probing() && (KEPT || keep(h)) && answer::may(verdict.pool) != 0 {
+                // Only with the companion's help; without room for the request it is a denial like others.
+                return match leave_word(ctx, ifindex, MARK_ANSWER | u32::from(verdict.pool) << 16 | tag::<KEPT>(ctx)) {
+                    true => xdp_action::XDP_PASS,
+                    false => xdp_action::XDP_DROP,
+                };
+            } else {
+                None
+            }
         }
     };
     match pass {
-        Some(mark) => leave_mark(ctx, ifindex, mark),
+        // Without room for it, it passes without, and TC judges it in full.
+        Some(mark) => {
+            leave_word(ctx, ifindex, mark | tag::<KEPT>(ctx));
+            xdp_action::XDP_PASS
+        }
         None => xdp_action::XDP_DROP,
     }
 }
@@ -134,12 +153,28 @@ fn tc_verdict<const PLACE: u8, const KEPT: bool>(
                     report::tell(what, ifindex);
                 }
             }
-            if observed { Some(0) } else { None }
+            if observed {
+                Some(0)
+            } else if verdict.answer && !probing() && (KEPT || keep(h)) && answer::may(verdict.pool) != 0 {
+                return send_answer::<PLACE>(skb, ifindex, verdict.pool);
+            } else {
+                None
+            }
         }
     };
     match pass {
         Some(mark) => set_mark(skb, mark),
         None => TC_ACT_SHOT,
+    }
+}
+
+#[inline(always)]
+fn send_answer<const PLACE: u8>(skb: *mut __sk_buff, ifindex: u32, pool: u8) -> i32 {
+    match PLACE {
+        DEVICE_ETH => answer::send::<true>(skb, ifindex, pool),
+        DEVICE_IP => answer::send::<false>(skb, ifindex, pool),
+        // Only devices are answered.
+        _ => TC_ACT_SHOT,
     }
 }
 
@@ -196,20 +231,36 @@ fn xdp_decide<const DEVICE: bool, const KEPT: bool>(ctx: *mut xdp_md, h: &Header
     }
 }
 
-/// On an interface with XDP: the metadata's mark, without judging or counting again. What has none (XDP is not attached, or could not
-/// write it), or comes with a VLAN tag that the NIC took off the frame before XDP saw it, is judged in full.
+/// On an interface with XDP: what its metadata says, without judging or counting again. What has none (XDP is not attached, or could not
+/// write it) is judged in full.
 #[inline(always)]
 fn tc_companion<const PLACE: u8>(skb: *mut __sk_buff) -> i32 {
     let ifindex = ifindex(skb);
     match metadata(skb, ifindex) {
-        Some(mark) if !is_tagged(skb) => set_mark(skb, mark),
+        Some(word) if word & META_VLAN == vlan(skb) => {
+            if word & MARK_GRANT_MASK == MARK_ANSWER {
+                send_answer::<PLACE>(skb, ifindex, (word >> 16) as u8 & MAX_POOLS)
+            } else {
+                set_mark(skb, word & !META_VLAN)
+            }
+        }
         _ => tc_fast::<PLACE, true>(skb, ifindex),
     }
 }
 
 #[inline(always)]
 fn tc_judge<const PLACE: u8, const ETHERNET: bool>(skb: *mut __sk_buff) -> i32 {
-    tc_fast::<PLACE, ETHERNET>(skb, ifindex(skb))
+    let ifindex = ifindex(skb);
+    if PLACE == EGRESS_ETH || PLACE == EGRESS_IP {
+        // SAFETY: the kernel gives a valid context.
+        let mark = unsafe { (*skb).mark };
+        if mark & MARK_GRANT_MASK == MARK_ANSWER && !probing() && answer::is_ours(mark, ifindex) {
+            // SAFETY: likewise; the mark may be written.
+            unsafe { (*skb).mark = MARK_GRANT };
+            return TCX_NEXT;
+        }
+    }
+    tc_fast::<PLACE, ETHERNET>(skb, ifindex)
 }
 
 #[inline(always)]
@@ -309,38 +360,66 @@ fn is_tagged(skb: *mut __sk_buff) -> bool {
     unsafe { (*skb).vlan_present != 0 }
 }
 
-/// Passes a packet with a grant, or with 0 without one: other people's marks stay, unless they look like a grant of ours.
+/// The VLAN tag in the buffer's own field, as metadata tells it: the kernel has put there what was the frame's first.
+#[inline(always)]
+fn vlan(skb: *mut __sk_buff) -> u32 {
+    if !is_tagged(skb) {
+        return 0;
+    }
+    // SAFETY: the kernel gives a valid context.
+    meta_vlan(unsafe { (*skb).vlan_tci } as u16)
+}
+
+/// Passes a packet with a grant, or with 0 without one: other people's marks stay, unless they look like one of ours.
 #[inline(always)]
 fn set_mark(skb: *mut __sk_buff, grant: u32) -> i32 {
     // SAFETY: the kernel gives a valid context, in which the mark may be written.
     unsafe {
         let mark = (*skb).mark;
-        if grant != 0 || mark & MARK_GRANT_MASK == MARK_GRANT {
+        if grant != 0 || mark & MARK_RESERVED_MASK == MARK_RESERVED {
             (*skb).mark = mark & !MARK_OURS | grant;
         }
     }
     TCX_NEXT
 }
 
-/// Two words in front of the frame: ours, for this interface, and the mark.
+/// Two words in front of the frame: ours, for this interface, and what was decided.
 type Meta = [u32; 2];
 
-/// Passes a frame with metadata. Without room for it, it passes without, and TC judges it in full.
+/// The VLAN tag of a frame as metadata tells it, if the kernel will take it for one (IEEE 802.1Q and 802.1ad). The fast parser takes frames
+/// without only.
 #[inline(always)]
-fn leave_mark(ctx: *mut xdp_md, ifindex: u32, mark: u32) -> u32 {
-    // SAFETY: the context is the one that the kernel gave.
-    if unsafe { bpf_xdp_adjust_meta(ctx, -(size_of::<Meta>() as i32)) } == 0 {
-        // SAFETY: likewise.
-        let (meta, data) = unsafe { ((*ctx).data_meta as usize, (*ctx).data as usize) };
-        if meta + size_of::<Meta>() <= data {
-            // SAFETY: the comparison proves the room; the kernel aligns metadata to 4 bytes.
-            unsafe { *(meta as *mut Meta) = [meta_magic(ifindex), mark] };
-        }
+fn tag<const KEPT: bool>(ctx: *mut xdp_md) -> u32 {
+    if !KEPT {
+        return 0;
     }
-    xdp_action::XDP_PASS
+    let frame = Direct::xdp(ctx);
+    match frame.load::<Ethernet>(0).map(|e| u16::from_be(e.ethertype)) {
+        Some(0x8100 | 0x88a8) => frame
+            .load::<Vlan>(size_of::<Ethernet>())
+            .map_or(0, |t| meta_vlan(u16::from_be(t.tci))),
+        _ => 0,
+    }
 }
 
-/// What [`leave_mark`] wrote on this interface: exactly two words, directly in front of the frame.
+/// Leaves a word for the companion; `false`: there is no room.
+#[inline(always)]
+fn leave_word(ctx: *mut xdp_md, ifindex: u32, word: u32) -> bool {
+    // SAFETY: the context is the one that the kernel gave.
+    if unsafe { bpf_xdp_adjust_meta(ctx, -(size_of::<Meta>() as i32)) } != 0 {
+        return false;
+    }
+    // SAFETY: likewise.
+    let (meta, data) = unsafe { ((*ctx).data_meta as usize, (*ctx).data as usize) };
+    if meta + size_of::<Meta>() > data {
+        return false;
+    }
+    // SAFETY: the comparison proves the room; the kernel aligns metadata to 4 bytes.
+    unsafe { *(meta as *mut Meta) = [meta_magic(ifindex), word] };
+    true
+}
+
+/// What [`leave_word`] wrote on this interface: exactly two words, directly in front of the frame.
 #[inline(always)]
 fn metadata(skb: *mut __sk_buff, ifindex: u32) -> Option<u32> {
     // SAFETY: the kernel gives a valid context.
@@ -349,6 +428,6 @@ fn metadata(skb: *mut __sk_buff, ifindex: u32) -> Option<u32> {
         return None;
     }
     // SAFETY: the first comparison proves the words; the kernel aligns metadata to 4 bytes.
-    let [magic, mark] = unsafe { *(meta as *const Meta) };
-    (magic == meta_magic(ifindex)).then_some(mark)
+    let [magic, word] = unsafe { *(meta as *const Meta) };
+    (magic == meta_magic(ifindex)).then_some(word)
 }

@@ -110,6 +110,19 @@ pub(crate) static TRACE: Array<Trace> = Array::with_max_entries(1, 0);
 #[map]
 pub(crate) static ANSWERS: PerCpuArray<Answers> = PerCpuArray::with_max_entries(MAX_POOLS as u32 + 1, 0);
 
+/// By a hash of the source: since when, and how often it was answered. Written and read here only, by all CPUs. Sources that share an entry
+/// share its answers; none is ever forgotten for another.
+#[map]
+pub(crate) static ANSWERED: Array<u64> = Array::with_max_entries(crate::answer::SLOTS, 0);
+
+/// Key 0: the answer in the making. Written and read here only, each CPU its own.
+#[map]
+pub(crate) static ANSWER: PerCpuArray<crate::answer::Answer> = PerCpuArray::with_max_entries(1, 0);
+
+/// Key 0: mark and interface of the answer that is on its way from ingress to egress, 0: none. Written and read here only, each CPU its own.
+#[map]
+pub(crate) static ANSWERING: PerCpuArray<u64> = PerCpuArray::with_max_entries(1, 0);
+
 /// [`gateway_ebpf::abi::PROBE`]. The kernel knows its value when it verifies, and removes the branches that are not taken.
 #[unsafe(no_mangle)]
 static PROBE: u8 = 0;

@@ -107,7 +107,7 @@ impl Kernel {
 
     /// Runs a program once. `mark`: TC, the firewall mark before.
     pub(crate) fn run(&self, name: &str, packet: &[u8], mark: u32) -> Run {
-        let mut data = vec![0; packet.len() + 256];
+        let mut data = vec![0; packet.len() + 1024];
         // struct __sk_buff of linux/bpf.h; the mark is its third word.
         let (mut before, mut after) = ([0_u8; 192], [0_u8; 192]);
         before[8..12].copy_from_slice(&mark.to_ne_bytes());

@@ -2,7 +2,7 @@
 //! point that it applies to.
 
 use gateway_ebpf::{
-    abi::{Count, MARK_GRANT, REASONS, mark, meta_magic, program},
+    abi::{Count, MARK_GRANT, REASONS, mark, meta_magic, meta_vlan, program},
     decide::{Direction, Outcome, Place, Role, Verdict, decide},
     headers::Headers,
     parse::{Parsed, parse},
@@ -150,6 +150,14 @@ pub(crate) fn agrees(object: &Object, point: &EntryPoint, packet: &[u8], verdict
     Ok(true)
 }
 
+/// The tag that XDP tells its companion of.
+fn tag(frame: &[u8]) -> u32 {
+    match frame.get(12..16) {
+        Some([0x81, 0, high, low] | [0x88, 0xa8, high, low]) if frame.len() >= 18 => meta_vlan(u16::from_be_bytes([*high, *low])),
+        _ => 0,
+    }
+}
+
 /// What the entry point does with a verdict; no mark before.
 fn expected(point: &EntryPoint, packet: &[u8], verdict: &Verdict) -> Run {
     let from_device = point.place.direction == Direction::Ingress && point.place.role == Role::Device;
@@ -162,7 +170,12 @@ fn expected(point: &EntryPoint, packet: &[u8], verdict: &Verdict) -> Run {
     let (action, data) = match (point.xdp, pass) {
         (true, true) => (
             XDP_PASS,
-            [&meta_magic(IFINDEX).to_ne_bytes(), &grant.to_ne_bytes(), packet].concat(),
+            [
+                &meta_magic(IFINDEX).to_ne_bytes(),
+                &(grant | tag(packet)).to_ne_bytes(),
+                packet,
+            ]
+            .concat(),
         ),
         (true, false) => (XDP_DROP, packet.to_vec()),
         (false, true) => (TCX_NEXT, packet.to_vec()),

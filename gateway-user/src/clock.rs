@@ -35,6 +35,16 @@ impl SystemClock {
     }
 }
 
+impl SystemClock {
+    /// What is to be added to the boot clock to get the wall clock as it stands now, nanoseconds; for dating many records of one moment
+    /// alike. 0 if a clock cannot be read, which [`SystemClock::new`] has ruled out.
+    #[must_use]
+    pub fn wall_of_boot(&self) -> i64 {
+        let ns = |clock| clock_gettime(clock).map_or(0, |t| t.tv_sec() * 1_000_000_000 + t.tv_nsec());
+        ns(ClockId::CLOCK_REALTIME).saturating_sub(ns(ClockId::CLOCK_BOOTTIME))
+    }
+}
+
 impl Clock for SystemClock {
     fn now(&self) -> Now {
         // Both clocks were read in `new`, so the call cannot fail for want of the clock. Should it: a wall clock at its start is before

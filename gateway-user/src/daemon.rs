@@ -55,6 +55,13 @@ async fn serve(config: Arc<Config>) -> Result<()> {
     let config = Arc::new(live.config().clone());
     let denials = Denials::default();
     let pump = tokio::spawn(dataplane::pump(live.denials()?, denials.clone()));
+    let (ring, captures) = live.captures()?;
+    let capturing = tokio::spawn(dataplane::pump_captures(ring, captures.clone()));
+    let views = api::Views {
+        denials,
+        captures,
+        prober: Arc::new(live.prober()?),
+    };
     let (links, watching) = links::watch()?;
     let watching = tokio::spawn(watching);
     let start = Start {
@@ -78,7 +85,7 @@ async fn serve(config: Arc<Config>) -> Result<()> {
         listeners,
         Arc::clone(&config),
         controller.clone(),
-        denials,
+        views,
         shutdown,
     ));
     notify::tell(notify::State::Ready).context("systemd cannot be told")?;
@@ -90,6 +97,7 @@ async fn serve(config: Arc<Config>) -> Result<()> {
         end = writer.ended() => Err(end.err().map_or_else(|| anyhow!("the controller has stopped"), Into::into)),
         end = &mut serving => Err(match end { Ok(Ok(())) => anyhow!("the API has stopped"), Ok(Err(e)) => e.into(), Err(e) => e.into() }),
         end = pump => Err(end.map_or_else(Into::into, |e| anyhow!(e).context("reading denials"))),
+        end = capturing => Err(end.map_or_else(Into::into, |e| anyhow!(e).context("reading captured packets"))),
         end = watching => Err(end.map_or_else(Into::into, |e| anyhow!(e).context("watching interfaces"))),
         _ = follow => Err(anyhow!("nobody follows the interfaces any more")),
     };

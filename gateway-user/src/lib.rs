@@ -22,6 +22,7 @@ mod netlink;
 pub mod routes;
 
 pub mod events;
+pub mod explain;
 pub mod telemetry;
 
 pub mod cli;

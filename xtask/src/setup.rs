@@ -44,6 +44,7 @@ const FOR_TESTS: &[Program] = &[
         "the gRPC client that is not ours, and the demo's HTTP servers",
     ),
     ("curl", "curl", "the device's HTTP client"),
+    ("tshark", "tshark", "the tests read captures with it"),
 ];
 const FOR_BENCH: &[Program] = &[("ethtool", "ethtool", "sets up the benchmark's interfaces")];
 
@@ -305,7 +306,9 @@ mod tests {
         }
     }
 
-    const ALL: &[&str] = &["openvpn", "nft", "ip", "bpftool", "dnsmasq", "python3", "curl", "apt-get"];
+    const ALL: &[&str] = &[
+        "openvpn", "nft", "ip", "bpftool", "dnsmasq", "python3", "curl", "tshark", "apt-get",
+    ];
 
     #[test]
     fn a_complete_machine_needs_nothing() {

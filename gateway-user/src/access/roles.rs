@@ -34,6 +34,7 @@ const DEVICE_READS: &[Role] = &[Mdm, Operator, Viewer];
 const SESSION_READS: &[Role] = &[Vpn, Operator, Viewer];
 const STATUS: &[Role] = &[Vpn, Operator, Viewer];
 const READS: &[Role] = &[Operator, Viewer];
+const OPERATOR: &[Role] = &[Operator];
 const ALL: &[Role] = &[Mdm, Vpn, Operator, Viewer];
 
 /// Every RPC that is served, in the order of the .proto files; health and reflection last.
@@ -50,6 +51,10 @@ pub const TABLE: &[Rpc] = &[
     rpc("/lazaret.v1.InspectService/ListAddresses", READS),
     rpc("/lazaret.v1.InspectService/GetCounters", READS),
     rpc("/lazaret.v1.InspectService/ListDenials", READS),
+    rpc("/lazaret.v1.InspectService/WatchDenials", READS),
+    rpc("/lazaret.v1.InspectService/Explain", READS),
+    // It shows what packets hold.
+    rpc("/lazaret.v1.InspectService/CaptureDenied", OPERATOR),
     rpc("/lazaret.v1.SessionService/OpenSession", VPN),
     restriction("/lazaret.v1.SessionService/CloseSession", VPN),
     rpc("/lazaret.v1.SessionService/SynchroniseSessions", VPN),
@@ -128,7 +133,7 @@ mod tests {
         for rpc in TABLE {
             assert!(rpc.roles.contains(&Operator), "{}", rpc.path);
             let method = rpc.path.rsplit('/').next().unwrap();
-            let reads = ["Get", "List", "Watch", "Check", "ServerReflectionInfo"]
+            let reads = ["Get", "List", "Watch", "Explain", "Check", "ServerReflectionInfo"]
                 .iter()
                 .any(|p| method.starts_with(p));
             assert!(reads || !rpc.roles.contains(&Viewer), "{}", rpc.path);

@@ -1,27 +1,24 @@
-//! InspectService: for people. Reads; changes nothing.
+//! InspectService: for people. Reads; changes nothing that judges.
 
-use std::{
-    collections::{HashMap, HashSet},
-    net::IpAddr,
-    sync::Arc,
-};
+use std::{collections::HashMap, sync::Arc};
 
-use gateway_ebpf::reason::Reason;
 use lazaret_proto::v1::{self, inspect_service_server::InspectService};
-use nix::net::if_::if_indextoname;
+use tokio::sync::watch;
 use tonic::{Request, Response, Status};
 
 use super::{
+    Views, capture,
+    denials::{self, Answers, Filter, Teller, Watchers, pool_filter},
+    explain::Explainer,
     page::limit,
-    parse::{self, Invalid},
-    render, status,
+    parse, render, status,
 };
 use crate::{
-    clock::{Clock as _, SystemClock},
+    clock::SystemClock,
     config::Config,
     controller::{Controller, SessionView},
-    events::{Denials, KEPT},
-    model::{DeviceId, Now, PoolId, PoolName, WallTime},
+    events::KEPT,
+    model::PoolId,
 };
 
 /// Sessions that are asked for in one command, so that the controller's queue is never held for long.
@@ -34,17 +31,30 @@ const MAX_ADDRESSES: u32 = 10_000;
 pub(super) struct Inspect {
     config: Arc<Config>,
     controller: Controller,
-    denials: Denials,
+    views: Views,
     clock: SystemClock,
+    explainer: Explainer,
+    watchers: Watchers,
+    stopped: watch::Receiver<bool>,
 }
 
 impl Inspect {
-    pub(super) fn new(config: Arc<Config>, controller: Controller, denials: Denials, clock: SystemClock) -> Self {
+    /// `stopped` ends the streams when it becomes true.
+    pub(super) fn new(
+        config: Arc<Config>,
+        controller: Controller,
+        views: Views,
+        clock: SystemClock,
+        stopped: watch::Receiver<bool>,
+    ) -> Self {
         Self {
+            explainer: Explainer::new(Arc::clone(&config), controller.clone(), Arc::clone(&views.prober)),
             config,
             controller,
-            denials,
+            views,
             clock,
+            watchers: Watchers::default(),
+            stopped,
         }
     }
 
@@ -65,20 +75,12 @@ impl Inspect {
         }
     }
 
-    /// The devices of the live sessions that hold these addresses.
-    async fn holders(&self, wanted: HashSet<IpAddr>) -> Result<HashMap<IpAddr, DeviceId>, Status> {
-        let mut holders = HashMap::new();
-        if wanted.is_empty() {
-            return Ok(holders);
+    fn teller(&self) -> Teller {
+        Teller {
+            config: Arc::clone(&self.config),
+            controller: self.controller.clone(),
+            clock: self.clock,
         }
-        self.sessions(|s| {
-            if let Some(device) = &s.session.device {
-                let held = s.session.addresses.iter().filter(|a| wanted.contains(a));
-                holders.extend(held.map(|a| (*a, device.clone())));
-            }
-        })
-        .await?;
-        Ok(holders)
     }
 }
 
@@ -123,103 +125,56 @@ impl InspectService for Inspect {
     async fn get_counters(&self, request: Request<v1::GetCountersRequest>) -> Result<Response<v1::GetCountersResponse>, Status> {
         let pool = pool_filter(&self.config, request.into_inner().pool).map_err(|e| status::invalid(&e))?;
         let c = self.controller.counters().await.map_err(|e| status::refused(&e))?;
-        let wanted = c.counters.into_iter().filter(|c| pool.is_none() || c.pool == pool);
-        Ok(Response::new(v1::GetCountersResponse {
-            counters: wanted.map(|c| render::counter(&self.config, c)).collect(),
-            events_suppressed: c.suppressed,
-            events_lost: c.lost,
-        }))
+        Ok(Response::new(render::counters(&self.config, c, pool)))
     }
 
     async fn list_denials(&self, request: Request<v1::ListDenialsRequest>) -> Result<Response<v1::ListDenialsResponse>, Status> {
         let r = request.into_inner();
-        let address = parse::address_filter(&r.address).map_err(|e| status::invalid(&e))?;
-        let reason = reason_filter(&r.reason).map_err(|e| status::invalid(&e))?;
+        let filter = Filter::parse(&self.config, &r.address, &r.reason, r.pool, r.device_id).map_err(|e| status::invalid(&e))?;
         let limit = limit(r.limit, 50, u32::try_from(KEPT).unwrap_or(u32::MAX)) as usize;
-        let events = self.denials.last(limit, |e| {
-            (address.is_none() || e.source == address || e.destination == address)
-                && reason.is_none_or(|reason| e.record.reason == reason as u8)
-        });
-        let ends: Vec<Option<IpAddr>> = events.iter().map(|e| render::device_end(&self.config, e)).collect();
-        let holders = self.holders(ends.iter().flatten().copied().collect()).await?;
-        let lost = self.controller.counters().await.map_err(|e| status::refused(&e))?;
-        let now = self.clock.now();
-        let mut names = HashMap::new();
-        let denials = events.iter().zip(ends).map(|(e, end)| {
-            let name = names
-                .entry(e.record.ifindex)
-                .or_insert_with(|| interface_name(e.record.ifindex))
-                .clone();
-            render::denial(
-                &self.config,
-                e,
-                wall_time(now, e.record.at),
-                name,
-                end.and_then(|a| holders.get(&a)),
-            )
-        });
+        let teller = self.teller();
+        let denials = teller.last(&self.views.denials, &filter, limit).await?;
+        let lost = teller.losses().await?;
         Ok(Response::new(v1::ListDenialsResponse {
-            denials: denials.collect(),
+            denials,
             events_suppressed: lost.suppressed,
             events_lost: lost.lost,
+            events_repeated: lost.repeated,
         }))
     }
-}
 
-/// A point of the boot clock on the wall clock, as the wall clock stands now.
-fn wall_time(now: Now, boot_ns: u64) -> WallTime {
-    let ago = i64::try_from(now.boot.0.saturating_sub(boot_ns) / 1_000_000).unwrap_or(i64::MAX);
-    WallTime(now.wall.0.saturating_sub(ago))
-}
+    type WatchDenialsStream = Answers<v1::WatchDenialsResponse>;
 
-/// The interface's name now; one that is gone shows its number.
-fn interface_name(ifindex: u32) -> String {
-    match if_indextoname(ifindex) {
-        // nix 0.31 takes the C library's null for success: the name is then empty.
-        Ok(name) if !name.is_empty() => name.to_string_lossy().into_owned(),
-        _ => format!("number {ifindex}"),
-    }
-}
-
-fn pool_filter(config: &Config, pool: String) -> Result<Option<PoolId>, Invalid> {
-    if pool.is_empty() {
-        return Ok(None);
-    }
-    let name = PoolName::try_from(pool).map_err(|e| Invalid::new("pool", e))?;
-    let unknown = || Invalid::with_reason("UNKNOWN_POOL", "pool", "no pool of this gateway has this name");
-    config.pool(&name).map(|p| Some(p.id)).ok_or_else(unknown)
-}
-
-fn reason_filter(name: &str) -> Result<Option<Reason>, Invalid> {
-    if name.is_empty() {
-        return Ok(None);
-    }
-    let found = Reason::ALL.iter().copied().find(|r| r.name() == name);
-    found
-        .map(Some)
-        .ok_or_else(|| Invalid::new("reason", "no reason has this name; docs/reasons.md lists them"))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::model::BootTime;
-
-    #[test]
-    fn denials_are_dated_by_the_clock_as_it_stands_now() {
-        let now = Now {
-            wall: WallTime(1_000_000),
-            boot: BootTime(50_000_000_000),
-            boot_id: 0,
-        };
-        assert_eq!(wall_time(now, 49_000_000_000), WallTime(999_000));
-        assert_eq!(wall_time(now, 51_000_000_000), WallTime(1_000_000), "never in the future");
+    async fn watch_denials(
+        &self,
+        request: Request<v1::WatchDenialsRequest>,
+    ) -> Result<Response<Self::WatchDenialsStream>, Status> {
+        let r = request.into_inner();
+        let filter = Filter::parse(&self.config, &r.address, &r.reason, r.pool, r.device_id).map_err(|e| status::invalid(&e))?;
+        let permit = self.watchers.enter()?;
+        let (teller, stopped) = (self.teller(), self.stopped.clone());
+        let answers = denials::watch(teller, &self.views.denials, filter, r.last, stopped, permit).await?;
+        Ok(Response::new(answers))
     }
 
-    #[test]
-    fn filters_are_checked() {
-        assert_eq!(reason_filter("no_rule").unwrap(), Some(Reason::NoRule));
-        assert_eq!(reason_filter("").unwrap(), None);
-        assert_eq!(reason_filter("NO_RULE").unwrap_err().field(), "reason");
+    async fn explain(&self, request: Request<v1::ExplainRequest>) -> Result<Response<v1::ExplainResponse>, Status> {
+        self.explainer.explain(request.into_inner()).await.map(Response::new)
+    }
+
+    type CaptureDeniedStream = Answers<v1::CaptureDeniedResponse>;
+
+    async fn capture_denied(
+        &self,
+        request: Request<v1::CaptureDeniedRequest>,
+    ) -> Result<Response<Self::CaptureDeniedStream>, Status> {
+        let mut r = request.into_inner();
+        let (pool, device) = (std::mem::take(&mut r.pool), std::mem::take(&mut r.device_id));
+        let filter = Filter::parse(&self.config, &r.address, &r.reason, pool, device).map_err(|e| status::invalid(&e))?;
+        let permit = self.watchers.enter()?;
+        let teller = self.teller();
+        teller.check(&filter).await?;
+        let stopped = self.stopped.clone();
+        let answers = capture::capture(teller, &self.views.captures, filter, &r, stopped, permit).await?;
+        Ok(Response::new(answers))
     }
 }

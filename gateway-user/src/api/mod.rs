@@ -1,7 +1,10 @@
 //! The gRPC API, v1: requests become commands of the controller, its answers become responses. It decides nothing and touches neither
 //! store nor kernel; who may call what is decided before it, in [`crate::access`].
 
+mod capture;
+mod denials;
 mod device;
+mod explain;
 mod inspect;
 mod page;
 mod parse;
@@ -28,7 +31,8 @@ use crate::{
     clock::SystemClock,
     config::Config,
     controller::Controller,
-    events::Denials,
+    events::{Captures, Denials},
+    explain::{NoProber, Prober},
     model::Identity,
 };
 
@@ -53,6 +57,28 @@ pub enum ServeError {
     Listen(#[from] listen::ServeError),
 }
 
+/// What is served beside what the controller knows.
+#[derive(Clone, Debug)]
+pub struct Views {
+    /// Denied packets.
+    pub denials: Denials,
+    /// Their first bytes.
+    pub captures: Captures,
+    /// What would become of a packet.
+    pub prober: Arc<dyn Prober>,
+}
+
+/// Nothing happens, and nothing can be asked.
+impl Default for Views {
+    fn default() -> Self {
+        Self {
+            denials: Denials::default(),
+            captures: Captures::default(),
+            prober: Arc::new(NoProber),
+        }
+    }
+}
+
 /// Serves on both listeners until `shutdown`; then new calls are refused, watches end, and what runs may finish within [`GRACE`]. The
 /// socket's file is gone when it returns.
 ///
@@ -62,11 +88,11 @@ pub async fn serve(
     listeners: Listeners,
     config: Arc<Config>,
     controller: Controller,
-    denials: Denials,
+    views: Views,
     shutdown: impl Future<Output = ()>,
 ) -> Result<(), ServeError> {
     let (stop, stopped) = watch::channel(false);
-    let routes = routes(config, controller, denials, stopped.clone()).await?;
+    let routes = routes(config, controller, views, stopped.clone()).await?;
     let mut serving = pin!(listeners.serve(routes, stopped));
     tokio::select! {
         ended = &mut serving => return Ok(ended?),
@@ -89,7 +115,7 @@ pub async fn serve(
 async fn routes(
     config: Arc<Config>,
     controller: Controller,
-    denials: Denials,
+    views: Views,
     stopped: watch::Receiver<bool>,
 ) -> Result<Routes, ServeError> {
     let max = config.api.as_ref().map_or(DEFAULT_MAX_MESSAGE, |a| a.max_message);
@@ -99,9 +125,9 @@ async fn routes(
     reporter.set_serving::<DeviceServiceServer<device::Devices>>().await;
     reporter.set_serving::<SessionServiceServer<session::Sessions>>().await;
     reporter.set_serving::<InspectServiceServer<inspect::Inspect>>().await;
-    let devices = device::Devices::new(config.clone(), controller.clone(), stopped);
+    let devices = device::Devices::new(config.clone(), controller.clone(), stopped.clone());
     let sessions = session::Sessions::new(config.clone(), controller.clone());
-    let inspect = inspect::Inspect::new(config, controller, denials, SystemClock::new()?);
+    let inspect = inspect::Inspect::new(config, controller, views, SystemClock::new()?, stopped);
     Ok(Routes::default()
         .add_service(DeviceServiceServer::new(devices).max_decoding_message_size(max))
         .add_service(SessionServiceServer::new(sessions).max_decoding_message_size(max))

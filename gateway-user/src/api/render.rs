@@ -2,7 +2,10 @@
 
 use std::net::IpAddr;
 
-use gateway_ebpf::{abi, reason::Reason};
+use gateway_ebpf::{
+    abi::{self, Answers, RuleCount, ShadowCount},
+    reason::Reason,
+};
 use lazaret_proto::v1;
 use prost_types::Timestamp;
 
@@ -11,11 +14,12 @@ use crate::{
     access::answer::escape,
     config::{Config, InterfaceRole, Mode, Pool, PoolKind},
     controller::{
-        AddressEnforcement, AddressView, CloseOutcome, CounterView, DeviceView, Enforcement, OpenOutcome, SessionView,
+        AddressEnforcement, AddressView, CloseOutcome, CounterView, Counters, DeviceView, Enforcement, OpenOutcome, SessionView,
         SignalOutcome, Status, SynchroniseOutcome, UriChange,
     },
     events::Event,
-    kernel::{HookPoint, InterfaceState, ReadBack},
+    explain::rules,
+    kernel::{HookPoint, InterfaceState, Losses, ReadBack},
     model::{DeviceId, DeviceState, PoolId, RequestId, WallTime},
 };
 
@@ -136,6 +140,10 @@ pub(super) fn gateway_status(s: Status) -> v1::GetStatusResponse {
         started_at: Some(timestamp(s.started_at)),
         warnings: s.warnings.iter().map(|w| escape(w)).collect(),
         not_durable: s.not_durable,
+        events_suppressed: s.losses.suppressed,
+        events_lost: s.losses.lost,
+        events_repeated: s.losses.repeated,
+        captures_lost: captures_lost(&s.losses),
     }
 }
 
@@ -178,8 +186,7 @@ pub(super) fn address(config: &Config, v: AddressView) -> v1::Address {
     }
 }
 
-/// A counter.
-pub(super) fn counter(config: &Config, c: CounterView) -> v1::Counter {
+fn counter(config: &Config, c: CounterView) -> v1::Counter {
     v1::Counter {
         pool: pool_name(config, c.pool),
         reason_number: c.reason.into(),
@@ -188,6 +195,65 @@ pub(super) fn counter(config: &Config, c: CounterView) -> v1::Counter {
         packets: c.count.packets,
         bytes: c.count.bytes,
     }
+}
+
+/// All counters; `only`: of this pool, and neither by rule nor by shadow policy.
+pub(super) fn counters(config: &Config, c: Counters, only: Option<PoolId>) -> v1::GetCountersResponse {
+    let wanted = |pool: Option<PoolId>| only.is_none() || pool == only;
+    let rule = |(number, count): (u16, RuleCount)| {
+        let found = rules::find(config, number);
+        v1::RuleCounter {
+            number: number.into(),
+            policy: found.map(|(p, _)| p.name.to_string()).unwrap_or_default(),
+            text: found.map(|(_, r)| rules::text(r)).unwrap_or_default(),
+            packets: count.passed.packets,
+            bytes: count.passed.bytes,
+            shadow_drop_packets: count.shadow_drops.packets,
+            shadow_drop_bytes: count.shadow_drops.bytes,
+        }
+    };
+    let shadowed = |id: PoolId| config.pool_by_id(id).is_some_and(|p| p.shadow_policy.is_some());
+    let shadow = |(id, count): (PoolId, ShadowCount)| v1::ShadowCounter {
+        pool: pool_name(config, Some(id)),
+        would_drop_packets: count.would_drop.packets,
+        would_drop_bytes: count.would_drop.bytes,
+        would_pass_packets: count.would_pass.packets,
+        would_pass_bytes: count.would_pass.bytes,
+    };
+    let answer = |(id, a): (PoolId, Answers)| v1::AnswerCounter {
+        pool: pool_name(config, Some(id)),
+        sent: a.sent,
+        limited: a.limited,
+    };
+    let (captures_lost, losses) = (captures_lost(&c.losses), c.losses);
+    let pools = c.counters.into_iter().filter(|c| wanted(c.pool));
+    // Those of the configuration, and those that have counted.
+    let seen = |(n, count): &(u16, RuleCount)| *count != RuleCount::default() || rules::find(config, *n).is_some();
+    v1::GetCountersResponse {
+        counters: pools.map(|c| counter(config, c)).collect(),
+        events_suppressed: losses.suppressed,
+        events_lost: losses.lost,
+        events_repeated: losses.repeated,
+        captures_lost,
+        rules: c.rules.into_iter().filter(|r| only.is_none() && seen(r)).map(rule).collect(),
+        shadow: c
+            .shadow
+            .into_iter()
+            .filter(|(id, count)| wanted(Some(*id)) && (shadowed(*id) || *count != ShadowCount::default()))
+            .map(shadow)
+            .collect(),
+        answers: c
+            .answers
+            .into_iter()
+            .filter(|(id, _)| wanted(Some(*id)))
+            .map(answer)
+            .collect(),
+    }
+}
+
+/// Packets that captures did not get, for whatever reason.
+pub(super) fn captures_lost(l: &Losses) -> u64 {
+    l.captures_suppressed.saturating_add(l.captures_lost)
 }
 
 /// A denied packet; `interface` and `device` are looked up by the caller.
@@ -282,8 +348,8 @@ fn prefix(a: IpAddr) -> String {
     format!("{a}/{}", if a.is_ipv4() { 32 } else { 128 })
 }
 
-/// Empty: none. A number that the configuration does not know is shown as such: the kernel has what the daemon has not.
-fn pool_name(config: &Config, id: Option<PoolId>) -> String {
+/// A pool's name. Empty: none. A number that the configuration does not know is shown as such: the kernel has what the daemon has not.
+pub(super) fn pool_name(config: &Config, id: Option<PoolId>) -> String {
     let known = |id: PoolId| {
         config
             .pool_by_id(id)
@@ -311,7 +377,8 @@ fn enforcement(e: Enforcement) -> v1::Enforcement {
     }
 }
 
-fn hook_point(h: HookPoint) -> &'static str {
+/// A hook's name.
+pub(super) fn hook_point(h: HookPoint) -> &'static str {
     match h {
         HookPoint::Xdp => "xdp",
         HookPoint::TcIngress => "tc ingress",

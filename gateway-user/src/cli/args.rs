@@ -1,9 +1,12 @@
 //! What can be typed: subcommands, options and their help.
 
+mod seen;
+
 use std::{net::IpAddr, path::PathBuf};
 
 use clap::{Args, Parser, Subcommand};
 
+pub(super) use self::seen::{CaptureArgs, CountersArgs, DenialsArgs, ExplainArgs, Protocol, ReasonArgs, Which};
 use crate::{config::Socket, model};
 
 /// Network quarantine gateway for VPN hosts.
@@ -26,7 +29,8 @@ Examples:
   lazaret check /etc/lazaret/lazaret.toml
   lazaret status
   lazaret device release phone-17
-  lazaret denials --address 10.66.0.5
+  lazaret explain --from 10.66.0.5 --to 10.9.0.20 --proto tcp --port 25
+  lazaret denials --follow --device phone-17
 
 Exit codes:
   0  done; for `status`: the gateway does its work
@@ -51,6 +55,9 @@ pub(super) enum Command {
     Floor(ConfigArgs),
     #[command(flatten)]
     Ask(Ask),
+    /// What a reason means and what to do about it; without a name, all of them
+    #[command(after_help = "Examples:\n  lazaret reason no_rule\n  lazaret reason 23")]
+    Reason(ReasonArgs),
     /// Take Lazaret out of the kernel, with the daemon stopped; the floor stays closed
     #[command(after_help = DETACH_EXAMPLES)]
     Detach(DetachArgs),
@@ -88,13 +95,40 @@ pub(super) enum Ask {
     /// One session: open, close
     #[command(subcommand)]
     Session(SessionCommand),
-    /// Exact packets and bytes by pool and reason
-    #[command(after_help = "Example:\n  lazaret counters --pool quarantine")]
+    /// Why a packet passes or not: runs it in the kernel on the live tables, and says what would change the verdict
+    #[command(after_help = EXPLAIN_EXAMPLES)]
+    Explain(ExplainArgs),
+    /// Exact packets and bytes by pool and reason; by rule; by shadow policy
+    #[command(
+        after_help = "Examples:\n  lazaret counters --pool quarantine\n  lazaret counters --rules\n  lazaret counters --shadow"
+    )]
     Counters(CountersArgs),
     /// The last denied packets, newest last, each with its reason and what to do about it
-    #[command(after_help = "Examples:\n  lazaret denials --limit 10\n  lazaret denials --address 10.66.0.5 --reason no_rule")]
+    #[command(
+        after_help = "Examples:\n  lazaret denials --limit 10\n  lazaret denials --address 10.66.0.5 --reason no_rule\n  lazaret denials --follow --device phone-17"
+    )]
     Denials(DenialsArgs),
+    /// Denied packets into a pcapng file, for Wireshark, with the reason, pool and device as each one's comment
+    #[command(after_help = CAPTURE_EXAMPLES)]
+    Capture(CaptureArgs),
 }
+
+const EXPLAIN_EXAMPLES: &str = "\
+Nothing is sent, counted or remembered. Without --in, the packet is judged at the interface of the source's session, or at the only
+device interface; at the only core interface if the source is in no pool.
+
+Examples:
+  lazaret explain --from 10.66.0.5 --to 10.9.0.10 --proto tcp --port 443
+  lazaret explain --from 10.66.0.5 --to 10.9.0.10 --proto tcp --port 443 --both
+  lazaret explain --from 10.9.0.20 --to 10.66.0.5:22 --proto tcp --in core0
+  lazaret explain --from 10.9.0.20 --to 10.66.0.5 --proto icmp --out";
+
+const CAPTURE_EXAMPLES: &str = "\
+The first 256 bytes of each packet are kept. The programs copy packets only while a capture runs. It takes an operator.
+
+Examples:
+  lazaret capture --denied -w denied.pcapng --for 5m
+  lazaret capture --denied --device phone-17 -w - | tshark -r -";
 
 /// The daemon's configuration.
 #[derive(Debug, Args)]
@@ -290,30 +324,6 @@ pub(super) struct CloseArgs {
     /// The session's number, as `lazaret sessions` shows it
     #[arg(value_name = "ID")]
     pub(super) session: u64,
-    #[command(flatten)]
-    pub(super) connection: Connection,
-}
-
-#[derive(Debug, Args)]
-pub(super) struct CountersArgs {
-    /// Only this pool
-    #[arg(long)]
-    pub(super) pool: Option<model::PoolName>,
-    #[command(flatten)]
-    pub(super) connection: Connection,
-}
-
-#[derive(Debug, Args)]
-pub(super) struct DenialsArgs {
-    /// At most so many
-    #[arg(long, default_value_t = 50)]
-    pub(super) limit: u32,
-    /// Only with this source or destination
-    #[arg(long, value_name = "IP")]
-    pub(super) address: Option<IpAddr>,
-    /// Only with this reason's name
-    #[arg(long, value_name = "NAME")]
-    pub(super) reason: Option<String>,
     #[command(flatten)]
     pub(super) connection: Connection,
 }

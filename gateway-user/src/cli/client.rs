@@ -165,7 +165,8 @@ impl Client {
         }
     }
 
-    fn failure(&self, status: &Status) -> Failure {
+    /// What a status means.
+    pub(crate) fn failure(&self, status: &Status) -> Failure {
         let info = status.get_details_error_info();
         let message = status.message().to_owned();
         match (status.code(), info) {

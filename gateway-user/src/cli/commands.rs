@@ -8,11 +8,12 @@ use serde_json::{Value, json};
 use super::{
     Outcome,
     args::{
-        AddressesArgs, Ask, CloseArgs, Connection, CountersArgs, DenialsArgs, DeviceArgs, DeviceCommand, DevicesArgs, OpenArgs,
+        AddressesArgs, Ask, CloseArgs, Connection, CountersArgs, DeviceArgs, DeviceCommand, DevicesArgs, OpenArgs,
         QuarantineArgs, RegisterArgs, ReleaseArgs, SessionCommand, State,
     },
+    capture,
     client::{Client, Failure, context},
-    json, show,
+    denials, explain, json, show,
     table::{Page, write_out},
 };
 use crate::model;
@@ -36,7 +37,9 @@ pub(super) fn run(ask: &Ask) -> Result<Outcome, Failure> {
             Ask::Session(SessionCommand::Open(a)) => open(a).await,
             Ask::Session(SessionCommand::Close(a)) => close(a).await,
             Ask::Counters(a) => counters(a).await,
-            Ask::Denials(a) => denials(a).await,
+            Ask::Denials(a) => denials::run(a).await,
+            Ask::Explain(a) => explain::run(a).await,
+            Ask::Capture(a) => capture::run(a).await,
         }
     })
 }
@@ -284,19 +287,12 @@ async fn counters(a: &CountersArgs) -> Result<Outcome, Failure> {
     print(
         &a.connection,
         || json::counters(&answer),
-        |page| show::counters(page, &answer),
+        |page| match (a.rules, a.shadow) {
+            (true, _) => show::rule_counters(page, &answer),
+            (_, true) => show::shadow_counters(page, &answer),
+            _ => show::counters(page, &answer),
+        },
     )
-}
-
-async fn denials(a: &DenialsArgs) -> Result<Outcome, Failure> {
-    let client = connect(&a.connection).await?;
-    let request = v1::ListDenialsRequest {
-        limit: a.limit,
-        address: a.address.map(|a| a.to_string()).unwrap_or_default(),
-        reason: a.reason.clone().unwrap_or_default(),
-    };
-    let answer = client.answer(client.inspect().list_denials(request)).await?;
-    print(&a.connection, || json::denials(&answer), |page| show::denials(page, &answer))
 }
 
 /// Devices or sessions in one answer; the most that the API gives.
@@ -304,11 +300,17 @@ const PAGE: u32 = 1000;
 /// Of request ids.
 const PREFIX: &str = "cli";
 
-async fn connect(c: &Connection) -> Result<Client, Failure> {
+/// The daemon, within the deadline.
+pub(super) async fn connect(c: &Connection) -> Result<Client, Failure> {
     Client::connect(&c.socket, Duration::from_secs(c.timeout)).await
 }
 
-fn print(c: &Connection, as_json: impl FnOnce() -> Value, as_text: impl FnOnce(&mut Page)) -> Result<Outcome, Failure> {
+/// Prints an answer as was asked.
+pub(super) fn print(
+    c: &Connection,
+    as_json: impl FnOnce() -> Value,
+    as_text: impl FnOnce(&mut Page),
+) -> Result<Outcome, Failure> {
     let written = if c.json {
         write_out(&format!("{:#}\n", as_json()))
     } else {

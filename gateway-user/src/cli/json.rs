@@ -24,6 +24,8 @@ pub(super) fn status(s: &v1::GetStatusResponse) -> Value {
         "started_at": time(s.started_at.as_ref()),
         "interfaces": s.interfaces.iter().map(interface).collect::<Vec<_>>(),
         "warnings": s.warnings,
+        "events_suppressed": s.events_suppressed, "events_lost": s.events_lost, "events_repeated": s.events_repeated,
+        "captures_lost": s.captures_lost,
     })
 }
 
@@ -67,24 +69,33 @@ pub(super) fn counters(c: &v1::GetCountersResponse) -> Value {
             "bytes": c.bytes,
         })
     };
-    json!({
-        "counters": c.counters.iter().map(counter).collect::<Vec<_>>(),
-        "events_suppressed": c.events_suppressed, "events_lost": c.events_lost,
-    })
-}
-
-pub(super) fn denials(d: &v1::ListDenialsResponse) -> Value {
-    let denial = |d: &v1::Denial| {
+    let rule = |r: &v1::RuleCounter| {
         json!({
-            "at": time(d.at.as_ref()), "interface": d.interface, "hook": d.hook, "source": d.source, "destination": d.destination,
-            "protocol": d.protocol, "source_port": d.source_port, "destination_port": d.destination_port, "length": d.length,
-            "pool": d.pool, "device_id": d.device_id, "reason_number": d.reason_number, "reason": d.reason, "sentence": d.sentence,
-            "remedy": d.remedy, "observed": d.observed,
+            "number": r.number, "policy": r.policy, "text": r.text, "packets": r.packets, "bytes": r.bytes,
+            "shadow_drop_packets": r.shadow_drop_packets, "shadow_drop_bytes": r.shadow_drop_bytes,
+        })
+    };
+    let shadow = |s: &v1::ShadowCounter| {
+        json!({
+            "pool": s.pool, "would_drop_packets": s.would_drop_packets, "would_drop_bytes": s.would_drop_bytes,
+            "would_pass_packets": s.would_pass_packets, "would_pass_bytes": s.would_pass_bytes,
         })
     };
     json!({
-        "denials": d.denials.iter().map(denial).collect::<Vec<_>>(),
-        "events_suppressed": d.events_suppressed, "events_lost": d.events_lost,
+        "counters": c.counters.iter().map(counter).collect::<Vec<_>>(),
+        "answers": c.answers.iter().map(|a| json!({ "pool": a.pool, "sent": a.sent, "limited": a.limited })).collect::<Vec<_>>(),
+        "rules": c.rules.iter().map(rule).collect::<Vec<_>>(), "shadow": c.shadow.iter().map(shadow).collect::<Vec<_>>(),
+        "events_suppressed": c.events_suppressed, "events_lost": c.events_lost, "events_repeated": c.events_repeated,
+        "captures_lost": c.captures_lost,
+    })
+}
+
+pub(super) fn denial(d: &v1::Denial) -> Value {
+    json!({
+        "at": time(d.at.as_ref()), "interface": d.interface, "hook": d.hook, "source": d.source, "destination": d.destination,
+        "protocol": d.protocol, "source_port": d.source_port, "destination_port": d.destination_port, "length": d.length,
+        "pool": d.pool, "device_id": d.device_id, "reason_number": d.reason_number, "reason": d.reason, "sentence": d.sentence,
+        "remedy": d.remedy, "observed": d.observed,
     })
 }
 

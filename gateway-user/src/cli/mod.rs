@@ -2,11 +2,16 @@
 //! touch the kernel, through the modules that do.
 
 mod args;
+mod capture;
 mod check;
 pub(crate) mod client;
 mod commands;
+mod denials;
+mod explain;
 mod json;
 mod kernel;
+mod pcapng;
+mod reason;
 mod show;
 mod table;
 
@@ -57,6 +62,7 @@ fn run(command: &Command) -> Result<Outcome, Failure> {
         }),
         Command::Pki(PkiCommand::Init(a)) => made(crate::pki::init(a)),
         Command::Pki(PkiCommand::Issue(a)) => made(crate::pki::issue(a)),
+        Command::Reason(a) => reason::run(a),
         Command::Ask(ask) => commands::run(ask),
         Command::Floor(a) => kernel::close_floor(a),
         Command::Detach(a) => kernel::detach(a),

@@ -61,6 +61,18 @@ pub(super) fn status(page: &mut Page, s: &v1::GetStatusResponse) {
     }
     page.pair("devices", s.devices);
     page.pair("sessions", s.sessions);
+    if let Some(text) = untold(s.events_suppressed, s.events_lost, s.events_repeated) {
+        page.pair("denials not told", format!("{text}; `lazaret counters` has them"));
+    }
+    if s.captures_lost > 0 {
+        page.pair(
+            "captures",
+            format!(
+                "{} packets not handed over, by the rate limit or to a full buffer",
+                s.captures_lost
+            ),
+        );
+    }
     page.pair("running since", text_of(s.started_at.as_ref()).unwrap_or_default());
     page.line("");
     let mut rows = Vec::new();
@@ -274,57 +286,81 @@ pub(super) fn counters(page: &mut Page, answer: &v1::GetCountersResponse) {
         &["POOL", "VERDICT", "REASON", "N", "PACKETS", "BYTES"],
         &answer.counters.iter().map(row).collect::<Vec<_>>(),
     );
+    if !answer.answers.is_empty() {
+        page.line("");
+        let row = |a: &v1::AnswerCounter| vec![Cell::from(&a.pool), Cell::from(a.sent), Cell::from(a.limited)];
+        let headers = ["POOL", "DENIALS ANSWERED", "NOT, BY THE RATE LIMIT"];
+        page.table(&headers, &answer.answers.iter().map(row).collect::<Vec<_>>());
+    }
+    if let Some(text) = untold(answer.events_suppressed, answer.events_lost, answer.events_repeated) {
+        page.line("");
+        page.line(toned(format!("of the denied: {text}"), Tone::Dim));
+    }
 }
 
-pub(super) fn denials(page: &mut Page, answer: &v1::ListDenialsResponse) {
-    let end = |address: &str, port: u32| match (port, address.contains(':')) {
-        (0, _) => address.to_owned(),
-        (_, true) => format!("[{address}]:{port}"),
-        (_, false) => format!("{address}:{port}"),
-    };
-    let row = |d: &v1::Denial| {
+/// What denials were counted and not told of; `None`: nothing.
+pub(super) fn untold(suppressed: u64, lost: u64, repeated: u64) -> Option<String> {
+    (suppressed + lost + repeated > 0).then(|| {
+        format!("{suppressed} suppressed by the rate limit, {lost} lost to a full buffer, {repeated} like one shortly before")
+    })
+}
+
+/// Exact, by rule.
+pub(super) fn rule_counters(page: &mut Page, answer: &v1::GetCountersResponse) {
+    let row = |r: &v1::RuleCounter| {
+        let text = match (r.number, r.policy.as_str()) {
+            (0, _) => toned("all: policies that allow everything", Tone::Dim),
+            (_, "") => toned("no rule of the configuration has this number", Tone::Warn),
+            _ => Cell::from(&r.text),
+        };
         vec![
-            Cell::from(text_of(d.at.as_ref()).unwrap_or_default()),
-            Cell::from(format!("{} {}", d.interface, d.hook)),
-            Cell::from(&d.protocol),
-            Cell::from(end(&d.source, d.source_port)),
-            Cell::from(end(&d.destination, d.destination_port)),
-            Cell::from(&d.pool),
-            Cell::from(&d.device_id),
-            toned(&d.reason, Tone::Bad),
-            toned(if d.observed { "let through (observe mode)" } else { "" }, Tone::Warn),
+            number(r.number.into()),
+            Cell::from(&r.policy),
+            Cell::from(r.packets),
+            Cell::from(r.bytes),
+            if r.shadow_drop_packets == 0 {
+                Cell::default()
+            } else {
+                Cell::from(r.shadow_drop_packets)
+            },
+            text,
         ]
     };
-    let headers = [
-        "TIME",
-        "WHERE",
-        "PROTOCOL",
-        "SOURCE",
-        "DESTINATION",
-        "POOL",
-        "DEVICE",
-        "REASON",
-        "REMARK",
-    ];
     page.list(
-        "no denied packets",
-        &headers,
-        &answer.denials.iter().map(row).collect::<Vec<_>>(),
+        "no rules, and no packets yet",
+        &["RULE", "POLICY", "PACKETS", "BYTES", "SHADOW WOULD DROP", "TEXT"],
+        &answer.rules.iter().map(row).collect::<Vec<_>>(),
     );
-    // Once for each reason, in the order of their last appearance.
-    let mut explained: Vec<&str> = Vec::new();
-    for d in answer.denials.iter().rev() {
-        if !explained.contains(&d.reason.as_str()) {
-            explained.push(&d.reason);
-            page.line(format!("{}: {} {}", d.reason, d.sentence, d.remedy));
-        }
-    }
-    if answer.events_suppressed + answer.events_lost > 0 {
-        let text = format!(
-            "not shown: {} suppressed by the rate limit, {} lost to a full buffer; `lazaret counters` has them all",
-            answer.events_suppressed, answer.events_lost
-        );
-        page.line(toned(text, Tone::Warn));
+}
+
+/// Where the shadow policy differs, by pool and by rule.
+pub(super) fn shadow_counters(page: &mut Page, answer: &v1::GetCountersResponse) {
+    let row = |s: &v1::ShadowCounter| {
+        vec![
+            Cell::from(&s.pool),
+            Cell::from(s.would_drop_packets),
+            Cell::from(s.would_drop_bytes),
+            Cell::from(s.would_pass_packets),
+            Cell::from(s.would_pass_bytes),
+        ]
+    };
+    let headers = ["POOL", "WOULD DROP", "BYTES", "WOULD PASS", "BYTES"];
+    let nothing = "no pool has a shadow policy; `shadow_policy` in [[pool]] names one";
+    page.list(nothing, &headers, &answer.shadow.iter().map(row).collect::<Vec<_>>());
+    let hit: Vec<&v1::RuleCounter> = answer.rules.iter().filter(|r| r.shadow_drop_packets > 0).collect();
+    if !hit.is_empty() {
+        page.line("");
+        let row = |r: &&v1::RuleCounter| {
+            vec![
+                number(r.number.into()),
+                Cell::from(&r.policy),
+                Cell::from(r.shadow_drop_packets),
+                Cell::from(r.shadow_drop_bytes),
+                Cell::from(&r.text),
+            ]
+        };
+        let headers = ["RULE", "POLICY", "WOULD DROP", "BYTES", "TEXT"];
+        page.table(&headers, &hit.iter().map(row).collect::<Vec<_>>());
     }
 }
 

@@ -111,6 +111,11 @@ impl Page {
         }
     }
 
+    /// As it would be printed.
+    pub(super) fn into_text(self) -> String {
+        self.text
+    }
+
     /// Writes it to standard output. A reader that went away is no error.
     pub(super) fn print(self) -> io::Result<()> {
         write_out(&self.text)

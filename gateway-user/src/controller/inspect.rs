@@ -1,14 +1,17 @@
 //! Questions, and the read-back that says how far a change got.
 
-use std::net::IpAddr;
+use std::{collections::HashMap, net::IpAddr};
 
-use gateway_ebpf::abi::Count;
+use gateway_ebpf::abi::{Answers, Count};
 use tokio::sync::broadcast;
 
-use super::{AddressEnforcement, AddressView, CounterView, Counters, DeviceView, Refusal, SessionView, Status, writer::Writer};
+use super::{
+    AddressEnforcement, AddressView, CounterView, Counters, DeviceView, EndView, PlaceView, Refusal, SessionView, Status,
+    Surroundings, writer::Writer,
+};
 use crate::{
     config::{Config, InterfaceRole, Mode},
-    kernel::{HookPoint, Link, ReadBack},
+    kernel::{HookPoint, Link, Losses, ReadBack},
     model::{
         BootTime, Device, DeviceId, DeviceState, InterfaceName, Now, PoolId, Revision, Session, SessionId, UriChange, WallTime,
     },
@@ -153,6 +156,10 @@ impl Writer {
             started_at: self.started_at,
             warnings,
             not_durable: self.not_durable(),
+            losses: self.losses().unwrap_or_else(|e| {
+                tracing::error!("the counters of lost events cannot be read: {e}");
+                Losses::default()
+            }),
         }
     }
 
@@ -180,6 +187,44 @@ impl Writer {
         wanted.into_iter().map(view).collect()
     }
 
+    /// Asks the kernel for the hooks and two addresses: some system calls, no process, no wait.
+    pub(super) fn surroundings(&mut self, ends: &[IpAddr]) -> Result<Surroundings, Refusal> {
+        let now = self.clock.now();
+        let states = self.kernel.interfaces();
+        let (mut places, mut others) = (Vec::new(), Vec::new());
+        for link in &self.links {
+            match states.iter().find(|s| s.ifindex == Some(link.ifindex)) {
+                Some(state) => places.push(PlaceView {
+                    link: link.clone(),
+                    role: state.role,
+                    hooks: state.hooks.clone(),
+                }),
+                None => others.push(link.name.clone()),
+            }
+        }
+        let end = |address: &IpAddr| {
+            let reading = self.kernel.read(*address).map_err(|e| Refusal::Kernel(e.to_string()))?;
+            let session = self.registry.holder(*address);
+            Ok(EndView {
+                address: *address,
+                session: session.map(|s| self.session_view(s, &now)),
+                device: session.and_then(|s| self.registry.device_of(s)).cloned(),
+                lease_ends_at: reading.lease_end.map(|end| on_the_wall(end, &now)),
+                reading,
+            })
+        };
+        Ok(Surroundings {
+            ends: ends.iter().map(end).collect::<Result<_, Refusal>>()?,
+            places,
+            others,
+        })
+    }
+
+    pub(super) fn holders(&self, addresses: &[IpAddr]) -> HashMap<IpAddr, DeviceId> {
+        let device = |a: &IpAddr| Some((*a, self.registry.holder(*a)?.device.clone()?));
+        addresses.iter().filter_map(device).collect()
+    }
+
     pub(super) fn counters(&self) -> Result<Counters, Refusal> {
         let refused = |e: crate::kernel::KernelError| Refusal::Kernel(e.to_string());
         let mut counters = Vec::new();
@@ -193,12 +238,24 @@ impl Writer {
             }));
         }
         counters.sort_by_key(|c| (c.pool, c.reason));
-        let (suppressed, lost) = self.kernel.events_lost().map_err(refused)?;
+        let pool = |n: u8| (n != 0).then_some(PoolId(n));
+        let shadow = self.kernel.shadow_counters().map_err(refused)?;
+        let answers = self.kernel.answers().map_err(refused)?;
         Ok(Counters {
             counters,
-            suppressed,
-            lost,
+            rules: self.kernel.rule_counters().map_err(refused)?,
+            shadow: shadow.into_iter().filter_map(|(n, c)| Some((pool(n)?, c))).collect(),
+            answers: answers
+                .into_iter()
+                .filter(|(_, a)| *a != Answers::default())
+                .filter_map(|(n, a)| Some((pool(n)?, a)))
+                .collect(),
+            losses: self.losses()?,
         })
+    }
+
+    pub(super) fn losses(&self) -> Result<Losses, Refusal> {
+        self.kernel.losses().map_err(|e| Refusal::Kernel(e.to_string()))
     }
 }
 

@@ -10,7 +10,7 @@ mod signals;
 mod types;
 mod writer;
 
-use std::{fmt, io, net::IpAddr, sync::Arc, thread};
+use std::{collections::HashMap, fmt, io, net::IpAddr, sync::Arc, thread};
 
 use tokio::sync::{broadcast, mpsc, oneshot, watch};
 
@@ -20,7 +20,7 @@ pub use writer::Options;
 use crate::{
     clock::Clock,
     config::Config,
-    kernel::{Kernel, KernelError, Link},
+    kernel::{Kernel, KernelError, Link, Losses},
     model::{DeviceId, DeviceState, PolicyRevision, Revision, SessionId, SourceName},
     store::{Store, StoreError},
 };
@@ -284,12 +284,36 @@ impl Controller {
         self.ask(move |w| w.addresses(address, limit)).await?
     }
 
+    /// What is known around a packet between these addresses.
+    ///
+    /// # Errors
+    /// [`Refusal::Kernel`], [`Refusal::Busy`].
+    pub async fn surroundings(&self, ends: Vec<IpAddr>) -> Result<Surroundings, Refusal> {
+        self.ask(move |w| w.surroundings(&ends)).await?
+    }
+
+    /// The devices of the live sessions that hold these addresses.
+    ///
+    /// # Errors
+    /// [`Refusal::Busy`].
+    pub async fn holders(&self, addresses: Vec<IpAddr>) -> Result<HashMap<IpAddr, DeviceId>, Refusal> {
+        self.ask(move |w| w.holders(&addresses)).await
+    }
+
     /// What the programs counted.
     ///
     /// # Errors
     /// [`Refusal::Kernel`], [`Refusal::Busy`].
     pub async fn counters(&self) -> Result<Counters, Refusal> {
         self.ask(|w| w.counters()).await?
+    }
+
+    /// Denials and captured packets that were not told of.
+    ///
+    /// # Errors
+    /// [`Refusal::Kernel`], [`Refusal::Busy`].
+    pub async fn losses(&self) -> Result<Losses, Refusal> {
+        self.ask(|w| w.losses()).await?
     }
 
     /// Refused when the queue is full.

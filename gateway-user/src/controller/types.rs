@@ -2,12 +2,12 @@
 
 use std::net::IpAddr;
 
-use gateway_ebpf::abi::Count;
+use gateway_ebpf::abi::{Answers, Count, RuleCount, ShadowCount};
 
 use super::Refusal;
 use crate::{
-    config::Mode,
-    kernel::{AddressReading, InterfaceState, ReadBack},
+    config::{InterfaceRole, Mode},
+    kernel::{AddressReading, HookState, InterfaceState, Link, Losses, ReadBack},
     model::{Device, DeviceId, Fingerprint, Identity, InterfaceName, PoolId, RequestId, Revision, Session, WallTime},
 };
 
@@ -156,6 +156,8 @@ pub struct Status {
     pub warnings: Vec<String>,
     /// Restrictions in force but not committed.
     pub not_durable: u64,
+    /// Denials not told of.
+    pub losses: Losses,
 }
 
 /// An address with the session that holds it.
@@ -169,6 +171,43 @@ pub struct AddressView {
     pub device: Option<DeviceId>,
     /// On the wall clock.
     pub lease_ends_at: Option<WallTime>,
+}
+
+/// One end of a packet that is asked about.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct EndView {
+    /// Which.
+    pub address: IpAddr,
+    /// As read from the kernel.
+    pub reading: AddressReading,
+    /// The live session that holds it.
+    pub session: Option<SessionView>,
+    /// Of the session.
+    pub device: Option<Device>,
+    /// On the wall clock.
+    pub lease_ends_at: Option<WallTime>,
+}
+
+/// An interface with a role, as it stands now.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PlaceView {
+    /// The interface.
+    pub link: Link,
+    /// Its role.
+    pub role: InterfaceRole,
+    /// Its hooks.
+    pub hooks: Vec<HookState>,
+}
+
+/// What the gateway knows around a packet that is asked about.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Surroundings {
+    /// Its ends, in the order asked.
+    pub ends: Vec<EndView>,
+    /// Where packets are judged.
+    pub places: Vec<PlaceView>,
+    /// Interfaces without a role.
+    pub others: Vec<InterfaceName>,
 }
 
 /// A counter that is not zero.
@@ -187,8 +226,12 @@ pub struct CounterView {
 pub struct Counters {
     /// Those that are not zero, by pool, then reason.
     pub counters: Vec<CounterView>,
-    /// Denial events suppressed by the rate limit.
-    pub suppressed: u64,
-    /// Denial events lost to a full ring.
-    pub lost: u64,
+    /// By rule number, ascending; 0: what `all` passed.
+    pub rules: Vec<(u16, RuleCount)>,
+    /// By pool, ascending.
+    pub shadow: Vec<(PoolId, ShadowCount)>,
+    /// Answers to denied packets, by pool, ascending; those that are not zero.
+    pub answers: Vec<(PoolId, Answers)>,
+    /// What was not told of.
+    pub losses: Losses,
 }

@@ -338,7 +338,7 @@ pub(super) fn remove_versions(root: &Path, except: Option<u32>) -> io::Result<()
         for pin in entries(&version.join("links"))? {
             cut(&pin)?;
         }
-        for directory in ["links", "maps", maps::FRESH] {
+        for directory in ["links", "maps", maps::FRESH, super::probe::PINS] {
             maps::remove(&version.join(directory))?;
         }
         fs::remove_dir(&version)?;

@@ -180,6 +180,15 @@ impl Live {
         AyaMap::RingBuf(data).try_into().map(Ring).map_err(environment::load_error)
     }
 
+    pub(super) fn maps(&self) -> &Maps {
+        &self.maps
+    }
+
+    /// Where this version's pins are.
+    pub(super) fn version_pins(&self) -> PathBuf {
+        self.config.paths.pins.join(format!("v{VERSION}"))
+    }
+
     /// Attaches, and tells the floor at which interfaces our programs judge what is sent.
     fn attach(&mut self, links: &[LinkNow]) {
         let floor = &self.floor;

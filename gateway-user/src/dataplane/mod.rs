@@ -4,6 +4,7 @@
 //! reads them; `readback` asks what attached programs see; `live` is all of it as [`crate::kernel::Kernel`].
 
 mod bpf;
+mod captures;
 mod denials;
 mod detach;
 mod environment;
@@ -14,6 +15,7 @@ mod maps;
 mod numbers;
 pub mod object;
 pub mod policy;
+mod probe;
 mod readback;
 mod table6;
 mod tables;
@@ -21,8 +23,10 @@ mod tables;
 #[cfg(test)]
 pub(crate) mod fixtures;
 
+pub use captures::{CaptureRing, pump_captures};
 pub use denials::{Ring, pump};
 pub use detach::{detach, stay_closed};
 pub use environment::Error;
 pub use live::Live;
 pub use policy::{CompileError, compile};
+pub use probe::Twin;

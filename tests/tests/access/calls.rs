@@ -186,7 +186,7 @@ async fn a_device_through_its_life_as_the_api_shows_it() {
     let only = |address: &str, why: &str| v1::ListDenialsRequest {
         address: address.into(),
         reason: why.into(),
-        limit: 0,
+        ..Default::default()
     };
     assert_eq!(
         viewer

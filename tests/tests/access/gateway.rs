@@ -189,9 +189,13 @@ impl Gateway {
         let (controller, thread) = Controller::start(start).await.unwrap();
         let (stop, stopped) = oneshot::channel();
         let denials = Denials::default();
+        let views = api::Views {
+            denials: denials.clone(),
+            ..api::Views::default()
+        };
         let address = listeners.address().unwrap();
         let socket = config.socket.path.clone();
-        let serving = api::serve(listeners, config, controller.clone(), denials.clone(), async {
+        let serving = api::serve(listeners, config, controller.clone(), views, async {
             let _ = stopped.await;
         });
         Self {

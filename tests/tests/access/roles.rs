@@ -30,6 +30,9 @@ const EXPECTED: &str = "
     /lazaret.v1.InspectService/ListAddresses                           -   -   operator viewer
     /lazaret.v1.InspectService/GetCounters                             -   -   operator viewer
     /lazaret.v1.InspectService/ListDenials                             -   -   operator viewer
+    /lazaret.v1.InspectService/WatchDenials                            -   -   operator viewer
+    /lazaret.v1.InspectService/Explain                                 -   -   operator viewer
+    /lazaret.v1.InspectService/CaptureDenied                           -   -   operator -
     /grpc.health.v1.Health/Check                                       mdm vpn operator viewer
     /grpc.health.v1.Health/Watch                                       mdm vpn operator viewer
     /grpc.reflection.v1.ServerReflection/ServerReflectionInfo          mdm vpn operator viewer
@@ -91,7 +94,7 @@ async fn every_rpc_with_every_role() {
         }
     }
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
-    assert_eq!(calls, 20 * 4);
+    assert_eq!(calls, 23 * 4);
     gateway.stop().await;
 }
 

@@ -15,7 +15,6 @@ use gateway_user::{
     clock::SystemClock,
     config::{Config, Mode},
     controller::{Controller, Options, Start},
-    events::Denials,
     kernel::{Link, fake::FakeKernel},
     store::SqliteStore,
 };
@@ -134,7 +133,7 @@ impl Gateway {
                     options: Options::default(),
                 };
                 let (controller, mut thread) = Controller::start(start).await.unwrap();
-                let serving = api::serve(listeners, config, controller.clone(), Denials::default(), async {
+                let serving = api::serve(listeners, config, controller.clone(), api::Views::default(), async {
                     let _ = stopped.await;
                 });
                 ready.send(()).unwrap();

@@ -4,7 +4,7 @@
 use std::{
     fs::File,
     io::{self, Read as _, Write as _},
-    net::{SocketAddr, TcpListener, TcpStream, UdpSocket},
+    net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket},
     os::fd::{AsFd as _, AsRawFd as _},
     sync::{
         Arc,
@@ -18,7 +18,7 @@ use anyhow::{Context as _, Result, anyhow, ensure};
 use nix::sys::socket::{setsockopt, sockopt};
 use socket2::{Domain, Socket, Type};
 
-use crate::flows::End;
+use crate::flows::{self, End};
 
 /// A prime, so that a shift by any usual length shows.
 const PATTERN: usize = 65_521;
@@ -50,7 +50,7 @@ pub fn tcp(near: End<'_>, far: End<'_>, port: u16, way: Way, bytes: u64, limit: 
     let to = listener.local_addr()?;
     let (started, rounds) = (Instant::now(), bytes.div_ceil(PATTERN as u64));
     let accepted = thread::spawn(move || listener.accept());
-    let connected = near.0.run(|| crate::flows::connect(near.1, to));
+    let connected = near.0.run(|| flows::connect(near.1, to, Duration::from_secs(5)));
     if connected.is_err() {
         let _woken = far.0.run(|| TcpStream::connect_timeout(&to, Duration::from_secs(1)));
     }
@@ -109,6 +109,21 @@ pub fn udp(near: End<'_>, far: End<'_>, port: u16, size: usize, count: u32, segm
     thread::sleep(Duration::from_millis(300));
     stop.store(true, Ordering::Relaxed);
     Ok(receivers.map(|r| r.join().unwrap_or(0)))
+}
+
+/// Whether an echo request of `size` bytes is answered within `limit`, with the same bytes.
+///
+/// # Errors
+/// A socket cannot be made.
+pub fn echo(near: End<'_>, to: IpAddr, size: usize, limit: Duration) -> Result<bool> {
+    let socket = near.0.run(|| flows::echo_socket(near.1))?;
+    socket.connect((to, 0))?;
+    socket.set_read_timeout(Some(limit))?;
+    let kind = if to.is_ipv4() { 8 } else { 128 };
+    let request = [&[kind, 0, 0, 0, 0, 0, 0, 7][..], &datagram(1, size)].concat();
+    socket.send(&request)?;
+    let mut reply = vec![0; 65536];
+    Ok(socket.recv(&mut reply).is_ok_and(|n| reply[8..n] == request[8..]))
 }
 
 /// The datagram of a number.

@@ -123,7 +123,7 @@ impl Flow {
         let listener = far.0.run(|| TcpListener::bind((far.1, port)))?;
         let to = listener.local_addr()?;
         let accepted = thread::spawn(move || listener.accept());
-        let connected = near.0.run(|| connect(near.1, to));
+        let connected = near.0.run(|| connect(near.1, to, Duration::from_secs(5)));
         // Without a connection the listener is woken up by one of its own.
         if connected.is_err() {
             let _woken = far.0.run(|| TcpStream::connect_timeout(&to, PATIENCE));
@@ -221,15 +221,19 @@ fn record(kind: u8, token: &Token, number: u64) -> Vec<u8> {
     record
 }
 
-pub(crate) fn connect(from: IpAddr, to: SocketAddr) -> io::Result<TcpStream> {
+/// Connects from an address, within `limit`.
+///
+/// # Errors
+/// See connect(2).
+pub fn connect(from: IpAddr, to: SocketAddr, limit: Duration) -> io::Result<TcpStream> {
     let socket = Socket::new(Domain::for_address(to), Type::STREAM, None)?;
     socket.bind(&SocketAddr::from((from, 0)).into())?;
-    socket.connect_timeout(&to.into(), Duration::from_secs(5))?;
+    socket.connect_timeout(&to.into(), limit)?;
     Ok(socket.into())
 }
 
 /// A socket for echo requests and their replies (ping(7)), for root in this namespace.
-fn echo_socket(at: IpAddr) -> io::Result<UdpSocket> {
+pub(crate) fn echo_socket(at: IpAddr) -> io::Result<UdpSocket> {
     std::fs::write("/proc/sys/net/ipv4/ping_group_range", "0 0")?;
     let (domain, protocol) = match at {
         IpAddr::V4(_) => (Domain::IPV4, Protocol::ICMPV4),

@@ -293,6 +293,12 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+/// The Internet checksum (RFC 1071), as ICMP has it.
+#[must_use]
+pub fn checksum(bytes: &[u8]) -> u16 {
+    fold(bytes, 0)
+}
+
 /// The checksum field of a packet whose sum is left to the device: that of the pseudo-header alone, not complemented.
 ///
 /// # Panics

@@ -1,11 +1,9 @@
 //! The counters as the kernel keeps them, read from a gateway's pins: also with its daemon dead.
 
-use std::fs;
-
 use anyhow::{Context as _, Result};
 use aya::maps::{Map, MapData, PerCpuArray};
 use gateway_ebpf::{
-    abi::{self, Count, REASONS},
+    abi::{self, Count, REASONS, ShadowCount},
     reason::Reason,
 };
 
@@ -23,15 +21,34 @@ unsafe impl aya::Pod for Counts {}
 /// # Errors
 /// Nothing is pinned, or it cannot be read.
 pub fn counted(gateway: &Gateway, pool: u8, reason: Reason) -> Result<u64> {
+    let counters: PerCpuArray<_, Counts> = PerCpuArray::try_from(Map::PerCpuArray(pinned(gateway, abi::map::COUNTERS)?))?;
+    let values = counters.get(&u32::from(pool), 0)?;
+    Ok(values.iter().map(|counts| counts.0[reason as usize].packets).sum())
+}
+
+#[derive(Clone, Copy)]
+#[repr(transparent)]
+struct Shadow(ShadowCount);
+
+// SAFETY: a struct of four u64: no padding, and every bit pattern is valid.
+unsafe impl aya::Pod for Shadow {}
+
+/// Packets of one pool that passed and that its shadow policy would have dropped, and those that were dropped and that it would have passed.
+///
+/// # Errors
+/// As [`counted`].
+pub fn shadow(gateway: &Gateway, pool: u8) -> Result<[u64; 2]> {
+    let shadows: PerCpuArray<_, Shadow> = PerCpuArray::try_from(Map::PerCpuArray(pinned(gateway, abi::map::SHADOW)?))?;
+    let values = shadows.get(&u32::from(pool), 0)?;
+    let sum = |of: fn(&ShadowCount) -> u64| values.iter().map(|v| of(&v.0)).sum();
+    Ok([sum(|s| s.would_drop.packets), sum(|s| s.would_pass.packets)])
+}
+
+fn pinned(gateway: &Gateway, map: &str) -> Result<MapData> {
     let pins = gateway
         .folder()
         .join("bpf/lazaret")
         .join(format!("v{}", abi::VERSION))
         .join("maps");
-    let pin = pins.join(abi::map::COUNTERS);
-    let map = MapData::from_pin(&pin)
-        .with_context(|| format!("{} holds {:?}", pins.display(), fs::read_dir(&pins).map(Iterator::count)))?;
-    let counters: PerCpuArray<_, Counts> = PerCpuArray::try_from(Map::PerCpuArray(map))?;
-    let values = counters.get(&u32::from(pool), 0)?;
-    Ok(values.iter().map(|counts| counts.0[reason as usize].packets).sum())
+    MapData::from_pin(pins.join(map)).with_context(|| format!("{map} in {}", pins.display()))
 }

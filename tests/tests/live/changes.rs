@@ -1,7 +1,11 @@
 //! What is done to the gateway under traffic: killed, stopped and started, another policy, other tables, another tun. What quarantine allows
 //! goes on, and nothing denied passes at any moment.
 
-use std::{net::IpAddr, thread, time::Duration};
+use std::{
+    net::IpAddr,
+    thread,
+    time::{Duration, SystemTime},
+};
 
 use lazaret_tests::{
     flows::{Flow, Kind},
@@ -96,4 +100,24 @@ fn restarts_other_policies_and_other_tables_under_ethernet_flows() {
     let sent = flow.sent().map(|n| usize::try_from(n).unwrap());
     let seen = traffic.allowed.observers.of(*kind, *peer).map(|s| s.len());
     assert_eq!(seen, [sent[0], sent[1], sent[1]], "sent {sent:?}");
+}
+
+#[test]
+fn a_tun_made_again_under_openvpn_flows() {
+    require!(Root, Bpf, Tun, Program("openvpn"));
+    let mut stage = Stage::openvpn(with_echo);
+    let traffic = Traffic::new(&stage);
+    stage.restart_the_vpn();
+    traffic.allowed.run(10);
+    traffic.nothing_denied_has_passed();
+
+    // What was released comes back with the device, and what was restricted meanwhile does not.
+    stage.release();
+    let flows = stage.flows();
+    flows.run(10);
+    stage.restart_the_vpn();
+    assert_eq!(stage.mdm.revoked("phone").unwrap().gateway_uri, "enrol.vpn.example.test");
+    let acknowledged = SystemTime::now();
+    traffic.allowed.run(10);
+    flows.stay_cut(acknowledged, Duration::from_millis(250));
 }

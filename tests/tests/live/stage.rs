@@ -16,6 +16,7 @@ use lazaret_tests::{
     process::{Process, until},
     site::{self, Site},
 };
+use nix::sys::signal::Signal;
 
 pub(crate) const LIMIT: Duration = Duration::from_secs(15);
 const MAIL: [IpAddr; 2] = [site::MAIL, site::MAIL6];
@@ -25,12 +26,18 @@ pub(crate) struct Stage {
     pub(crate) local: Client,
     pub(crate) mdm: Client,
     // Before the gateway: the server's last words go to its socket.
-    _vpn: Vec<Process>,
+    vpn: Option<Vpn>,
     pub(crate) gateway: Gateway,
     pub(crate) site: Site,
     pub(crate) interface: &'static str,
     /// IPv4, IPv6.
     pub(crate) addresses: [IpAddr; 2],
+}
+
+struct Vpn {
+    client: Process,
+    server: Process,
+    authority: Authority,
 }
 
 impl Stage {
@@ -44,7 +51,7 @@ impl Stage {
         let stage = Self {
             local: gateway.local().unwrap(),
             mdm: gateway.mdm().unwrap(),
-            _vpn: vec![],
+            vpn: None,
             gateway,
             site,
             interface: "dev0",
@@ -77,7 +84,11 @@ impl Stage {
         let stage = Self {
             local: gateway.local().unwrap(),
             mdm,
-            _vpn: vec![client, server],
+            vpn: Some(Vpn {
+                server,
+                client,
+                authority,
+            }),
             gateway,
             site,
             interface: "tun0",
@@ -85,6 +96,15 @@ impl Stage {
         };
         stage.attached();
         stage
+    }
+
+    /// Kills the OpenVPN server, whose tun vanishes with it, and starts it again. The client would come back by itself, in a few
+    /// seconds; it is told to.
+    pub(crate) fn restart_the_vpn(&mut self) {
+        let vpn = self.vpn.as_mut().unwrap();
+        vpn.server.kill().unwrap();
+        vpn.server = openvpn::server(&self.site.gw, &vpn.authority, 9, &openvpn::hooks(&self.gateway)).unwrap();
+        vpn.client.signal(Signal::SIGUSR1).unwrap();
     }
 
     pub(crate) fn attached(&self) {
@@ -131,19 +151,17 @@ pub(crate) fn bound(site: &Site, at: &[(IpAddr, u16)]) -> Vec<UdpSocket> {
 /// Who sees what is marked, behind the gateway, in both directions.
 pub(crate) struct Observers {
     pub(crate) token: Token,
-    /// On the core's wire; what leaves the gateway through the device interface; what the device receives.
+    /// On the core's wire; what leaves the gateway for the device; what the device receives.
     watchers: [Watcher; 3],
 }
 
 impl Observers {
     pub(crate) fn new(stage: &Stage) -> Self {
         let (token, own) = (flows::token(), stage.addresses);
-        let out = stage.site.gw.ifindex(stage.interface).unwrap();
         let site = &stage.site;
         let up = Watcher::of(&site.core, token, move |p| !p.outgoing && own.contains(&p.from));
-        let down = Watcher::of(&site.gw, token, move |p| {
-            p.outgoing && p.ifindex == out && own.contains(&p.to)
-        });
+        // By whichever interface: it may have been made again.
+        let down = Watcher::of(&site.gw, token, move |p| p.outgoing && own.contains(&p.to));
         let device = Watcher::of(&site.device, token, move |p| !p.outgoing && own.contains(&p.to));
         Self {
             token,

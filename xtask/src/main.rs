@@ -53,10 +53,10 @@ enum Task {
         #[arg(long)]
         hold: bool,
     },
-    /// Measure verdicts, and forwarding against nftables, as ratios; JSON goes to target/bench; needs root
+    /// Measure the programs against an empty one and against nftables, ipset and xdp-filter, as ratios; JSON goes to target/bench; needs root
     Bench {
         /// Only these groups
-        #[arg(value_name = "GROUP", value_parser = ["verdict", "stack"])]
+        #[arg(value_name = "GROUP", value_parser = ["verdict", "drop", "tun", "stack"])]
         groups: Vec<String>,
     },
     /// Check by machine what compilers do not: dependency arrows, module docs, sizes, words

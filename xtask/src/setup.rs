@@ -46,7 +46,12 @@ const FOR_TESTS: &[Program] = &[
     ("curl", "curl", "the device's HTTP client"),
     ("tshark", "tshark", "the tests read captures with it"),
 ];
-const FOR_BENCH: &[Program] = &[("ethtool", "ethtool", "sets up the benchmark's interfaces")];
+const FOR_BENCH: &[Program] = &[
+    ("ethtool", "ethtool", "sets up the benchmark's interfaces"),
+    ("ipset", "ipset", "the benchmark measures against it"),
+    ("iptables-legacy", "iptables", "the benchmark measures against it"),
+    ("xdp-filter", "xdp-tools", "the benchmark measures against it"),
+];
 
 /// Installs what is missing, saying what and why. Fails, naming the commands to run, where it may not or cannot.
 pub(crate) fn install(scope: Scope) -> Result<()> {
@@ -320,7 +325,7 @@ mod tests {
         };
         assert_eq!(plan(&probe, Scope::Test), []);
         let missing: Vec<String> = plan(&probe, Scope::Bench).into_iter().map(|s| s.what).collect();
-        assert_eq!(missing, ["ethtool"]);
+        assert_eq!(missing, ["ethtool", "ipset", "iptables-legacy", "xdp-filter"]);
     }
 
     #[test]

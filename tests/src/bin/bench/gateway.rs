@@ -1,92 +1,132 @@
-//! The gateway under test: the shipping tables and programs, with a million addresses, on a veth pair's end in a namespace of its own.
+//! The gateway under test: the shipping tables and programs, with live sessions, in a namespace of its own.
 
 use std::{
-    net::{IpAddr, Ipv4Addr},
+    fmt::Write as _,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
     path::Path,
+    time::Duration,
 };
 
-use anyhow::{Context as _, Result, anyhow};
-use aya::{
-    maps::{MapData, PerCpuArray, ProgramArray},
-    programs::{ProgramFd, loaded_programs},
-};
+use anyhow::{Context as _, Result, anyhow, bail};
+use aya::programs::{ProgramFd, loaded_programs};
 use gateway_user::{
     config::Config,
     dataplane::Live,
-    kernel::{Assignment, Kernel as _, Link},
-    model::{PoolId, SessionId},
+    kernel::{Assignment, HookPoint, Kernel as _, Link},
+    model::{BootTime, PoolId, SessionId},
 };
-use lazaret_tests::{
-    netns::{Namespace, veth},
-    scratch::Scratch,
-};
+use lazaret_tests::{netns::Namespace, scratch::Scratch};
 
-/// First of the addresses: sixteen full /16s follow.
-pub(crate) const FIRST: u32 = 0x0a40_0000;
-/// log2 of how many.
+use crate::programs::DESTINATIONS;
+
+/// log2 of a million.
 pub(crate) const MILLION: u32 = 20;
-/// First destination: /24s that the policy names, on ports 8000-8003.
-pub(crate) const DESTINATION: u32 = 0x0ac8_0007;
-/// log2 of how many /24s.
-pub(crate) const DESTINATIONS: u32 = 4;
-/// First port of the policy.
+/// Sixteen full /16s whose sessions are quarantined.
+pub(crate) const QUARANTINED: u32 = 0x0a40_0000;
+/// Sixteen full /16s whose sessions are released, with a lease.
+pub(crate) const RELEASED: u32 = 0x0a50_0000;
+/// A /8 without sessions: at rest.
+pub(crate) const RESTING: u32 = 0x0b00_0000;
+/// First port that the policies name.
 pub(crate) const PORT: u32 = 8000;
+/// log2 of how many.
+pub(crate) const PORT_BITS: u32 = 4;
 /// A port that no policy names.
 pub(crate) const OTHER_PORT: u32 = 9000;
+/// Quarantine pools: each has two /16s of either million.
+pub(crate) const POOLS: u32 = 8;
+/// Number of the full-service pool in [`config`].
+const STAFF: PoolId = PoolId(POOLS as u8 + 1);
 
-/// Number of the pools in [`config`].
-const STAFF: PoolId = PoolId(2);
+/// The quarantine pool of an address in either million, from 0.
+pub(crate) const fn pool(address: u32) -> u32 {
+    (address >> 17) & (POOLS - 1)
+}
 
-/// The configuration: a quarantine pool of sixteen /16s and a full-service pool.
-pub(crate) fn config(directory: &Path, pins: &Path, interfaces: &str) -> Result<Config> {
-    let to: Vec<String> = (0..1 << DESTINATIONS).map(|i| format!("\"10.200.{i}.0/24\"")).collect();
-    let text = format!(
+/// The number-th address of the benchmark's IPv6 devices, as the prologue draws it: the identifier is spread over all bits.
+pub(crate) fn address6(number: u32) -> Ipv6Addr {
+    let id = u64::from(number).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    let [a, b, c, d, e, f, g, h] = id.to_le_bytes();
+    let pair = |x, y| u16::from_be_bytes([x, y]);
+    Ipv6Addr::new(0xfd40, 0, 0, 0, pair(a, b), pair(c, d), pair(e, f), pair(g, h))
+}
+
+/// The configuration: eight quarantine pools, and a full-service pool that may reach everything.
+fn config(directory: &Path, pins: &Path, interfaces: &str) -> Result<Config> {
+    let mut text = format!(
         r#"
 [paths]
 state = "{}"
 pins = "{}"
 [tables]
-addresses = 1048576
+addresses = 4194304
+buckets6 = 2097152
 {interfaces}
+"#,
+        directory.display(),
+        pins.display(),
+    );
+    for i in 0..POOLS {
+        let more = if i == 0 { ", \"11.0.0.0/8\", \"fd40::/32\"" } else { "" };
+        write!(
+            text,
+            r#"
 [[pool]]
-name = "quarantine"
+name = "quarantine{i}"
 kind = "quarantine"
-prefixes = ["10.64.0.0/12"]
-policy = "dm"
+prefixes = ["10.{}.0.0/15", "10.{}.0.0/15"{more}]
+policy = "dm{i}"
 gateway_uri = "quarantine.example.org"
+"#,
+            64 + 2 * i,
+            80 + 2 * i,
+        )?;
+        // A rule for each destination and half of the ports, so that the tables are as large as those of a site with many services.
+        write!(text, "[[policy]]\nname = \"dm{i}\"\n")?;
+        let half = 1 << (PORT_BITS - 1);
+        let rule = |to: String, first: u32| {
+            let last = first + half - 1;
+            format!("[[policy.rule]]\nto = [\"{to}\"]\nprotocol = \"udp\"\nports = [\"{first}-{last}\"]\n")
+        };
+        for first in [PORT, PORT + half] {
+            text.extend((0..DESTINATIONS).map(|d| rule(format!("10.200.{d}.0/24"), first)));
+            text += &rule("2001:db8:200::/59".to_owned(), first);
+        }
+    }
+    text += r#"
 [[pool]]
 name = "staff"
 kind = "full-service"
 prefixes = ["10.128.0.0/16"]
 policy = "all"
-fallback = "quarantine"
+fallback = "quarantine0"
 gateway_uri = "vpn.example.org"
-[[policy]]
-name = "dm"
-[[policy.rule]]
-to = [{}]
-protocol = "udp"
-ports = ["8000-8003"]
 [[policy]]
 name = "all"
 allow = "all"
-"#,
-        directory.display(),
-        pins.display(),
-        to.join(", ")
-    );
+"#;
     Config::parse(Path::new("bench.toml"), &text).map_err(|e| anyhow!("{e}"))
 }
 
 /// The shipping data plane, live in a namespace. Pins and programs are gone with it.
 pub(crate) struct Gateway {
     pub(crate) live: Live,
+    namespace: Namespace,
     _scratch: Scratch,
 }
 
+/// Which sessions to open.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Sessions {
+    /// A million quarantined.
+    Quarantined,
+    /// A million quarantined, a million released, and a million quarantined with IPv6.
+    All,
+}
+
 impl Gateway {
-    /// Loads and attaches in `namespace`, to which `links` belong.
-    pub(crate) fn new(namespace: &Namespace, interfaces: &str, links: &[Link]) -> Result<Self> {
+    /// Loads and attaches in `namespace`, to which `links` belong, and opens the sessions by the calls that the controller makes.
+    pub(crate) fn new(namespace: &Namespace, interfaces: &str, links: &[Link], sessions: Sessions) -> Result<Self> {
         let mut scratch = Scratch::new("bench")?;
         let bpffs = scratch.bpffs("bpf")?;
         let config = config(&scratch.path().join("state"), &bpffs.join("lazaret"), interfaces)?;
@@ -95,111 +135,74 @@ impl Gateway {
             live.set_links(links);
             Ok(live)
         })?;
-        Ok(Self { live, _scratch: scratch })
+        let mut gateway = Self {
+            live,
+            namespace: namespace.clone(),
+            _scratch: scratch,
+        };
+        gateway.open(sessions)?;
+        Ok(gateway)
     }
 
-    /// Releases every address, through the calls that the controller makes.
-    pub(crate) fn release_all(&mut self) -> Result<()> {
+    fn open(&mut self, sessions: Sessions) -> Result<()> {
+        let mut number = 0;
+        let mut assign = |live: &mut Live, address: IpAddr, pool: PoolId, lease: Option<(BootTime, PoolId)>| {
+            number += 1;
+            let session = SessionId(number);
+            live.assign(address, Assignment { pool, session, lease })
+        };
         for i in 0..1_u32 << MILLION {
-            let to = Assignment {
-                pool: STAFF,
-                session: SessionId(u64::from(i) + 1),
-                lease: None,
-            };
-            self.live.assign(IpAddr::V4(Ipv4Addr::from(FIRST + i)), to)?;
+            let home = PoolId(pool(i) as u8 + 1);
+            assign(&mut self.live, v4(QUARANTINED + i), home, None)?;
+        }
+        if sessions == Sessions::Quarantined {
+            return Ok(());
+        }
+        let end = lease_end();
+        self.live.set_earliest_lease_end(Some(end));
+        for i in 0..1_u32 << MILLION {
+            let home = PoolId(pool(i) as u8 + 1);
+            assign(&mut self.live, v4(RELEASED + i), STAFF, Some((end, home)))?;
+            assign(&mut self.live, address6(i).into(), PoolId(1), None)?;
         }
         Ok(())
     }
 
-    /// Quarantines every address again.
-    pub(crate) fn quarantine_all(&mut self) -> Result<()> {
-        (0..1_u32 << MILLION).try_for_each(|i| Ok(self.live.clear(IpAddr::V4(Ipv4Addr::from(FIRST + i)))?))
+    /// The program of ours that is attached now.
+    pub(crate) fn attached(&mut self, interface: &str, hook: HookPoint) -> Result<ProgramFd> {
+        let live = &mut self.live;
+        let states = self.namespace.run(|| live.interfaces());
+        let state = states.iter().find(|s| s.name == interface).context("no such interface")?;
+        let hook = state.hooks.iter().find(|h| h.hook == hook).context("no such hook")?;
+        let Some(id) = hook.program_id else {
+            bail!("nothing is attached to {interface}: {}", hook.problem);
+        };
+        let found = loaded_programs().flatten().find(|p| p.id() == id);
+        Ok(found.with_context(|| format!("no program {id} is loaded"))?.fd()?)
     }
 
     /// Packets by reason number, over all pools.
     pub(crate) fn counts(&self, reason: u8) -> Result<u64> {
-        Ok(self
-            .live
-            .counters()?
-            .iter()
-            .map(|(_, c)| c[usize::from(reason)].packets)
-            .sum())
+        let counters = self.live.counters()?;
+        Ok(counters.iter().map(|(_, c)| c[usize::from(reason)].packets).sum())
     }
 }
 
-/// A device interface for the programs to be attached to, and its line in the configuration.
-pub(crate) fn device_link(namespace: &Namespace, name: &str) -> Result<(&'static str, Link)> {
-    veth((namespace, name), (namespace, "peer0"))?;
-    let link = Link {
+pub(crate) fn v4(address: u32) -> IpAddr {
+    IpAddr::V4(Ipv4Addr::from(address))
+}
+
+/// An hour from now: no lease ends during a run, and each packet is checked against it.
+fn lease_end() -> BootTime {
+    let now = nix::time::clock_gettime(nix::time::ClockId::CLOCK_BOOTTIME).map_or(Duration::ZERO, Duration::from);
+    BootTime((now + Duration::from_secs(3600)).as_nanos() as u64)
+}
+
+/// A link of the gateway with an Ethernet header, or without.
+pub(crate) fn link(namespace: &Namespace, name: &str, ethernet: bool) -> Result<Link> {
+    Ok(Link {
         ifindex: namespace.ifindex(name)?,
         name: name.parse()?,
-        ethernet: true,
-    };
-    Ok(("[[interface]]\nname = \"dev0\"\nrole = \"device\"\n", link))
-}
-
-/// A program of the kernel, by the name that it has in the object.
-pub(crate) fn loaded(name: &str) -> Result<ProgramFd> {
-    // The newest one: an earlier run's may still be on its way out.
-    let found = loaded_programs()
-        .flatten()
-        .filter(|p| p.name_as_str() == Some(name))
-        .max_by_key(aya::programs::ProgramInfo::id);
-    Ok(found.with_context(|| format!("no program {name} is loaded"))?.fd()?)
-}
-
-/// The benchmark's own programs.
-pub(crate) struct Bench(aya::Ebpf);
-
-impl Bench {
-    /// Loads them.
-    pub(crate) fn load() -> Result<Self> {
-        let mut ebpf = aya::Ebpf::load(&std::fs::read(xtask_object()?)?)?;
-        for name in ["bench_empty", "bench_prologue", "bench_generate"] {
-            let program: &mut aya::programs::Xdp = ebpf.program_mut(name).context(name)?.try_into()?;
-            program.load()?;
-        }
-        let sink: &mut aya::programs::SchedClassifier = ebpf.program_mut("bench_sink").context("bench_sink")?.try_into()?;
-        sink.load()?;
-        Ok(Self(ebpf))
-    }
-
-    /// A program's descriptor.
-    pub(crate) fn fd(&self, name: &str) -> Result<ProgramFd> {
-        let program: &aya::programs::Xdp = self.0.program(name).context("no such program")?.try_into()?;
-        Ok(program.fd()?.try_clone()?)
-    }
-
-    /// What is drawn from now on.
-    pub(crate) fn draw(&mut self, source_bits: u32, port: u32, ifindex: u32) -> Result<()> {
-        let mut map: aya::maps::Array<&mut MapData, [u32; 8]> = self.0.map_mut("DRAW").context("DRAW")?.try_into()?;
-        Ok(map.set(0, [FIRST, source_bits, DESTINATION, DESTINATIONS, port, ifindex, 12345, 0], 0)?)
-    }
-
-    /// The program that the prologue calls.
-    pub(crate) fn under_test(&mut self, program: &ProgramFd) -> Result<()> {
-        let mut map: ProgramArray<&mut MapData> = self.0.map_mut("JUMP").context("JUMP")?.try_into()?;
-        Ok(map.set(0, program, 0)?)
-    }
-
-    /// Attaches the sink to an interface of the calling thread's namespace; it counts and drops what arrives.
-    pub(crate) fn sink(&mut self, interface: &str) -> Result<()> {
-        let sink: &mut aya::programs::SchedClassifier = self.0.program_mut("bench_sink").context("bench_sink")?.try_into()?;
-        sink.attach(interface, aya::programs::TcAttachType::Ingress)?;
-        Ok(())
-    }
-
-    /// Frames sent, frames that arrived.
-    pub(crate) fn counts(&self) -> Result<(u64, u64)> {
-        let map: PerCpuArray<&MapData, u64> = self.0.map("COUNT").context("COUNT")?.try_into()?;
-        let sum = |slot| -> Result<u64> { Ok(map.get(&slot, 0)?.iter().sum()) };
-        Ok((sum(0)?, sum(1)?))
-    }
-}
-
-/// Path of the benchmark's BPF object, as `cargo xtask bench` made it.
-fn xtask_object() -> Result<std::path::PathBuf> {
-    std::env::var_os("LAZARET_BENCH_OBJECT")
-        .map(Into::into)
-        .context("run it by `cargo xtask bench`")
+        ethernet,
+    })
 }

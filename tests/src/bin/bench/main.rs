@@ -1,20 +1,38 @@
-//! `cargo xtask bench [verdict|stack]`: the shipping programs against an empty one and against nftables, in one run, as ratios round by
-//! round. Figures of one machine mean little elsewhere; ratios mean more. The result is also JSON, in `target/bench/`.
+//! `cargo xtask bench [verdict|drop|tun|stack]`: the shipping programs against an empty one and against their peers, in one run, as ratios
+//! round by round. Figures of one machine mean little elsewhere; ratios mean more. The result is also JSON, in `target/bench/`. How to read
+//! it: `docs/bench.md`.
 
+mod drop;
 mod gateway;
+mod host;
+mod line;
+mod peers;
+mod programs;
 mod report;
 mod run;
 mod stack;
+mod tun;
 mod verdict;
+mod xdpfilter;
 
 use std::{path::Path, process::ExitCode};
 
-use anyhow::{Result, bail};
-use lazaret_tests::require::Need::{self, Bpf, Program, Root};
+use anyhow::{Context as _, Result, bail};
+use lazaret_tests::require::Need::{self, Bpf, Program, Root, Tun};
 
 /// Rounds that count; one more comes first and does not.
 const ROUNDS: usize = 7;
-const NEEDS: &[Need] = &[Root, Bpf, Program("nft"), Program("ip"), Program("ethtool")];
+const NEEDS: &[Need] = &[
+    Root,
+    Bpf,
+    Tun,
+    Program("nft"),
+    Program("ip"),
+    Program("ethtool"),
+    Program("ipset"),
+    Program("iptables-legacy"),
+    Program("xdp-filter"),
+];
 /// Packets of a verdict's sample.
 const VERDICTS: u32 = 2_000_000;
 /// Frames of a forwarding sample.
@@ -32,26 +50,55 @@ fn main() -> ExitCode {
 
 fn bench() -> Result<()> {
     let groups: Vec<String> = std::env::args().skip(1).collect();
-    if let Some(unknown) = groups.iter().find(|g| !matches!(g.as_str(), "verdict" | "stack")) {
-        bail!("there is no group {unknown}; there are verdict and stack");
+    let known = GROUPS.map(|g| g.name);
+    if let Some(unknown) = groups.iter().find(|g| !known.contains(&g.as_str())) {
+        bail!("there is no group {unknown}; there are {}", known.join(", "));
     }
     if let Some(missing) = Need::missing(NEEDS) {
         bail!("the benchmark {missing}");
     }
-    let wanted = |group: &str| groups.is_empty() || groups.iter().any(|g| g == group);
+    let rounds = std::env::var("LAZARET_BENCH_ROUNDS").ok().and_then(|r| r.parse().ok());
     let directory = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../target/bench"));
-    let host = report::host();
-    println!("{}", serde_json::to_string_pretty(&host)?);
     run::pin(run::CPU)?;
-    if wanted("verdict") {
-        let mut report = report::Report::default();
-        verdict::measure(&mut report, ROUNDS, VERDICTS)?;
-        report.finish(directory, "verdict", &host)?;
-    }
-    if wanted("stack") {
-        let mut report = report::Report::default();
-        stack::measure(&mut report, ROUNDS, FRAMES)?;
-        report.finish(directory, "stack", &host)?;
+    let host = host::facts()?;
+    println!("{}", serde_json::to_string_pretty(&host)?);
+    for group in GROUPS {
+        if groups.is_empty() || groups.iter().any(|g| g == group.name) {
+            let mut report = report::Report::default();
+            (group.measure)(&mut report, rounds.unwrap_or(ROUNDS)).with_context(|| group.name)?;
+            report.finish(directory, group.name, group.of, &host)?;
+        }
     }
     Ok(())
 }
+
+/// A group of rows.
+struct Group {
+    name: &'static str,
+    /// What a row's nanoseconds are of.
+    of: &'static str,
+    measure: fn(&mut report::Report, usize) -> Result<()>,
+}
+
+const GROUPS: [Group; 4] = [
+    Group {
+        name: "verdict",
+        of: "packet",
+        measure: |report, rounds| verdict::measure(report, rounds, VERDICTS),
+    },
+    Group {
+        name: "drop",
+        of: "packet",
+        measure: |report, rounds| drop::measure(report, rounds, FRAMES),
+    },
+    Group {
+        name: "tun",
+        of: "packet",
+        measure: |report, rounds| tun::measure(report, rounds, FRAMES),
+    },
+    Group {
+        name: "stack",
+        of: "packet",
+        measure: |report, rounds| stack::measure(report, rounds, FRAMES),
+    },
+];

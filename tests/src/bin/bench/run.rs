@@ -42,19 +42,58 @@ struct TestRun {
     spare: u32,
 }
 
+/// How a test run runs.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Mode {
+    /// On one buffer, as if it had come from this interface of the thread's namespace.
+    On(u32),
+    /// Redirected frames really leave.
+    Live,
+}
+
+/// The beginning of `struct xdp_md` (linux/bpf.h).
+#[repr(C)]
+struct XdpMd {
+    data: u32,
+    data_end: u32,
+    data_meta: u32,
+    ingress_ifindex: u32,
+    rx_queue_index: u32,
+    egress_ifindex: u32,
+}
+
 /// Runs an XDP program `repeat` times on a frame; the last verdict and the thread's CPU time. Not wall time: the run waits for RCU.
-pub(crate) fn test_run(program: BorrowedFd<'_>, frame: &[u8], repeat: u32, live: bool) -> Result<(u32, Duration)> {
+pub(crate) fn test_run(program: BorrowedFd<'_>, frame: &[u8], repeat: u32, mode: Mode) -> Result<(u32, Duration)> {
+    let size: u32 = frame.len().try_into()?;
     let mut attr = TestRun {
         prog_fd: program.as_raw_fd().try_into()?,
-        data_size_in: frame.len().try_into()?,
+        data_size_in: size,
         data_in: frame.as_ptr() as u64,
         repeat,
-        flags: if live { LIVE_FRAMES } else { 0 },
-        batch_size: if live { 64 } else { 0 },
         ..TestRun::default()
     };
+    let context;
+    match mode {
+        Mode::On(ingress_ifindex) => {
+            context = XdpMd {
+                data: 0,
+                data_end: size,
+                data_meta: 0,
+                ingress_ifindex,
+                rx_queue_index: 0,
+                egress_ifindex: 0,
+            };
+            attr.ctx_in = &raw const context as u64;
+            attr.ctx_size_in = size_of::<XdpMd>() as u32;
+        }
+        Mode::Live => {
+            attr.flags = LIVE_FRAMES;
+            attr.batch_size = 64;
+        }
+    }
     let start = cpu_time()?;
-    // SAFETY: the attribute is a live, writable structure of the size given, and `data_in` points to `data_size_in` readable bytes.
+    // SAFETY: the attribute is a live, writable structure of the size given; `data_in` and `ctx_in` point to as many readable bytes as it
+    // says, which outlive the call.
     let result = unsafe { libc::syscall(libc::SYS_bpf, BPF_PROG_TEST_RUN, &raw mut attr, size_of::<TestRun>()) };
     if result != 0 {
         return Err(io::Error::last_os_error()).context("BPF_PROG_TEST_RUN");
@@ -105,5 +144,22 @@ pub(crate) fn frame() -> [u8; 60] {
     f[23] = 17;
     f[34..36].copy_from_slice(&9000_u16.to_be_bytes());
     f[38..40].copy_from_slice(&26_u16.to_be_bytes());
+    f
+}
+
+/// A 62-byte UDP frame over IPv6, from fd40:: to 2001:db8:200::7; the BPF prologue fills the rest in. No checksum: nobody receives it.
+pub(crate) fn frame6() -> [u8; 62] {
+    let mut f = [0; 62];
+    f[..12].copy_from_slice(&[2, 0, 0, 0, 0, 2, 2, 0, 0, 0, 0, 1]);
+    f[12..14].copy_from_slice(&0x86dd_u16.to_be_bytes());
+    f[14] = 0x60;
+    f[19] = 8;
+    f[20] = 17;
+    f[21] = 64;
+    f[22..24].copy_from_slice(&[0xfd, 0x40]);
+    f[38..44].copy_from_slice(&[0x20, 1, 0x0d, 0xb8, 2, 0]);
+    f[53] = 7;
+    f[54..56].copy_from_slice(&9000_u16.to_be_bytes());
+    f[59] = 8;
     f
 }

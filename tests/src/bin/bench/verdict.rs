@@ -1,108 +1,309 @@
-//! What a verdict costs: the prologue draws a packet and tail-calls the attached program. The empty program pays for the prologue too.
+//! What a verdict costs: a prologue draws a packet and tail-calls the attached program. The empty program pays for the prologue too.
 
-use std::os::fd::AsFd as _;
+use std::{os::fd::AsFd as _, time::Duration};
 
 use anyhow::{Result, ensure};
+use aya::programs::ProgramFd;
 use gateway_ebpf::reason::Reason;
-use lazaret_tests::netns::Namespace;
+use gateway_user::kernel::HookPoint;
+use lazaret_tests::netns::{Namespace, veth};
 
 use crate::{
-    gateway::{Bench, Gateway, MILLION, OTHER_PORT, PORT, device_link, loaded},
+    gateway::{Gateway, MILLION, OTHER_PORT, PORT, PORT_BITS, QUARANTINED, RELEASED, RESTING, Sessions, link, pool},
+    programs::{Bench, Draw},
     report::{Goal, Report},
     run,
+    xdpfilter::XdpFilter,
 };
 
 /// XDP's actions (linux/bpf.h).
 const XDP_DROP: u32 = 1;
 const XDP_PASS: u32 = 2;
+/// The device interface that the programs are attached to.
+const INTERFACE: &str = "dev0";
 
-/// One measurement: how many sources (log2), to which port, and what must come out.
+/// One row: which program, what is drawn, and what must come out.
 struct Case {
     name: &'static str,
-    source_bits: u32,
-    port: u32,
+    program: &'static str,
+    prologue: &'static str,
+    draw: Draw,
     verdict: u32,
     reason: Option<Reason>,
 }
 
-const fn case(name: &'static str, source_bits: u32, port: u32, verdict: u32, reason: Reason) -> Case {
+const OURS: &str = "ours";
+const XDP_FILTER: &str = "xdp-filter";
+/// The prologue of xdp-filter, which takes frames in one piece only.
+const LINEAR: &str = "bench_prologue_linear";
+const PROLOGUE: &str = "bench_prologue";
+
+const fn ours(name: &'static str, draw: Draw, reason: Reason) -> Case {
     Case {
         name,
-        source_bits,
-        port,
-        verdict,
+        program: OURS,
+        prologue: PROLOGUE,
+        draw,
+        verdict: if reason.passes() { XDP_PASS } else { XDP_DROP },
         reason: Some(reason),
     }
 }
 
-/// Addresses at rest: the quarantine pool's policy.
-const QUARANTINED: [Case; 4] = [
-    case("verdict.class.1", 0, PORT, XDP_PASS, Reason::Rule),
-    case("verdict.class.1M", MILLION, PORT, XDP_PASS, Reason::Rule),
-    case("verdict.denied.1", 0, OTHER_PORT, XDP_DROP, Reason::NoRule),
-    case("verdict.denied.1M", MILLION, OTHER_PORT, XDP_DROP, Reason::NoRule),
-];
-/// The same addresses, released.
-const RELEASED: [Case; 2] = [
-    case("verdict.released.1", 0, OTHER_PORT, XDP_PASS, Reason::All),
-    case("verdict.released.1M", MILLION, OTHER_PORT, XDP_PASS, Reason::All),
-];
-const EMPTY: Case = Case {
-    name: "verdict.empty",
-    source_bits: MILLION,
-    port: PORT,
-    verdict: XDP_PASS,
-    reason: None,
+const fn peer(name: &'static str, program: &'static str, draw: Draw) -> Case {
+    Case {
+        name,
+        program,
+        prologue: PROLOGUE,
+        draw,
+        verdict: XDP_PASS,
+        reason: None,
+    }
+}
+
+/// A million addresses in 256 /16s: the first 4,096 of each.
+const SPREAD: Draw = Draw {
+    mask: 0x00ff_0fff,
+    ..SCATTERED
 };
 
-/// Measures `rounds` times, interleaved: moving a million addresses between the two states is outside the clock.
+/// A million addresses in 256 /16s: every sixteenth, four in a cache line.
+const SCATTERED: Draw = Draw {
+    mask: 0x00ff_fff0,
+    shift: 8,
+    ..Draw::sources(RESTING, 24, PORT)
+};
+
+fn cases() -> Vec<Case> {
+    let class = |bits| Draw::sources(QUARANTINED, bits, PORT);
+    let released = |bits| Draw::sources(RELEASED, bits, OTHER_PORT);
+    vec![
+        peer("verdict.empty", "bench_empty", class(MILLION)),
+        ours("verdict.released.1", released(0), Reason::All),
+        ours("verdict.released.1k", released(10), Reason::All),
+        ours("verdict.released.128k", released(17), Reason::All),
+        ours("verdict.released.1M", released(MILLION), Reason::All),
+        ours("verdict.class.1", class(0), Reason::Rule),
+        ours("verdict.class.1k", class(10), Reason::Rule),
+        ours("verdict.class.128k", class(17), Reason::Rule),
+        ours("verdict.class.1M", class(MILLION), Reason::Rule),
+        ours(
+            "verdict.class.1M.miss",
+            Draw::sources(QUARANTINED, MILLION, OTHER_PORT),
+            Reason::NoRule,
+        ),
+        Case {
+            prologue: "bench_prologue_dependent",
+            ..ours("verdict.class.1M.dependent", class(MILLION), Reason::Rule)
+        },
+        ours("verdict.class.1M.256", SPREAD, Reason::Rule),
+        ours("verdict.class.1M.256_scattered", SCATTERED, Reason::Rule),
+        ours("verdict.class.16M", Draw::sources(RESTING, 24, PORT), Reason::Rule),
+        Case {
+            prologue: "bench_prologue6",
+            ..ours("verdict.class6.1", Draw::sources(0, 0, PORT), Reason::Rule)
+        },
+        Case {
+            prologue: "bench_prologue6",
+            ..ours("verdict.class6.1M", Draw::sources(0, MILLION, PORT), Reason::Rule)
+        },
+        peer("verdict.kernel_maps.1", "bench_kernel_maps", class(0)),
+        peer("verdict.kernel_maps.1M", "bench_kernel_maps", class(MILLION)),
+        Case {
+            prologue: LINEAR,
+            ..peer("verdict.xdpfilter.1", XDP_FILTER, released(0))
+        },
+        Case {
+            prologue: LINEAR,
+            ..peer("verdict.xdpfilter.1M", XDP_FILTER, released(MILLION))
+        },
+    ]
+}
+
+/// The programs of a run.
+struct Rig {
+    gateway: Gateway,
+    bench: Bench,
+    filter: XdpFilter,
+    ifindex: u32,
+}
+
+impl Rig {
+    fn new(namespace: &Namespace) -> Result<Self> {
+        veth((namespace, INTERFACE), (namespace, "peer0"))?;
+        let interfaces = format!("[[interface]]\nname = \"{INTERFACE}\"\nrole = \"device\"\n");
+        let links = [link(namespace, INTERFACE, true)?];
+        let gateway = Gateway::new(namespace, &interfaces, &links, Sessions::All)?;
+        let mut bench = Bench::load(1 << MILLION)?;
+        bench.fill_reference(shuffled(QUARANTINED).map(|a| (a, pool(a) + 1)))?;
+        Ok(Self {
+            gateway,
+            bench,
+            filter: XdpFilter::load(shuffled(RELEASED))?,
+            ifindex: namespace.ifindex(INTERFACE)?,
+        })
+    }
+
+    fn program(&mut self, name: &str) -> Result<ProgramFd> {
+        match name {
+            OURS => self.gateway.attached(INTERFACE, HookPoint::Xdp),
+            XDP_FILTER => self.filter.fd(),
+            other => self.bench.fd(other),
+        }
+    }
+
+    fn run(&self, prologue: &str, packets: u32) -> Result<(u32, Duration)> {
+        let frame = if prologue.ends_with('6') {
+            run::frame6().to_vec()
+        } else {
+            run::frame().to_vec()
+        };
+        run::test_run(self.bench.fd(prologue)?.as_fd(), &frame, packets, run::Mode::On(self.ifindex))
+    }
+
+    /// One sample, nanoseconds a packet; what came out is checked.
+    fn sample(&mut self, case: &Case, packets: u32) -> Result<f64> {
+        let program = self.program(case.program)?;
+        self.bench.under_test(&program, case.prologue == LINEAR)?;
+        self.bench.draw(&case.draw)?;
+        let before = case.reason.map(|r| self.gateway.counts(r as u8)).transpose()?;
+        let (verdict, time) = self.run(case.prologue, packets)?;
+        ensure!(
+            verdict == case.verdict,
+            "{}: verdict {verdict}, not {}",
+            case.name,
+            case.verdict
+        );
+        if let (Some(reason), Some(before)) = (case.reason, before) {
+            let counted = self.gateway.counts(reason as u8)? - before;
+            ensure!(
+                counted == u64::from(packets),
+                "{}: {counted} of {packets} packets had reason {}",
+                case.name,
+                reason.name()
+            );
+        }
+        Ok(time.as_nanos() as f64 / f64::from(packets))
+    }
+}
+
+/// Measures `rounds` times, interleaved.
 pub(crate) fn measure(report: &mut Report, rounds: usize, packets: u32) -> Result<()> {
     let namespace = Namespace::new("bench")?;
-    let (interfaces, link) = device_link(&namespace, "dev0")?;
-    let mut gateway = Gateway::new(&namespace, interfaces, &[link])?;
-    let mut bench = Bench::load()?;
-    let ours = loaded("xdp_device")?;
-    let empty = bench.fd("bench_empty")?;
-    let prologue = bench.fd("bench_prologue")?;
+    // The interface that a test run names is looked up in the namespace of the thread.
+    namespace.run(|| measure_in(&namespace, report, rounds, packets))
+}
 
+fn measure_in(namespace: &Namespace, report: &mut Report, rounds: usize, packets: u32) -> Result<()> {
+    let mut rig = Rig::new(namespace)?;
+    agree(&mut rig)?;
+    let cases = cases();
     for round in 0..=rounds {
-        // The first round warms up and checks; it is not counted.
-        let mut take = |case: &Case, gateway: &Gateway| -> Result<()> {
-            bench.under_test(if case.reason.is_some() { &ours } else { &empty })?;
-            bench.draw(case.source_bits, case.port, 0)?;
-            let before = case.reason.map(|r| gateway.counts(r as u8)).transpose()?;
-            let (verdict, time) = run::test_run(prologue.as_fd(), &run::frame(), packets, false)?;
-            ensure!(
-                verdict == case.verdict,
-                "{}: verdict {verdict}, not {}",
-                case.name,
-                case.verdict
-            );
-            if let (Some(reason), Some(before)) = (case.reason, before) {
-                let counted = gateway.counts(reason as u8)? - before;
-                ensure!(
-                    counted == u64::from(packets),
-                    "{}: {counted} of {packets} packets had reason {}",
-                    case.name,
-                    reason.name()
-                );
-            }
+        // The first round warms up; it is not counted.
+        let mut take = |name: &str, ns: f64| {
             if round > 0 {
-                report.sample(case.name, time.as_nanos() as f64 / f64::from(packets));
+                report.sample(name, ns);
             }
-            Ok(())
         };
-        take(&EMPTY, &gateway)?;
-        QUARANTINED.iter().try_for_each(|c| take(c, &gateway))?;
-        gateway.release_all()?;
-        RELEASED.iter().try_for_each(|c| take(c, &gateway))?;
-        gateway.quarantine_all()?;
+        let direct = direct(&rig, packets)?;
+        take("verdict.empty_direct", direct);
+        for case in &cases {
+            let ns = rig.sample(case, packets)?;
+            if case.name == "verdict.empty" {
+                take("verdict.prologue", ns - direct);
+            }
+            take(case.name, ns);
+        }
     }
 
     report.ratio("verdict.released.1M", "verdict.empty", Some(Goal::AtMost(3.0)));
     report.ratio("verdict.class.1M", "verdict.empty", Some(Goal::AtMost(4.5)));
-    report.ratio("verdict.denied.1M", "verdict.empty", None);
     report.ratio("verdict.released.1M", "verdict.released.1", Some(Goal::AtMost(1.4)));
     report.ratio("verdict.class.1M", "verdict.class.1", Some(Goal::AtMost(1.5)));
+    report.ratio("verdict.class6.1M", "verdict.hash6.1M", Some(Goal::AtMost(0.5)));
+    report.ratio("verdict.kernel_maps.1M", "verdict.class.1M", Some(Goal::AtLeast(18.0)));
+    report.ratio("verdict.xdpfilter.1M", "verdict.released.1M", Some(Goal::AtLeast(18.0)));
+    report.ratio("verdict.class.1M.moving", "verdict.class.1M", Some(Goal::AtMost(1.1)));
+    report.ratio("verdict.class.1M.miss", "verdict.empty", None);
+    report.ratio("verdict.class.1M.256", "verdict.class.1M", None);
+    report.ratio("verdict.class.1M.256_scattered", "verdict.class.1M", None);
+    report.ratio("verdict.class.16M", "verdict.class.1M", None);
     Ok(())
+}
+
+/// The empty program without a prologue: what a test run itself costs.
+fn direct(rig: &Rig, packets: u32) -> Result<f64> {
+    let empty = rig.bench.fd("bench_empty")?;
+    let (_, time) = run::test_run(empty.as_fd(), &run::frame(), packets, run::Mode::On(rig.ifindex))?;
+    Ok(time.as_nanos() as f64 / f64::from(packets))
+}
+
+/// The same packets through ours and through each reference, mixed of what passes and what does not: one at a time, then in blocks. A fast
+/// wrong verdict is found here.
+fn agree(rig: &mut Rig) -> Result<()> {
+    for seed in 0..SINGLES + BLOCKS {
+        let packets = if seed < SINGLES { 1 } else { 4096 };
+        // Twice as many ports as the policies name.
+        let draw = Draw {
+            seed,
+            port_bits: PORT_BITS + 1,
+            ..Draw::sources(QUARANTINED, MILLION, PORT)
+        };
+        let (verdict, passed) = rig.passed(&draw, packets)?;
+        let before = rig.bench.counts()?;
+        let reference = rig.bench.fd("bench_kernel_maps")?;
+        let other = rig.verdict(&reference, PROLOGUE, &draw, packets)?;
+        let after = rig.bench.counts()?;
+        ensure!(
+            verdict == other && passed == after[2] - before[2] && u64::from(packets) - passed == after[3] - before[3],
+            "kernel_maps and ours disagree on the packets of seed {seed}"
+        );
+    }
+    for seed in 0..SINGLES {
+        // Both millions: those at rest or quarantined may not go to that port, and are not in the filter's list.
+        let draw = Draw {
+            seed,
+            ..Draw::sources(QUARANTINED, MILLION + 1, OTHER_PORT)
+        };
+        let (verdict, _) = rig.passed(&draw, 1)?;
+        let filter = rig.filter.fd()?;
+        let other = rig.verdict(&filter, LINEAR, &draw, 1)?;
+        ensure!(verdict == other, "xdp-filter and ours disagree on the packet of seed {seed}");
+    }
+    Ok(())
+}
+
+/// Packets that are compared one by one.
+const SINGLES: u32 = 48;
+/// Blocks of packets that are compared by what passed.
+const BLOCKS: u32 = 16;
+
+impl Rig {
+    /// The verdict of ours on the last of some packets, and how many passed.
+    fn passed(&mut self, draw: &Draw, packets: u32) -> Result<(u32, u64)> {
+        let passing = [Reason::Rule, Reason::All].map(|r| r as u8);
+        let count = |gateway: &Gateway| passing.iter().map(|r| gateway.counts(*r)).sum::<Result<u64>>();
+        let before = count(&self.gateway)?;
+        let ours = self.program(OURS)?;
+        let verdict = self.verdict(&ours, PROLOGUE, draw, packets)?;
+        Ok((verdict, count(&self.gateway)? - before))
+    }
+
+    fn verdict(&mut self, program: &ProgramFd, prologue: &str, draw: &Draw, packets: u32) -> Result<u32> {
+        self.bench.under_test(program, prologue == LINEAR)?;
+        self.bench.draw(draw)?;
+        Ok(self.run(prologue, packets)?.0)
+    }
+}
+
+/// An xorshift generator of a fixed seed, to put addresses into a map in no order.
+fn shuffled(first: u32) -> std::vec::IntoIter<u32> {
+    let mut all: Vec<u32> = (first..first + (1 << MILLION)).collect();
+    let mut x = 88_172_645_463_325_252_u64;
+    for i in (1..all.len()).rev() {
+        x ^= x << 13;
+        x ^= x >> 7;
+        x ^= x << 17;
+        all.swap(i, (x % (i as u64 + 1)) as usize);
+    }
+    all.into_iter()
 }

@@ -28,5 +28,6 @@ pub use denials::{Ring, pump};
 pub use detach::{detach, stay_closed};
 pub use environment::Error;
 pub use live::Live;
+pub use maps::NAMES as SHARED_MAPS;
 pub use policy::{CompileError, compile};
 pub use probe::Twin;

@@ -149,3 +149,107 @@ fn protocol(p: Protocol) -> String {
         Protocol::Number(n) => format!("\"{n}\""),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const CONFIG: &str = r#"
+mode = "enforce"
+[[interface]]
+name = "tun*"
+role = "device"
+[[pool]]
+name = "quarantine"
+kind = "quarantine"
+prefixes = ["10.66.0.0/16", "fd00:66::/64"]
+policy = "dm"
+gateway_uri = "q.vpn.example"
+[[policy]]
+name = "dm"
+[[policy.rule]]
+to = ["10.1.0.5/32", "fd01::/16"]
+protocol = "tcp"
+ports = ["443", "8000-8100"]
+[[policy.rule]]
+to = ["10.1.0.5/32"]
+protocol = "icmp"
+[[policy.rule]]
+from = ["10.1.0.7/32"]
+protocol = "udp"
+ports = ["500"]
+[[policy.rule]]
+to = ["10.1.0.9/32"]
+protocol = "47"
+"#;
+
+    fn config() -> Config {
+        Config::parse(std::path::Path::new("test.toml"), CONFIG).unwrap_or_else(|e| panic!("{e}"))
+    }
+
+    fn pair(by: AskedBy, peer: &str, protocol: u8, port: u16) -> Pair {
+        Pair {
+            by,
+            peer: peer.parse().unwrap(),
+            protocol,
+            port,
+        }
+    }
+
+    #[test]
+    fn rules_are_found_and_read_as_they_are_written() {
+        let config = config();
+        let texts: Vec<String> = (1..=4).map(|n| text(find(&config, n).unwrap().1)).collect();
+        assert_eq!(
+            texts,
+            [
+                r#"to = ["10.1.0.5/32", "fd01::/16"] protocol = "tcp" ports = ["443", "8000-8100"]"#,
+                r#"to = ["10.1.0.5/32"] protocol = "icmp""#,
+                r#"from = ["10.1.0.7/32"] protocol = "udp" ports = ["500"]"#,
+                r#"to = ["10.1.0.9/32"] protocol = "47""#,
+            ]
+        );
+        assert!(find(&config, 0).is_none() && find(&config, 5).is_none());
+    }
+
+    #[test]
+    fn what_a_policy_allows_and_what_is_near() {
+        use AskedBy::{Device, Peer};
+        let config = config();
+        let pool = &config.pools[0];
+        for (asked, allowed, near_rules) in [
+            (pair(Device, "10.1.0.5", TCP, 443), true, 1),
+            (pair(Device, "fd01::5", TCP, 8050), true, 0),
+            (pair(Device, "10.1.0.5", TCP, 444), false, 2),
+            (pair(Device, "10.1.0.5", ICMP, 0), true, 1),
+            (pair(Device, "fd01::5", ICMPV6, 0), false, 1),
+            (pair(Peer, "10.1.0.7", UDP, 500), true, 0),
+            (pair(Device, "10.1.0.7", UDP, 500), false, 0),
+            (pair(Peer, "10.1.0.7", UDP, 501), false, 1),
+            (pair(Device, "10.1.0.9", 47, 0), true, 0),
+        ] {
+            assert_eq!(allows(&config, pool, asked), allowed, "{asked:?}");
+            assert_eq!(near(&config, pool, asked).len(), near_rules, "{asked:?}");
+        }
+    }
+
+    /// What is proposed would do it: put into the configuration, it allows the pair.
+    #[test]
+    fn a_rule_that_is_wanted_is_one_that_allows() {
+        use AskedBy::{Device, Peer};
+        for asked in [
+            pair(Device, "10.9.9.9", TCP, 25),
+            pair(Device, "fd09::9", UDP, 53),
+            pair(Peer, "10.9.9.9", TCP, 22),
+            pair(Device, "10.9.9.9", ICMP, 0),
+            pair(Device, "fd09::9", ICMPV6, 0),
+            pair(Device, "10.9.9.9", 50, 0),
+        ] {
+            assert!(!allows(&config(), &config().pools[0], asked));
+            let rule = wanted(asked).replace(" protocol", "\nprotocol").replace(" ports", "\nports");
+            let text = format!("{CONFIG}\n[[policy.rule]]\n{rule}\n");
+            let config = Config::parse(std::path::Path::new("test.toml"), &text).unwrap_or_else(|e| panic!("{e}"));
+            assert!(allows(&config, &config.pools[0], asked), "{rule}");
+        }
+    }
+}

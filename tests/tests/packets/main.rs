@@ -7,5 +7,6 @@ mod kernel;
 mod object;
 mod random;
 mod table;
+mod twin;
 mod verifier;
 mod world;

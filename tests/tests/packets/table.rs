@@ -45,7 +45,7 @@ pub(crate) struct Entry {
     link: Option<String>,
     /// Some lease has ended, and the daemon has not moved the hot word on.
     #[serde(default)]
-    late: bool,
+    pub(crate) late: bool,
     /// The packet.
     pub(crate) is: Packet,
     /// Reason.

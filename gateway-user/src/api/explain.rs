@@ -70,7 +70,7 @@ impl Explainer {
             let problem = format!("packets on {} have no Ethernet header", at.link.name);
             return Err(status::invalid(&Invalid::new("vlans", problem)));
         }
-        let mut explanations = vec![self.one("packet", &question, &at, &around, ends).await?];
+        let mut explanations = vec![self.one("packet", &question, &at, ends).await?];
         if both {
             let answer = Question {
                 vlans: Vec::new(),
@@ -107,7 +107,7 @@ impl Explainer {
             }
             match place::choose(&self.config, around, ends, named, egress) {
                 Ok(place) => {
-                    let explained = self.one(step, answer, &place, around, ends).await?;
+                    let explained = self.one(step, answer, &place, ends).await?;
                     explanations.push(explained);
                 }
                 Err(e) => explanations[0].warnings.push(format!("the {step} is not explained: {e}")),
@@ -116,14 +116,7 @@ impl Explainer {
         Ok(())
     }
 
-    async fn one(
-        &self,
-        step: &str,
-        question: &Question,
-        place: &Place,
-        around: &Surroundings,
-        ends: [&EndView; 2],
-    ) -> Result<v1::Explanation, Status> {
+    async fn one(&self, step: &str, question: &Question, place: &Place, ends: [&EndView; 2]) -> Result<v1::Explanation, Status> {
         let probe = Probe {
             frame: question.frame(place.link.ethernet),
             ifindex: place.link.ifindex,
@@ -145,7 +138,6 @@ impl Explainer {
             config: &self.config,
             question,
             place,
-            around,
             ends,
             trace: &probed.trace,
         };

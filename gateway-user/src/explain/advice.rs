@@ -15,7 +15,7 @@ use super::{
 };
 use crate::{
     config::{Config, InterfaceRole, Pool},
-    controller::{EndView, Surroundings},
+    controller::EndView,
     model::{DeviceState, PoolId},
 };
 
@@ -28,8 +28,6 @@ pub struct Case<'a> {
     pub question: &'a Question,
     /// Where it was judged.
     pub place: &'a Place,
-    /// What the gateway knows.
-    pub around: &'a Surroundings,
     /// Source and destination.
     pub ends: [&'a EndView; 2],
     /// What the twin found.
@@ -94,7 +92,7 @@ pub fn warnings(case: &Case<'_>, floor: Option<&str>) -> Vec<String> {
         let seen = entry_pool(entry);
         // A lease that is over is judged by another pool than the class names.
         let leased = entry & ENTRY_LEASED != 0;
-        if !leased && end.reading.pool.map_or(0, |p| p.0) != seen {
+        if entry != 0 && !leased && end.reading.pool.map_or(0, |p| p.0) != seen {
             all.push(format!(
                 "{} was judged by pool number {seen}; the tables say otherwise now: it was moved meanwhile, ask again",
                 end.address
@@ -309,5 +307,235 @@ pub fn state_name(state: DeviceState) -> &'static str {
         DeviceState::Released => "released",
         DeviceState::Blocked => "blocked",
         DeviceState::Retired => "retired",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use gateway_ebpf::abi::class_entry;
+
+    use super::*;
+    use crate::{
+        controller::SessionView,
+        kernel::{AddressReading, HookPoint, HookState, Link},
+        model::{Device, Session, SessionId, WallTime},
+    };
+
+    const CONFIG: &str = r#"
+mode = "enforce"
+[[interface]]
+name = "tun*"
+role = "device"
+[[interface]]
+name = "core0"
+role = "core"
+[[pool]]
+name = "quarantine"
+kind = "quarantine"
+prefixes = ["10.66.0.0/16"]
+reserved = ["10.66.0.1"]
+policy = "dm"
+gateway_uri = "q.vpn.example"
+[[pool]]
+name = "staff"
+kind = "full-service"
+prefixes = ["10.67.0.0/16"]
+policy = "office"
+fallback = "quarantine"
+gateway_uri = "vpn.example"
+[[policy]]
+name = "dm"
+[[policy.rule]]
+to = ["10.1.0.5/32"]
+protocol = "tcp"
+ports = ["443"]
+[[policy]]
+name = "office"
+[[policy.rule]]
+to = ["10.2.0.0/16"]
+protocol = "any"
+"#;
+
+    struct Scene {
+        config: Config,
+        ends: [EndView; 2],
+        place: Place,
+        trace: Trace,
+    }
+
+    fn end(config: &Config, address: &str) -> EndView {
+        let address: IpAddr = address.parse().unwrap();
+        EndView {
+            address,
+            reading: AddressReading {
+                pool: config.home(address).map(|h| config.resting(h)),
+                session: None,
+                lease_end: None,
+                map_id: 1,
+            },
+            session: None,
+            device: None,
+            lease_ends_at: None,
+        }
+    }
+
+    /// From the first address to the second, denied for this reason by this pool, at `tun0`.
+    fn scene(from: &str, to: &str, reason: Reason, pool: u8) -> Scene {
+        let config = Config::parse(std::path::Path::new("test.toml"), CONFIG).unwrap_or_else(|e| panic!("{e}"));
+        let ends = [end(&config, from), end(&config, to)];
+        let entries = [0, 1].map(|i: usize| ends[i].reading.pool.map_or(0, |p| class_entry(p.0, false, 0)));
+        Scene {
+            place: Place {
+                link: Link {
+                    ifindex: 3,
+                    name: "tun0".parse().unwrap(),
+                    ethernet: false,
+                },
+                role: InterfaceRole::Device,
+                egress: false,
+                hook: HookState {
+                    hook: HookPoint::TcIngress,
+                    mode: "tcx",
+                    program_id: Some(7),
+                    problem: String::new(),
+                },
+                chosen: String::new(),
+            },
+            trace: Trace {
+                entries,
+                reason: reason as u8,
+                pool,
+                ..Trace::default()
+            },
+            config,
+            ends,
+        }
+    }
+
+    impl Scene {
+        /// Device `phone` in this state holds the address of an end.
+        fn session(mut self, end: usize, state: DeviceState, interface: &str) -> Self {
+            let e = &mut self.ends[end];
+            e.session = Some(SessionView {
+                session: Session {
+                    id: SessionId(4),
+                    device: Some("phone".parse().unwrap()),
+                    addresses: vec![e.address],
+                    interface: interface.parse().unwrap(),
+                    source: "vpn".parse().unwrap(),
+                    opened_at: WallTime(0),
+                },
+                current_pool: PoolId(1),
+            });
+            e.device = Some(Device {
+                id: "phone".parse().unwrap(),
+                owner: String::new(),
+                full_service_pool: "staff".parse().unwrap(),
+                common_names: vec![],
+                certificates: vec![],
+                state,
+                state_reason: String::new(),
+                state_since: WallTime(0),
+                policy_revision: None,
+                restricted_at: None,
+                lease: None,
+                gateway_uri: String::new(),
+                revision: crate::model::Revision(1),
+            });
+            self
+        }
+
+        fn with<R>(&self, f: impl FnOnce(&Case<'_>) -> R) -> R {
+            let [source, destination] = self.ends.each_ref();
+            let question = Question {
+                source: source.address,
+                destination: destination.address,
+                protocol: 6,
+                source_port: 49152,
+                destination_port: 25,
+                flags: 2,
+                reply: false,
+                vlans: vec![],
+            };
+            f(&Case {
+                config: &self.config,
+                question: &question,
+                place: &self.place,
+                ends: [source, destination],
+                trace: &self.trace,
+            })
+        }
+
+        fn says(&self, parts: &[&str]) {
+            let all = self.with(changes);
+            for part in parts {
+                assert!(all.iter().any(|c| c.contains(part)), "{part:?} in {all:#?}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_release_is_proposed_only_where_it_helps() {
+        use DeviceState::{Quarantined, Retired};
+        let to_mail = scene("10.66.0.5", "10.1.0.9", Reason::NoRule, 1).session(0, Quarantined, "tun0");
+        to_mail.says(&[
+            r#"a rule to = ["10.1.0.9/32"] protocol = "tcp" ports = ["25"] in policy dm"#,
+            "releasing device phone (quarantined) would not help: policy office of pool staff",
+        ]);
+        let to_office = scene("10.66.0.5", "10.2.0.9", Reason::NoRule, 1).session(0, Quarantined, "tun0");
+        to_office.says(&["releasing device phone (quarantined): policy office of pool staff allows it"]);
+        scene("10.66.0.5", "10.2.0.9", Reason::NoRule, 1)
+            .session(0, Retired, "tun0")
+            .says(&["device phone is retired"]);
+        scene("10.66.0.5", "10.2.0.9", Reason::NoRule, 1).says(&["10.66.0.5 has no live session"]);
+        scene("10.66.0.5", "10.1.0.5", Reason::NoRule, 1).says(&["rule 1 of policy dm names 10.1.0.5 already, but only"]);
+    }
+
+    #[test]
+    fn the_end_that_was_denied_is_the_one_that_is_spoken_of() {
+        // From a server to a device: the device's policy, as the destination.
+        let inward = scene("10.1.0.9", "10.66.0.5", Reason::NewToDevice, 1).session(1, DeviceState::Quarantined, "tun0");
+        inward.says(&[
+            r#"a rule from = ["10.1.0.9/32"] protocol = "tcp" ports = ["25"] in policy dm"#,
+            "device phone",
+        ]);
+    }
+
+    #[test]
+    fn where_it_would_be_right_is_said() {
+        scene("10.66.0.5", "10.1.0.5", Reason::WrongInterface, 1)
+            .session(0, DeviceState::Quarantined, "tun9")
+            .says(&["the packet on tun9: session 4 of 10.66.0.5 is there"]);
+        scene("10.66.0.5", "10.1.0.5", Reason::WrongInterface, 1)
+            .session(0, DeviceState::Quarantined, "tun0")
+            .says(&["session 4 was bound to interface number 0, and tun0 is number 3 now"]);
+        scene("10.66.0.5", "10.1.0.5", Reason::WrongInterface, 1).says(&["quarantine in `pools` of interface tun0"]);
+        scene("192.0.2.1", "10.1.0.5", Reason::NotInPool, 0).says(&["192.0.2.1 in the `prefixes` of a pool"]);
+        scene("10.66.0.1", "10.1.0.5", Reason::NotInPool, 0).says(&["the gateway's own address (`reserved`)"]);
+        scene("10.66.0.5", "224.0.0.251", Reason::Multicast, 1).says(&[r#"to = ["224.0.0.251/32"]"#, "names the address itself"]);
+        let all = scene("10.66.0.5", "10.1.0.5", Reason::Truncated, 1).with(changes);
+        assert!(all.is_empty(), "the packet's own fault: {all:?}");
+    }
+
+    #[test]
+    fn warnings_say_what_stands_in_the_way() {
+        let mut s = scene("10.66.0.5", "10.1.0.5", Reason::Rule, 1);
+        assert!(s.with(|c| warnings(c, None)).is_empty());
+        s.place.hook.problem = "a foreign program runs before ours".into();
+        assert!(s.with(|c| warnings(c, None))[0].contains("tun0: a foreign program"));
+        s.place.hook.program_id = None;
+        let closed = s.with(|c| warnings(c, Some("closed")));
+        assert!(closed[0].contains("drops what no program has marked"), "{closed:?}");
+        let open = s.with(|c| warnings(c, Some("broken: no table")));
+        assert!(open[0].contains("does not stop it"), "{open:?}");
+        // Moved between the probe and the look at the tables.
+        let mut s = scene("10.66.0.5", "10.1.0.5", Reason::Rule, 1);
+        s.trace.entries[0] = class_entry(2, false, 0);
+        assert!(s.with(|c| warnings(c, None))[0].contains("ask again"));
+        s.trace.entries[0] = class_entry(2, true, 0);
+        assert!(
+            s.with(|c| warnings(c, None)).is_empty(),
+            "a lease that is over is judged by another pool"
+        );
     }
 }

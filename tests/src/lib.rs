@@ -6,6 +6,7 @@ pub mod bulk;
 pub mod differential;
 pub mod flows;
 pub mod gateway;
+pub mod lab;
 pub mod netns;
 pub mod openvpn;
 pub mod packets;

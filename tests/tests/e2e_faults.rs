@@ -4,7 +4,7 @@
 use std::{
     fs,
     io::Write as _,
-    net::{IpAddr, UdpSocket},
+    net::IpAddr,
     path::Path,
     sync::{
         Arc,
@@ -17,6 +17,7 @@ use std::{
 use lazaret_proto::v1::{DeviceState, Enforcement};
 use lazaret_tests::{
     gateway::Gateway,
+    lab::{self, Lab},
     netns::Tun,
     packets::{self, Watcher},
     process::until,
@@ -25,24 +26,6 @@ use lazaret_tests::{
 };
 
 const LIMIT: Duration = Duration::from_secs(15);
-
-/// A site whose device is the test itself, on the far end of tun0.
-fn site() -> Site {
-    let site = Site::new().unwrap();
-    let resolver = site.core.run(|| UdpSocket::bind((site::RESOLVER, 53))).unwrap();
-    // Bound so that no ICMP errors come back; never read.
-    thread::spawn(move || {
-        let _bound = resolver;
-        thread::park();
-    });
-    site
-}
-
-fn tun(site: &Site) -> Tun {
-    let tun = Tun::new(&site.gw, "tun0").unwrap();
-    site.gw.address("tun0", &format!("{}/24", site::TUNNEL)).unwrap();
-    tun
-}
 
 fn allowed(sequence: u64) -> Vec<u8> {
     packets::udp((site::DEVICE, 4000), (site::RESOLVER, 53), &sequence.to_be_bytes())
@@ -54,21 +37,29 @@ fn denied(sequence: u64) -> Vec<u8> {
 
 /// Packets of the device that arrive in the core for an address.
 fn arrivals(site: &Site, to: IpAddr) -> Watcher {
-    Watcher::new(&site.core, move |p| !p.outgoing && p.from == site::DEVICE && p.to == to).unwrap()
+    lab::arrivals(site, site::DEVICE, to).unwrap()
+}
+
+/// A running gateway, with `phone` registered and connected.
+fn connected(change: impl FnOnce(&mut Gateway) -> anyhow::Result<()>) -> Lab {
+    let lab = Lab::new(change).unwrap();
+    lab.local.register("phone", "staff").unwrap();
+    lab.local.open("lab", "phone", &["10.66.0.5"], "tun0").unwrap();
+    lab
 }
 
 #[test]
 fn the_daemon_is_killed_and_started_under_traffic() {
     require!(Root, Bpf, Tun);
-    let site = site();
-    let mut gateway = Gateway::new(&site, "tun0").unwrap();
-    let device = Arc::new(tun(&site));
-    gateway.start().unwrap();
-    gateway.attached("tun0").unwrap();
-    gateway.attached("core0").unwrap();
-    let local = gateway.local().unwrap();
-    local.register("phone", "staff").unwrap();
-    let session = local.open("lab", "phone", &["10.66.0.5"], "tun0").unwrap().session.unwrap();
+    let Lab {
+        tun,
+        local,
+        mut gateway,
+        site,
+        ..
+    } = connected(|_| Ok(()));
+    let session = local.list_sessions().unwrap().remove(0);
+    let device = Arc::new(tun);
 
     let (good, bad) = (arrivals(&site, site::RESOLVER), arrivals(&site, site::MAIL));
     let (stop, sent) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
@@ -111,76 +102,30 @@ fn the_daemon_is_killed_and_started_under_traffic() {
 #[test]
 fn a_release_outlives_the_daemon() {
     require!(Root, Bpf, Tun);
-    let site = site();
-    let mut gateway = Gateway::new(&site, "tun0").unwrap();
-    let device = tun(&site);
-    gateway.start().unwrap();
-    gateway.attached("tun0").unwrap();
-    gateway.attached("core0").unwrap();
-    let local = gateway.local().unwrap();
-    local.register("phone", "staff").unwrap();
-    local.open("lab", "phone", &["10.66.0.5"], "tun0").unwrap();
-    assert_eq!(local.applied("phone").unwrap().enforcement(), Enforcement::Enforced);
-    let mail = arrivals(&site, site::MAIL);
-    gateway.kill().unwrap();
-    (0..100).for_each(|n| device.send(&denied(n)).unwrap());
+    let mut lab = connected(|_| Ok(()));
+    assert_eq!(lab.local.applied("phone").unwrap().enforcement(), Enforcement::Enforced);
+    let mail = arrivals(&lab.site, site::MAIL);
+    lab.gateway.kill().unwrap();
+    (0..100).for_each(|n| lab.tun.send(&denied(n)).unwrap());
     assert_eq!(mail.seen().len(), 100, "daemon dead");
-    gateway.start().unwrap();
-    gateway.attached("tun0").unwrap();
-    (0..100).for_each(|n| device.send(&denied(n)).unwrap());
+    lab.restart().unwrap();
+    (0..100).for_each(|n| lab.tun.send(&denied(n)).unwrap());
     assert_eq!(mail.seen().len(), 200, "daemon back");
-    let local = gateway.local().unwrap();
-    assert_eq!(local.revoked("phone").unwrap().enforcement(), Enforcement::Enforced);
-    gateway.kill().unwrap();
-    (0..100).for_each(|n| device.send(&denied(n)).unwrap());
+    assert_eq!(lab.local.revoked("phone").unwrap().enforcement(), Enforcement::Enforced);
+    lab.gateway.kill().unwrap();
+    (0..100).for_each(|n| lab.tun.send(&denied(n)).unwrap());
     assert_eq!(mail.seen().len(), 200, "revoked, daemon dead");
-}
-
-#[test]
-fn a_lease_runs_out_with_the_daemon_dead() {
-    require!(Root, Bpf, Tun);
-    let site = site();
-    let mut gateway = Gateway::new(&site, "tun0").unwrap();
-    gateway.configure("lease = \"12h\"", "lease = \"2s\"").unwrap();
-    let device = tun(&site);
-    gateway.start().unwrap();
-    gateway.attached("tun0").unwrap();
-    gateway.attached("core0").unwrap();
-    let local = gateway.local().unwrap();
-    local.register("phone", "staff").unwrap();
-    local.open("lab", "phone", &["10.66.0.5"], "tun0").unwrap();
-    assert_eq!(local.applied("phone").unwrap().enforcement(), Enforcement::Enforced);
-    gateway.kill().unwrap();
-    let (good, mail) = (arrivals(&site, site::RESOLVER), arrivals(&site, site::MAIL));
-    (0..50).for_each(|n| device.send(&denied(n)).unwrap());
-    assert_eq!(mail.seen().len(), 50, "within the lease");
-    thread::sleep(Duration::from_millis(2200));
-    (0..50).for_each(|n| device.send(&denied(n)).unwrap());
-    (0..50).for_each(|n| device.send(&allowed(n)).unwrap());
-    assert_eq!(
-        (mail.seen().len(), good.seen().len()),
-        (50, 50),
-        "after it the quarantine pool's policy holds"
-    );
-
-    gateway.start().unwrap();
-    let local = gateway.local().unwrap();
-    let device = local.device("phone").unwrap();
-    assert_eq!(
-        (device.state(), device.gateway_uri.as_str()),
-        (DeviceState::Quarantined, "enrol.vpn.example.test")
-    );
-    assert!(local.counted("lease_ended").unwrap() >= 50);
 }
 
 #[test]
 fn detached_by_the_command_line_the_floor_stays_closed_until_told() {
     require!(Root, Bpf, Tun);
-    let site = site();
-    let mut gateway = Gateway::new(&site, "tun0").unwrap();
-    let device = tun(&site);
-    gateway.start().unwrap();
-    gateway.attached("tun0").unwrap();
+    let Lab {
+        tun: device,
+        mut gateway,
+        site,
+        ..
+    } = Lab::new(|_| Ok(())).unwrap();
     let detach = format!("detach --config {}", gateway.config().display());
     assert!(gateway.cli(&detach).is_err(), "not under a running daemon");
     gateway.stop().unwrap();
@@ -199,10 +144,12 @@ fn detached_by_the_command_line_the_floor_stays_closed_until_told() {
 #[test]
 fn a_daemon_that_cannot_start_leaves_the_floor_closed() {
     require!(Root, Bpf, Tun);
-    let site = site();
-    let mut gateway = Gateway::new(&site, "tun0").unwrap();
-    let device = tun(&site);
-    gateway.start().unwrap();
+    let Lab {
+        tun: device,
+        mut gateway,
+        site,
+        ..
+    } = Lab::new(|_| Ok(())).unwrap();
     gateway.stop().unwrap();
     let (good, mail) = (arrivals(&site, site::RESOLVER), arrivals(&site, site::MAIL));
     let flood = || (0..50).for_each(|n| [allowed(n), denied(n)].iter().for_each(|p| device.send(p).unwrap()));
@@ -229,14 +176,13 @@ fn a_daemon_that_cannot_start_leaves_the_floor_closed() {
 #[test]
 fn in_observe_mode_everything_is_judged_and_nothing_denied() {
     require!(Root, Bpf, Tun);
-    let site = site();
-    let mut gateway = Gateway::new(&site, "tun0").unwrap();
-    gateway.configure("mode = \"enforce\"", "mode = \"observe\"").unwrap();
-    let device = tun(&site);
-    gateway.start().unwrap();
-    gateway.attached("tun0").unwrap();
-    gateway.attached("core0").unwrap();
-    let local = gateway.local().unwrap();
+    let Lab {
+        tun: device,
+        local,
+        gateway,
+        site,
+        ..
+    } = Lab::new(|g| g.configure("mode = \"enforce\"", "mode = \"observe\"")).unwrap();
     let mail = arrivals(&site, site::MAIL);
     let before = local.counted("no_rule").unwrap();
     (0..50).for_each(|n| device.send(&denied(n)).unwrap());
@@ -255,7 +201,8 @@ fn in_observe_mode_everything_is_judged_and_nothing_denied() {
 #[test]
 fn the_tun_is_created_again_with_the_daemon_alive_and_dead() {
     require!(Root, Bpf, Tun);
-    let site = site();
+    let (mut gateway, _sinks) = Lab::prepare().unwrap();
+    let site = gateway.site.clone();
     let flood = |device: &Tun| {
         for n in 0..300 {
             device.send(&denied(n)).unwrap();
@@ -267,12 +214,11 @@ fn the_tun_is_created_again_with_the_daemon_alive_and_dead() {
     };
     // Without Lazaret these packets do arrive: the figures below mean something.
     let control = arrivals(&site, site::MAIL);
-    let device = tun(&site);
+    let device = Lab::tun(&site).unwrap();
     flood(&device);
     assert_eq!(control.seen().len(), 300);
     drop((device, control));
 
-    let mut gateway = Gateway::new(&site, "tun0").unwrap();
     gateway.start().unwrap();
     gateway.attached("core0").unwrap();
     let status = gateway.local().unwrap().status().unwrap();
@@ -285,7 +231,7 @@ fn the_tun_is_created_again_with_the_daemon_alive_and_dead() {
     );
     let passed = arrivals(&site, site::MAIL);
     for round in 0..10 {
-        let device = tun(&site);
+        let device = Lab::tun(&site).unwrap();
         flood(&device);
         if round % 3 == 0 {
             gateway.attached("tun0").unwrap();
@@ -296,11 +242,11 @@ fn the_tun_is_created_again_with_the_daemon_alive_and_dead() {
 
     gateway.kill().unwrap();
     for _ in 0..10 {
-        flood(&tun(&site));
+        flood(&Lab::tun(&site).unwrap());
     }
     assert_eq!(passed.seen().len(), 0, "daemon dead");
 
-    let device = tun(&site);
+    let device = Lab::tun(&site).unwrap();
     gateway.start().unwrap();
     gateway.attached("tun0").unwrap();
     let good = arrivals(&site, site::RESOLVER);
@@ -312,8 +258,7 @@ fn the_tun_is_created_again_with_the_daemon_alive_and_dead() {
 #[test]
 fn a_second_daemon_on_the_same_pins_is_refused() {
     require!(Root, Bpf);
-    let site = site();
-    let mut gateway = Gateway::new(&site, "tun0").unwrap();
+    let (mut gateway, _sinks) = Lab::prepare().unwrap();
     gateway.start().unwrap();
     let other = gateway.folder().join("other.toml");
     let folder = gateway.folder().display().to_string();
@@ -336,17 +281,15 @@ fn a_second_daemon_on_the_same_pins_is_refused() {
 #[test]
 fn a_full_disk_refuses_a_release_and_never_a_restriction() {
     require!(Root, Bpf, Tun);
-    let site = site();
-    let mut gateway = Gateway::new(&site, "tun0").unwrap();
-    let state = gateway.small_state(2048).unwrap();
-    let device = tun(&site);
-    gateway.start().unwrap();
-    gateway.attached("tun0").unwrap();
-    gateway.attached("core0").unwrap();
-    let local = gateway.local().unwrap();
-    local.register("phone", "staff").unwrap();
+    let Lab {
+        tun: device,
+        local,
+        mut gateway,
+        site,
+        ..
+    } = connected(|g| g.small_state(2048).map(drop));
+    let state = gateway.folder().join("state");
     local.register("tablet", "staff").unwrap();
-    local.open("lab", "phone", &["10.66.0.5"], "tun0").unwrap();
 
     // A release is refused, and changes nothing. (A write may still fit into what the database has already; then the next does not.)
     let ballast = state.join("ballast");

@@ -1,7 +1,7 @@
 //! An address that changes hands, and one that a device has no right to: whose it was, and what its prefix says, counts for nothing.
 
 use std::{
-    net::{IpAddr, UdpSocket},
+    net::IpAddr,
     sync::{
         Mutex,
         atomic::{AtomicBool, Ordering},
@@ -14,49 +14,23 @@ use lazaret_proto::v1::Enforcement;
 use lazaret_tests::{
     api::Client,
     flows::{self, Token},
-    gateway::Gateway,
-    netns::Tun,
+    lab::Lab,
     packets::{self, Watcher},
-    require,
-    site::{self, Site},
+    require, site,
 };
-
-use crate::stage;
 
 /// One that changes hands; IPv4, IPv6.
 const ADDRESS: [&str; 2] = ["10.66.0.9", "fd00:66::9"];
 /// Two of the full-service pool's prefixes.
 const STAFF: [&str; 2] = ["10.67.0.7", "fd00:67::7"];
 
-struct Lab {
-    _bound: Vec<UdpSocket>,
-    tun: Tun,
-    local: Client,
-    gateway: Gateway,
-    site: Site,
-}
-
-/// A gateway with `a` and `b` registered, whose devices are the test itself, on the far end of tun0.
+/// A gateway with `a` and `b` registered.
 fn lab() -> Lab {
-    let site = Site::new().unwrap();
-    let mut gateway = Gateway::new(&site, "tun0").unwrap();
-    let tun = Tun::new(&site.gw, "tun0").unwrap();
-    let bound = stage::bound(&site, &[(site::MAIL, 5001), (site::MAIL6, 5001)]);
-    gateway.start().unwrap();
-    for interface in ["tun0", "core0"] {
-        gateway.attached(interface).unwrap();
-    }
-    let local = gateway.local().unwrap();
+    let lab = Lab::new(|_| Ok(())).unwrap();
     for device in ["a", "b"] {
-        local.register(device, "staff").unwrap();
+        lab.local.register(device, "staff").unwrap();
     }
-    Lab {
-        _bound: bound,
-        tun,
-        local,
-        gateway,
-        site,
-    }
+    lab
 }
 
 /// A datagram for a server of the core, marked.
@@ -67,55 +41,53 @@ fn marked(from: &str, to: [IpAddr; 2], token: &Token) -> Vec<u8> {
 
 const MAIL: [IpAddr; 2] = [site::MAIL, site::MAIL6];
 
-impl Lab {
-    fn release(&self, device: &str) {
-        assert_eq!(self.local.applied(device).unwrap().enforcement(), Enforcement::Enforced);
-    }
+fn release(lab: &Lab, device: &str) {
+    assert_eq!(lab.local.applied(device).unwrap().enforcement(), Enforcement::Enforced);
+}
 
-    fn watch(&self, token: Token) -> Watcher {
-        Watcher::of(&self.site.core, token, |p| !p.outgoing).unwrap()
-    }
+fn watch(lab: &Lab, token: Token) -> Watcher {
+    Watcher::of(&lab.site.core, token, |p| !p.outgoing).unwrap()
+}
 
-    /// Sends from both of [`ADDRESS`] without a pause while `change` is made: up to its acknowledgement marked as the old device's, from then
-    /// on as the new one's.
-    fn handed_over(&self, change: impl FnOnce(&Client)) {
-        let (old, new) = (flows::token(), flows::token());
-        let (before, after) = (self.watch(old), self.watch(new));
-        let (turn, stop) = (Mutex::new(old), AtomicBool::new(false));
-        let acknowledged = thread::scope(|s| {
-            let sender = s.spawn(|| {
-                let mut sent = 0_u32;
-                while !stop.load(Ordering::Relaxed) {
-                    let token = *turn.lock().unwrap();
-                    for address in ADDRESS {
-                        self.tun.send(&marked(address, MAIL, &token)).unwrap();
-                    }
-                    sent += u32::from(token == new);
-                    thread::sleep(Duration::from_micros(200));
+/// Sends from both of [`ADDRESS`] without a pause while `change` is made: up to its acknowledgement marked as the old device's, from then
+/// on as the new one's.
+fn handed_over(lab: &Lab, change: impl FnOnce(&Client)) {
+    let (old, new) = (flows::token(), flows::token());
+    let (before, after) = (watch(lab, old), watch(lab, new));
+    let (turn, stop) = (Mutex::new(old), AtomicBool::new(false));
+    let acknowledged = thread::scope(|s| {
+        let sender = s.spawn(|| {
+            let mut sent = 0_u32;
+            while !stop.load(Ordering::Relaxed) {
+                let token = *turn.lock().unwrap();
+                for address in ADDRESS {
+                    lab.tun.send(&marked(address, MAIL, &token)).unwrap();
                 }
-                sent
-            });
-            thread::sleep(Duration::from_millis(100));
-            change(&self.local);
-            let acknowledged = SystemTime::now();
-            *turn.lock().unwrap() = new;
-            thread::sleep(Duration::from_millis(200));
-            stop.store(true, Ordering::Relaxed);
-            assert!(sender.join().unwrap() > 100, "the new device has sent");
-            acknowledged
+                sent += u32::from(token == new);
+                thread::sleep(Duration::from_micros(200));
+            }
+            sent
         });
-        let before = before.seen();
-        for v6 in [false, true] {
-            let count = before.iter().filter(|p| p.from.is_ipv6() == v6).count();
-            assert!(count > 50, "the old device was released: {count} packets");
-        }
-        assert_eq!(before.iter().filter(|p| p.at > acknowledged).count(), 0, "of the old device");
-        assert_eq!(after.seen(), [], "of the new device, from its first packet on");
-        for address in ADDRESS {
-            let now = self.local.address(address).unwrap();
-            assert_eq!((now.device_id.as_str(), now.current_pool.as_str()), ("b", "quarantine"));
-            assert!(now.lease_ends_at.is_none(), "{now:?}");
-        }
+        thread::sleep(Duration::from_millis(100));
+        change(&lab.local);
+        let acknowledged = SystemTime::now();
+        *turn.lock().unwrap() = new;
+        thread::sleep(Duration::from_millis(200));
+        stop.store(true, Ordering::Relaxed);
+        assert!(sender.join().unwrap() > 100, "the new device has sent");
+        acknowledged
+    });
+    let before = before.seen();
+    for v6 in [false, true] {
+        let count = before.iter().filter(|p| p.from.is_ipv6() == v6).count();
+        assert!(count > 50, "the old device was released: {count} packets");
+    }
+    assert_eq!(before.iter().filter(|p| p.at > acknowledged).count(), 0, "of the old device");
+    assert_eq!(after.seen(), [], "of the new device, from its first packet on");
+    for address in ADDRESS {
+        let now = lab.local.address(address).unwrap();
+        assert_eq!((now.device_id.as_str(), now.current_pool.as_str()), ("b", "quarantine"));
+        assert!(now.lease_ends_at.is_none(), "{now:?}");
     }
 }
 
@@ -125,8 +97,8 @@ fn an_address_that_changes_hands_is_quarantined_from_its_first_packet() {
     let lab = lab();
     // Closed and opened.
     let first = lab.local.open("vpn", "a", &ADDRESS, "tun0").unwrap().session.unwrap();
-    lab.release("a");
-    lab.handed_over(|local| {
+    release(&lab, "a");
+    handed_over(&lab, |local| {
         assert!(local.close(first.session_id).unwrap().ended);
         local.open("vpn", "b", &ADDRESS, "tun0").unwrap();
     });
@@ -134,13 +106,13 @@ fn an_address_that_changes_hands_is_quarantined_from_its_first_packet() {
 
     // Opened over the old one: the VPN server lost word of its end.
     lab.local.open("vpn", "a", &ADDRESS, "tun0").unwrap();
-    lab.handed_over(|local| {
+    handed_over(&lab, |local| {
         local.open("vpn", "b", &ADDRESS, "tun0").unwrap();
     });
 
     // In a list, after the VPN server has started again.
     lab.local.synchronise("vpn", &[("a", &ADDRESS, "tun0")]).unwrap();
-    lab.handed_over(|local| {
+    handed_over(&lab, |local| {
         let done = local.synchronise("vpn", &[("b", &ADDRESS, "tun0")]).unwrap();
         assert_eq!((done.opened, done.ended, done.refused.len()), (1, 1, 0), "{done:?}");
     });
@@ -148,7 +120,7 @@ fn an_address_that_changes_hands_is_quarantined_from_its_first_packet() {
     // And the release is still the old device's, wherever it turns up.
     lab.local.open("vpn", "a", &["10.66.0.77"], "tun0").unwrap();
     let token = flows::token();
-    let seen = lab.watch(token);
+    let seen = watch(&lab, token);
     lab.tun.send(&marked("10.66.0.77", MAIL, &token)).unwrap();
     assert_eq!(seen.seen().len(), 1);
 }
@@ -160,7 +132,7 @@ fn a_quarantined_device_on_a_full_service_address_is_quarantined() {
     let expect = |from: &[&str], passes: bool, when: &str| {
         for address in from {
             let token = flows::token();
-            let seen = lab.watch(token);
+            let seen = watch(&lab, token);
             for _ in 0..20 {
                 lab.tun.send(&marked(address, MAIL, &token)).unwrap();
             }
@@ -171,14 +143,13 @@ fn a_quarantined_device_on_a_full_service_address_is_quarantined() {
     let session = lab.local.open("vpn", "a", &STAFF, "tun0").unwrap().session.unwrap();
     assert_eq!(session.current_pool, "quarantine");
     expect(&STAFF, false, "a quarantined device's");
-    lab.release("a");
+    release(&lab, "a");
     expect(&STAFF, true, "released");
     let neighbours = ["10.67.0.8", "fd00:67::8"];
     expect(&neighbours, false, "beside a released device's");
     assert_eq!(lab.local.revoked("a").unwrap().enforcement(), Enforcement::Enforced);
     expect(&STAFF, false, "restricted");
-    lab.release("a");
+    release(&lab, "a");
     assert!(lab.local.close(session.session_id).unwrap().ended);
     expect(&STAFF, false, "after the session");
-    assert!(lab.gateway.folder().exists());
 }

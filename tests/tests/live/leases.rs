@@ -11,11 +11,9 @@ use lazaret_proto::v1::{DeviceState, Enforcement};
 use lazaret_tests::{
     api::Client,
     flows::{self, Token},
-    gateway::Gateway,
-    netns::Tun,
+    lab::Lab,
     packets::{self, Watcher},
-    pins, require,
-    site::{self, Site},
+    pins, require, site,
 };
 
 /// How much earlier than the lease's end the last packet may be: packets are sent every half millisecond; the rest is for a machine that is
@@ -23,8 +21,6 @@ use lazaret_tests::{
 const EARLY: Duration = Duration::from_millis(40);
 /// And later: the programs read the clock as of the last tick, of which a kernel has at least 100 a second.
 const LATE: Duration = Duration::from_millis(10);
-
-use crate::stage;
 
 /// A device by its addresses, with what marks its packets, and who sees them in the core.
 struct Device {
@@ -36,11 +32,11 @@ struct Device {
 }
 
 impl Device {
-    fn new(site: &Site, local: &Client, name: &'static str, addresses: [&'static str; 2]) -> Self {
-        local.register(name, "staff").unwrap();
-        local.open("lab", name, &addresses, "tun0").unwrap();
+    fn new(lab: &Lab, name: &'static str, addresses: [&'static str; 2]) -> Self {
+        lab.local.register(name, "staff").unwrap();
+        lab.local.open("lab", name, &addresses, "tun0").unwrap();
         let token = flows::token();
-        let watch = |to: [IpAddr; 2]| Watcher::of(&site.core, token, move |p| !p.outgoing && to.contains(&p.to)).unwrap();
+        let watch = |to: [IpAddr; 2]| Watcher::of(&lab.site.core, token, move |p| !p.outgoing && to.contains(&p.to)).unwrap();
         Self {
             name,
             addresses,
@@ -94,31 +90,21 @@ impl Device {
 #[test]
 fn leases_end_in_the_kernel_with_the_daemon_dead() {
     require!(Root, Bpf, Tun);
-    let site = Site::new().unwrap();
-    let mut gateway = Gateway::new(&site, "tun0").unwrap();
-    gateway.configure("lease = \"12h\"", "lease = \"3s\"").unwrap();
-    let tun = Tun::new(&site.gw, "tun0").unwrap();
-    // So that no ICMP error comes back.
-    let _bound = stage::bound(&site, &[(site::MAIL, 5001), (site::MAIL6, 5001), (site::RESOLVER, 53)]);
-    gateway.start().unwrap();
-    for interface in ["tun0", "core0"] {
-        gateway.attached(interface).unwrap();
-    }
-    let local = gateway.local().unwrap();
+    let mut lab = Lab::new(|g| g.configure("lease = \"12h\"", "lease = \"3s\"")).unwrap();
     let devices = [
-        Device::new(&site, &local, "first", ["10.66.0.5", "fd00:66::5"]),
-        Device::new(&site, &local, "second", ["10.66.0.6", "fd00:67::6"]),
+        Device::new(&lab, "first", ["10.66.0.5", "fd00:66::5"]),
+        Device::new(&lab, "second", ["10.66.0.6", "fd00:67::6"]),
     ];
     let release = |d: &Device| {
-        assert_eq!(local.applied(d.name).unwrap().enforcement(), Enforcement::Enforced);
-        d.end(&local)
+        assert_eq!(lab.local.applied(d.name).unwrap().enforcement(), Enforcement::Enforced);
+        d.end(&lab.local)
     };
     // The first is released, and a second later the other.
     let first = release(&devices[0]);
     thread::sleep(Duration::from_secs(1));
     let second = release(&devices[1]);
     assert!(second.duration_since(first).unwrap() > Duration::from_millis(900));
-    gateway.kill().unwrap();
+    lab.gateway.kill().unwrap();
     let killed = SystemTime::now();
     assert!(killed < first, "with the daemon dead when the first ends");
 
@@ -126,7 +112,7 @@ fn leases_end_in_the_kernel_with_the_daemon_dead() {
     let until = second + Duration::from_millis(500);
     let mut sent = 0;
     while SystemTime::now() < until {
-        packets.iter().for_each(|p| tun.send(p).unwrap());
+        packets.iter().for_each(|p| lab.tun.send(p).unwrap());
         sent += 1;
         thread::sleep(Duration::from_micros(500));
     }
@@ -138,25 +124,27 @@ fn leases_end_in_the_kernel_with_the_daemon_dead() {
     }
     let denied = sent * 4 - devices.iter().map(|d| d.mail.seen().len()).sum::<usize>();
     assert_eq!(
-        pins::counted(&gateway, 1, Reason::LeaseEnded).unwrap(),
+        pins::counted(&lab.gateway, 1, Reason::LeaseEnded).unwrap(),
         denied as u64,
         "each counted once, under its own reason and quarantine's pool"
     );
 
     // The daemon finds them ended, and nothing comes back.
     let before: Vec<_> = devices.iter().map(|d| d.mail.seen().len()).collect();
-    gateway.start().unwrap();
-    let local = gateway.local().unwrap();
+    lab.restart().unwrap();
     for _ in 0..100 {
-        packets.iter().for_each(|p| tun.send(p).unwrap());
+        packets.iter().for_each(|p| lab.tun.send(p).unwrap());
     }
     for (device, before) in devices.iter().zip(before) {
         assert_eq!(device.mail.seen().len(), before);
-        let now = local.device(device.name).unwrap();
-        assert_eq!(now.state(), DeviceState::Quarantined, "{now:?}");
+        let now = lab.local.device(device.name).unwrap();
+        assert_eq!(
+            (now.state(), now.gateway_uri.as_str()),
+            (DeviceState::Quarantined, "enrol.vpn.example.test")
+        );
     }
     assert_eq!(
-        local.counted("lease_ended").unwrap(),
+        lab.local.counted("lease_ended").unwrap(),
         denied as u64,
         "then it is quarantine's own denial"
     );

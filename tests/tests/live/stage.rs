@@ -1,7 +1,7 @@
 //! A running gateway with a device behind it, by Ethernet or by OpenVPN, and the flows of that device.
 
 use std::{
-    net::{IpAddr, UdpSocket},
+    net::IpAddr,
     thread,
     time::{Duration, SystemTime},
 };
@@ -141,11 +141,6 @@ impl Stage {
             observers,
         }
     }
-}
-
-/// Sockets of the core that swallow what arrives, so that no ICMP error answers it.
-pub(crate) fn bound(site: &Site, at: &[(IpAddr, u16)]) -> Vec<UdpSocket> {
-    at.iter().map(|at| site.core.run(|| UdpSocket::bind(at)).unwrap()).collect()
 }
 
 /// Who sees what is marked, behind the gateway, in both directions.

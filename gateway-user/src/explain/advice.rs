@@ -123,7 +123,7 @@ impl<'a> Case<'a> {
         let mut all = Vec::new();
         if let Some((policy, rule)) = rules::find(self.config, self.trace.rule) {
             all.push(format!(
-                "without rule {} of policy {} ({}) no other rule may name it",
+                "the end of rule {} of policy {} ({}), if no other rule names the pair",
                 rule.id,
                 policy.name,
                 rules::text(rule)

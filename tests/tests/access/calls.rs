@@ -418,3 +418,57 @@ async fn health_and_reflection() {
     }
     gateway.stop().await;
 }
+
+/// Denials as they happen: what is read too slowly is lost, counted, and said in the stream; nothing comes twice.
+#[tokio::test]
+async fn a_slow_reader_of_denials_is_told_how_many_it_lost() {
+    const PUSHED: u64 = 20_000;
+    let gateway = Gateway::new("slow").await;
+    let mut viewer = InspectServiceClient::new(gateway.channel(Role::Viewer).await);
+    let event = |port: u64| -> Event {
+        Denial {
+            reason: Reason::NoRule as u8,
+            pool: 1,
+            hook: hook::TC_DEVICE,
+            version: 4,
+            src: std::net::Ipv4Addr::new(10, 66, 0, 5).to_ipv6_mapped().octets(),
+            dst: std::net::Ipv4Addr::new(10, 66, 0, 9).to_ipv6_mapped().octets(),
+            dport: port as u16,
+            ..Denial::default()
+        }
+        .into()
+    };
+    (0..5).for_each(|p| gateway.denials.push(event(p)));
+    let request = v1::WatchDenialsRequest {
+        last: 3,
+        reason: "no_rule".into(),
+        ..Default::default()
+    };
+    let mut stream = viewer.watch_denials(request).await.unwrap().into_inner();
+    let first = stream.next().await.unwrap().unwrap();
+    assert_eq!((first.denial, first.missed), (None, 0), "first the totals");
+    for port in [2, 3, 4] {
+        let denial = stream.next().await.unwrap().unwrap().denial.unwrap();
+        assert_eq!(denial.destination_port, port, "then the last ones");
+    }
+    // At once: nobody reads meanwhile.
+    (0..PUSHED).for_each(|p| gateway.denials.push(event(p)));
+    let (mut got, mut missed, mut last) = (0, 0, None);
+    while got + missed < PUSHED {
+        let message = tokio::time::timeout(Duration::from_secs(10), stream.next()).await;
+        let message = message.expect("in time").unwrap().unwrap();
+        missed += message.missed;
+        if let Some(denial) = message.denial {
+            got += 1;
+            assert!(last < Some(denial.destination_port), "in order, and none twice");
+            last = Some(denial.destination_port);
+        }
+    }
+    assert_eq!(got + missed, PUSHED);
+    assert!(got > 0 && missed > 0, "{got} and {missed}");
+    // It ends with the gateway, by name.
+    let ended = tokio::spawn(async move { stream.next().await.unwrap().unwrap_err() });
+    gateway.stop().await;
+    let e = ended.await.unwrap();
+    assert_eq!((e.code(), reason(&e).as_str()), (Code::Unavailable, "SHUTTING_DOWN"));
+}

@@ -429,3 +429,50 @@ fn pki_by_the_command_line() {
         2
     );
 }
+
+#[test]
+fn questions_about_packets() {
+    // A reason needs no daemon.
+    let one = lazaret(&["reason", "23"]);
+    assert_eq!(one.code, 0, "{}", one.err);
+    for part in ["wrong_interface", "drop", "Have the VPN server report the session"] {
+        assert!(one.out.contains(part), "{part} in {}", one.out);
+    }
+    let all: Value = serde_json::from_str(&lazaret(&["reason", "--json"]).out).unwrap();
+    assert!(all["reasons"].as_array().unwrap().len() > 40);
+    let none = lazaret(&["reason", "no_rul"]);
+    assert_eq!(none.code, 1);
+    assert!(none.err.contains("no_rule"), "{}", none.err);
+
+    // What cannot be asked is said by name; nothing is guessed.
+    let g = Gateway::new("cli-packets");
+    let explain = |words: &[&str]| g.run(&[&["explain", "--proto", "tcp"], words].concat());
+    let tcp = explain(&["--from", ADDRESS, "--to", "10.1.0.5", "--port", "443"]);
+    assert_eq!(tcp.code, 1);
+    assert!(
+        tcp.err.contains("PROBE_FAILED: ") && tcp.err.contains("no data plane"),
+        "{}",
+        tcp.err
+    );
+    let port = explain(&["--from", ADDRESS, "--to", "10.1.0.5"]);
+    assert!(port.err.contains("--port 443"), "{}", port.err);
+    let two = explain(&["--from", ADDRESS, "--to", "10.1.0.5:80", "--port", "443"]);
+    assert!(two.err.contains("--to names port 80 and --port 443"), "{}", two.err);
+    let flags = explain(&["--from", ADDRESS, "--to", "10.1.0.5:80", "--flags", "X"]);
+    assert!(flags.err.contains("tcp_flags"), "{}", flags.err);
+    assert_eq!(explain(&["--from", "10.66.0.2:http", "--to", "10.1.0.5:80"]).code, 2);
+    assert_eq!(g.run(&["capture", "-w", "x"]).code, 2, "--denied is said");
+    let missing = g.run(&["capture", "--denied", "-w", "/nonexistent/x", "--for", "1s"]);
+    assert_eq!(missing.code, 1);
+    assert!(missing.err.contains("/nonexistent/x"), "{}", missing.err);
+    let file = g.path("empty.pcapng");
+    let ran = g.run(&["capture", "--denied", "-w", &file.display().to_string(), "--for", "1s"]);
+    assert_eq!(ran.code, 0, "{}", ran.err);
+    assert!(ran.err.contains("0 packets; the time is up"), "{}", ran.err);
+    assert!(file.metadata().unwrap().len() > 0, "a file without packets is a file");
+    let counters = g.json(&["counters"]);
+    assert_eq!(
+        (&counters["events_repeated"], &counters["captures_lost"]),
+        (&0.into(), &0.into())
+    );
+}

@@ -77,6 +77,7 @@ fn a_capture_opens_in_tshark_with_reason_pool_and_device() {
         "frame.len",
     ];
     let packets = tshark(&file, &fields);
+    println!("{packets:#?}");
     let syns: Vec<_> = packets.iter().filter(|p| p[6] == "80").collect();
     assert!(syns.iter().any(|p| p[4] == MAIL.to_string()), "{packets:#?}");
     assert!(syns.iter().any(|p| p[5] == MAIL6.to_string()), "{packets:#?}");

@@ -34,6 +34,7 @@ fn denials_are_followed_as_they_happen() {
     })
     .unwrap();
     let shown = all.log();
+    println!("{shown}");
     assert!(shown.contains("phone tcp 10.66.0.5:"), "{shown}");
     assert!(shown.contains("10.9.0.20:80 no_rule (pool quarantine)"), "{shown}");
     assert_eq!(
@@ -92,6 +93,7 @@ fn counters_by_rule_are_exact_and_say_which_rule() {
     assert_eq!(two["text"], "to = [\"10.9.0.53/32\"] protocol = \"udp\" ports = [\"53\"]");
     assert_eq!(two["bytes"], 3 * (20 + 8 + 1), "{two}");
     let shown = stage.gateway.cli("counters --rules").unwrap();
+    println!("{shown}");
     assert!(shown.contains("10.9.0.53/32"), "{shown}");
     let shown = stage.gateway.cli("counters --shadow").unwrap();
     assert!(shown.contains("no pool has a shadow policy"), "{shown}");

@@ -43,6 +43,18 @@ fn a_device_s_way_to_a_server_in_one_command() {
         assert!(changes.contains(&part), "{part} in {e:#}");
     }
     assert!(!stage.reaches(MAIL, PATIENCE), "and so it is");
+    let shown = stage
+        .gateway
+        .cli(&format!("explain --from {DEVICE} --to {MAIL} --proto tcp --port 80"))
+        .unwrap();
+    println!("{shown}");
+    for part in [
+        "DROP: no_rule (16), pool quarantine",
+        "session 1 on dev0, device phone (quarantined)",
+        "remedy",
+    ] {
+        assert!(shown.contains(part), "{part} in\n{shown}");
+    }
 
     // What a rule names, both families, and its answer on both interfaces.
     for (from, to) in [(DEVICE, DM), (site::DEVICE6, site::DM6)] {

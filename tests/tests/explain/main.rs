@@ -5,3 +5,4 @@ mod capture;
 mod denials;
 mod explain;
 mod stage;
+mod tun;

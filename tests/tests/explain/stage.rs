@@ -51,9 +51,7 @@ impl Stage {
 
     /// `lazaret explain` with `--json`: its explanations.
     pub(crate) fn explain(&self, words: &str) -> Vec<Value> {
-        let text = self.gateway.cli(&format!("explain --json {words}")).unwrap();
-        let answer: Value = serde_json::from_str(&text).unwrap();
-        answer["explanations"].as_array().unwrap().clone()
+        json(&self.gateway, words)
     }
 
     /// As [`Stage::explain`], of which there is one.
@@ -84,4 +82,11 @@ impl Stage {
         let text = process::output(self.gateway.lazaret().args(["counters", "--json"])).unwrap();
         (serde_json::from_str(&text).unwrap(), self.local.denials().unwrap())
     }
+}
+
+/// `lazaret explain` with `--json`: its explanations.
+pub(crate) fn json(gateway: &Gateway, words: &str) -> Vec<Value> {
+    let text = gateway.cli(&format!("explain --json {words}")).unwrap();
+    let answer: Value = serde_json::from_str(&text).unwrap();
+    answer["explanations"].as_array().unwrap().clone()
 }

@@ -33,14 +33,14 @@ pub(crate) const PORT: u32 = 8000;
 pub(crate) const PORT_BITS: u32 = 4;
 /// A port that no policy names.
 pub(crate) const OTHER_PORT: u32 = 9000;
-/// Quarantine pools: each has two /16s of either million.
-pub(crate) const POOLS: u32 = 8;
+/// Quarantine pools: each has a /17 of either million.
+pub(crate) const POOLS: u32 = 32;
 /// Number of the full-service pool in [`config`].
 const STAFF: PoolId = PoolId(POOLS as u8 + 1);
 
 /// The quarantine pool of an address in either million, from 0.
 pub(crate) const fn pool(address: u32) -> u32 {
-    (address >> 17) & (POOLS - 1)
+    (address >> 15) & (POOLS - 1)
 }
 
 /// The number-th address of the benchmark's IPv6 devices, as the prologue draws it: the identifier is spread over all bits.
@@ -51,7 +51,7 @@ pub(crate) fn address6(number: u32) -> Ipv6Addr {
     Ipv6Addr::new(0xfd40, 0, 0, 0, pair(a, b), pair(c, d), pair(e, f), pair(g, h))
 }
 
-/// The configuration: eight quarantine pools, and a full-service pool that may reach everything.
+/// The configuration: 32 quarantine pools with a policy each, and a full-service pool that may reach everything.
 fn config(directory: &Path, pins: &Path, interfaces: &str) -> Result<Config> {
     let mut text = format!(
         r#"
@@ -74,12 +74,12 @@ buckets6 = 2097152
 [[pool]]
 name = "quarantine{i}"
 kind = "quarantine"
-prefixes = ["10.{}.0.0/15", "10.{}.0.0/15"{more}]
+prefixes = ["{}/17", "{}/17"{more}]
 policy = "dm{i}"
 gateway_uri = "quarantine.example.org"
 "#,
-            64 + 2 * i,
-            80 + 2 * i,
+            Ipv4Addr::from(QUARANTINED + (i << 15)),
+            Ipv4Addr::from(RELEASED + (i << 15)),
         )?;
         // A rule for each destination and half of the ports, so that the tables are as large as those of a site with many services.
         write!(text, "[[policy]]\nname = \"dm{i}\"\n")?;

@@ -4,6 +4,7 @@
 use std::{os::fd::AsFd as _, time::Duration};
 
 use anyhow::{Context as _, Result, ensure};
+use gateway_user::kernel::{Kernel as _, Link};
 use lazaret_tests::netns::{Namespace, veth};
 
 use crate::{
@@ -76,7 +77,7 @@ pub(crate) struct Rig {
     pub(crate) line: Line,
     pub(crate) bench: Bench,
     expect: Expect,
-    _gateway: Option<Gateway>,
+    gateway: Option<Gateway>,
 }
 
 impl Rig {
@@ -93,7 +94,7 @@ impl Rig {
             line,
             bench,
             expect,
-            _gateway: gateway,
+            gateway,
         })
     }
 
@@ -120,6 +121,19 @@ impl Rig {
             Expect::Dropped => ensure!(left == 0 && arrived == 0, "{name}: {left} of {sent} frames left the gateway"),
         }
         Ok((time + softirq).as_nanos() as f64 / sent as f64)
+    }
+
+    /// Has the gateway look after its programs and its floor.
+    pub(crate) fn mend(&mut self, links: &[Link]) -> Result<()> {
+        let namespace = &self.line.gateway;
+        let gateway = self.gateway.as_mut().context("no gateway of ours")?;
+        namespace.run(|| gateway.live.set_links(links));
+        ensure!(
+            namespace.run(|| gateway.live.floor()) == "closed",
+            "{}: the floor is not closed",
+            self.name
+        );
+        Ok(())
     }
 
     /// Frames that the gateway has received from the source, and sent to the sink.

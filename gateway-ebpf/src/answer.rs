@@ -16,7 +16,7 @@ use aya_ebpf::{
 };
 use gateway_ebpf::{
     abi::{ANSWERS_A_SECOND, answer_mark, mix6},
-    headers::{protocol, words},
+    headers::{Headers, protocol, words},
     packet::Packet as _,
     wire::{Ethernet, Icmp, Ipv4, Ipv6, Tcp},
 };
@@ -58,9 +58,13 @@ const RST: u8 = 4;
 const ACK: u8 = 16;
 
 /// Whether the source of the packet whose headers were kept last may have another answer. Counts it if not.
+#[unsafe(no_mangle)]
 #[inline(never)]
-pub(crate) fn may(pool: u8) -> u64 {
+pub(crate) extern "C" fn may_answer(pool: u32) -> u64 {
     let Some(h) = kept() else { return 0 };
+    if !answerable(h) {
+        return 0;
+    }
     let slot = mix6(words(h.source)) as u32 % SLOTS;
     let Some(slot) = ANSWERED.get_ptr_mut(slot) else { return 0 };
     // SAFETY: a helper without arguments.
@@ -74,11 +78,23 @@ pub(crate) fn may(pool: u8) -> u64 {
             return 1;
         }
     }
-    if let Some(answers) = ANSWERS.get_ptr_mut(pool.into()) {
+    if let Some(answers) = ANSWERS.get_ptr_mut(pool) {
         // SAFETY: the map's value of this CPU, which no other program interrupts.
         unsafe { (*answers).limited += 1 };
     }
     0
+}
+
+/// Never a reset, an ICMP error, or what does not go to one host.
+#[inline(always)]
+fn answerable(h: &Headers) -> bool {
+    let to = u32::from_be(h.destination[0]);
+    let special = match h.version {
+        4 => to >> 24 == 0 || to >> 24 == 127 || to >> 24 >= 224 || to >> 16 == 0xa9fe,
+        // ::/32, which holds loopback, unspecified and what stands for an IPv4 address; fe80::/10; ff00::/8.
+        _ => to == 0 || to >> 22 == 0x3fa || to >> 24 == 0xff,
+    };
+    !special && !h.is_icmp_error() && !(h.protocol == protocol::TCP && h.tcp_flags & RST != 0)
 }
 
 /// Turns a denied packet into its answer and sends it; what cannot be answered is dropped. Gives the program's action.

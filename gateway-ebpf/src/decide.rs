@@ -2,7 +2,7 @@
 //! tests and `explain` call it. It counts nothing, reports nothing and touches no packet.
 
 use crate::{
-    abi::{CLASS_LEASED, CLASS_POOL, Class, Control, POOL_ALL, POOL_BLOCKED, Policy, mark},
+    abi::{CLASS_LEASED, CLASS_POOL, Class, Control, POOL_ALL, POOL_BLOCKED, POOL_REJECT, Policy, mark},
     headers::{Address, ArpForm, Headers, cold_key},
     reason::Reason,
     tables::{Tables, classes, group, port_group, read, rule},
@@ -211,6 +211,7 @@ fn judge<T: Tables>(t: &T, control: &Control, policy: &Policy, class: Class, h: 
     }
     Verdict {
         rule,
+        answer: flags & POOL_REJECT != 0 && end == End::Source && matches!(reason, Reason::NoRule | Reason::Blocked),
         ..because(reason, pool)
     }
 }

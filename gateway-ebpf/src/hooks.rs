@@ -97,7 +97,7 @@ fn xdp_verdict<const KEPT: bool>(ctx: *mut xdp_md, ifindex: u32, hook: u8, verdi
             }
             if observed {
                 Some(0)
-            } else if verdict.answer && !probing() && (KEPT || keep(h)) && answer::may(verdict.pool) != 0 {
+            } else if verdict.answer && !probing() && (KEPT || keep(h)) && answer::may_answer(verdict.pool.into()) != 0 {
                 // Only with the companion's help; without room for the request it is a denial like others.
                 return match leave_word(ctx, ifindex, MARK_ANSWER | u32::from(verdict.pool) << 16 | tag::<KEPT>(ctx)) {
                     true => xdp_action::XDP_PASS,
@@ -155,7 +155,12 @@ fn tc_verdict<const PLACE: u8, const KEPT: bool>(
             }
             if observed {
                 Some(0)
-            } else if verdict.answer && !probing() && (KEPT || keep(h)) && answer::may(verdict.pool) != 0 {
+            } else if (PLACE == DEVICE_ETH || PLACE == DEVICE_IP)
+                && verdict.answer
+                && !probing()
+                && (KEPT || keep(h))
+                && answer::may_answer(verdict.pool.into()) != 0
+            {
                 return send_answer::<PLACE>(skb, ifindex, verdict.pool);
             } else {
                 None
@@ -186,8 +191,9 @@ fn trace<const KEPT: bool>(hook: u8, verdict: &Verdict, h: &Headers) {
     }
 }
 
+#[unsafe(no_mangle)]
 #[inline(never)]
-fn write_trace(mark: u32, what: u32, rule: u32) -> u64 {
+extern "C" fn write_trace(mark: u32, what: u32, rule: u32) -> u64 {
     trace::write(mark, what, rule)
 }
 

@@ -114,8 +114,9 @@ pub(crate) fn may_tell() -> bool {
 
 /// Tells of the packet whose headers were kept last, if the same was not told a moment ago. So a flood of one flow spends none of the
 /// limit, and others are heard. `what`: [`Denied`].
+#[unsafe(no_mangle)]
 #[inline(never)]
-pub(crate) fn tell(what: u32, ifindex: u32) -> u64 {
+pub(crate) extern "C" fn tell(what: u32, ifindex: u32) -> u64 {
     let denied = Denied::from_word(what);
     let Some(h) = kept() else { return 0 };
     if told(signature(h, what as u8)) {

@@ -2,6 +2,7 @@
 //! each other. The verdict itself is the business of `packets`.
 #![allow(clippy::unwrap_used, reason = "a test ends at what it does not expect")]
 
+mod answers;
 mod capture;
 mod counting;
 mod frames;

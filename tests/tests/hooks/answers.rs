@@ -85,6 +85,9 @@ fn opened(answer: &[u8]) -> (String, String, u8, Vec<u8>) {
     (from.to_string(), to.to_string(), protocol, transport.to_vec())
 }
 
+/// Flags, numbers and payload of a segment; flags and numbers of the reset.
+type Case = (u8, [u32; 2], &'static [u8], u8, [u32; 2]);
+
 /// RFC 9293, 3.10.7.1, for what a closed port may get.
 #[test]
 fn tcp_is_reset() {
@@ -97,8 +100,7 @@ fn tcp_is_reset() {
         ("[fd66::6]:40000", "[fd77::1]:25", "fd66::6", "fd77::1"),
     ];
     for (from, to, device, asked) in ends {
-        // Flags, numbers and payload of the segment; flags and numbers of the reset.
-        let cases: [(u8, [u32; 2], &[u8], u8, [u32; 2]); 5] = [
+        let cases: [Case; 5] = [
             (SYN, [1_000, 0], b"", RST | ACK, [0, 1_001]),
             (SYN, [u32::MAX, 0], b"early", RST | ACK, [0, 5]),
             (ACK, [1_000, 77], b"", RST, [77, 0]),
@@ -165,7 +167,7 @@ fn the_rest_is_prohibited() {
     let odd: Vec<_> = odd.iter().filter_map(answered).collect();
     println!("{} of 2 odd ones are answered", odd.len());
     for (packet, answer) in found.iter().chain(&odd) {
-        let (source, destination, protocol, icmp) = opened(&answer);
+        let (source, destination, protocol, icmp) = opened(answer);
         let n = packet.len().min(128);
         if packet[0] >> 4 == 4 {
             assert_eq!((protocol, &icmp[..2]), (1, &[3, 13][..]));

@@ -66,6 +66,9 @@ const ARROWS: &[Arrow] = &[
         except: &[
             "gateway-ebpf/src/main.rs",
             "gateway-ebpf/src/access",
+            "gateway-ebpf/src/answer",
+            "gateway-ebpf/src/capture",
+            "gateway-ebpf/src/rate",
             "gateway-ebpf/src/report",
             "gateway-ebpf/src/hooks",
             "gateway-ebpf/src/maps",
@@ -113,6 +116,12 @@ const ARROWS: &[Arrow] = &[
         except: &[],
         never: &["controller", "store", "dataplane", "reconcile", "transition"],
         why: "events reports and never decides",
+    },
+    Arrow {
+        within: &["gateway-user/src/explain"],
+        except: &[],
+        never: &["tokio", "tonic", "aya", "dataplane", "api", "store", "SystemTime", "Instant"],
+        why: "explain is pure: the kernel judges, by a prober that is handed in",
     },
     Arrow {
         within: &["gateway-user/src/config", "gateway-user/src/model"],

@@ -101,6 +101,19 @@ impl Requests {
         Err(closed())
     }
 
+    /// Sends a request that one object answers.
+    pub(crate) async fn one(&mut self, message: RouteNetlinkMessage) -> io::Result<RouteNetlinkMessage> {
+        let mut answers = self.send(message, NLM_F_REQUEST)?;
+        while let Some(answer) = answers.next().await {
+            match answer.payload {
+                NetlinkPayload::InnerMessage(m) => return Ok(m),
+                NetlinkPayload::Error(e) => return Err(e.to_io()),
+                _ => {}
+            }
+        }
+        Err(closed())
+    }
+
     /// Every object of a kind that `decode` makes something of. A dump during which something changed is begun anew.
     pub(crate) async fn dump<T>(
         &mut self,

@@ -4,6 +4,8 @@
 //! A packet that the table has no route for is refused by a last, unreachable route: the pool's table stands instead of the host's
 //! routes, not before them. A route whose interface does not exist is left out until it does.
 
+mod lookup;
+
 use std::{
     io,
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
@@ -23,6 +25,8 @@ use crate::{
     model::InterfaceName,
     netlink::{self, Requests},
 };
+
+pub use lookup::lookup;
 
 /// Protocol number of our rules (FRA_PROTOCOL) and routes (rtm_protocol): `ip rule list proto 76`.
 pub const PROTOCOL: u8 = 76;

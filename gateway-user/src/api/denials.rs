@@ -320,7 +320,7 @@ fn wall_time(now: Now, boot_ns: u64) -> WallTime {
 }
 
 /// The interface's name now; one that is gone shows its number.
-fn interface_name(ifindex: u32) -> String {
+pub(super) fn interface_name(ifindex: u32) -> String {
     match if_indextoname(ifindex) {
         // nix 0.31 takes the C library's null for success: the name is then empty.
         Ok(name) if !name.is_empty() => name.to_string_lossy().into_owned(),

@@ -8,13 +8,13 @@ use lazaret_proto::v1;
 use tokio::sync::Semaphore;
 use tonic::{Code, Status};
 
-use super::{parse::Invalid, render, status};
+use super::{denials::interface_name, parse::Invalid, render, status};
 use crate::{
     access::answer,
     config::Config,
     controller::{Controller, EndView, Surroundings},
     explain::{
-        Place, Probe, ProbeError, Probed, Prober, Question,
+        Lookup, Place, Probe, ProbeError, Probed, Prober, Question, Way,
         advice::{self, Case},
         frame::FLAGS,
         place::{self, Unplaced, role_name},
@@ -141,7 +141,34 @@ impl Explainer {
             ends,
             trace: &probed.trace,
         };
-        Ok(explanation(step, &case, probed, floor.as_deref()))
+        let mut explained = explanation(step, &case, probed, floor.as_deref());
+        if explained.passes && !place.egress {
+            self.route(&mut explained, question, place, probed.trace.mark).await;
+        }
+        Ok(explained)
+    }
+
+    /// What becomes of a packet that passes: where the host would send it. That it cannot be asked is said, and no failure.
+    async fn route(&self, explained: &mut v1::Explanation, question: &Question, place: &Place, mark: u32) {
+        let asked = Lookup {
+            source: question.source,
+            destination: question.destination,
+            ifindex: place.link.ifindex,
+            mark,
+        };
+        let prober = Arc::clone(&self.prober);
+        match tokio::task::spawn_blocking(move || prober.route(&asked)).await {
+            Ok(Ok(Way::Local)) => explained.route = "to the gateway itself".into(),
+            Ok(Ok(Way::Forward { ifindex, via })) => {
+                let via = via.map(|v| format!(", via {v}")).unwrap_or_default();
+                explained.route = format!("out by {}{via}", interface_name(ifindex));
+            }
+            Ok(Ok(Way::Refused(why))) => explained
+                .warnings
+                .push(format!("Lazaret lets it pass, but the host's routes drop it: {why}")),
+            Ok(Err(e)) => explained.warnings.push(answer::escape(&e.to_string())),
+            Err(_) => explained.warnings.push("the routes were not asked for".into()),
+        }
     }
 }
 
@@ -186,6 +213,7 @@ fn explanation(step: &str, case: &Case<'_>, probed: Probed, floor: Option<&str>)
         mark: trace.mark,
         answered: trace.answer != 0,
         observed: trace.observed != 0,
+        route: String::new(),
         shadow: match trace.shadow {
             0 => "",
             1 => "pass",

@@ -115,6 +115,9 @@ fn show(page: &mut Page, e: &v1::Explanation) {
             format!("0x{:08x}", e.mark)
         },
     );
+    if !e.route.is_empty() {
+        page.pair("route", &e.route);
+    }
     if !e.shadow.is_empty() {
         page.pair("shadow policy", format!("would {}", e.shadow));
     }
@@ -180,6 +183,6 @@ fn as_json(e: &v1::Explanation) -> Value {
         "source": end(&e.source), "destination": end(&e.destination), "policy_generation": e.policy_generation, "rule": rule,
         "passes": e.passes, "reason_number": e.reason_number, "reason": e.reason, "sentence": e.sentence, "remedy": e.remedy,
         "pool": e.pool, "mark": e.mark, "answered": e.answered, "observed": e.observed, "shadow": e.shadow,
-        "changes": e.changes, "warnings": e.warnings,
+        "route": e.route, "changes": e.changes, "warnings": e.warnings,
     })
 }

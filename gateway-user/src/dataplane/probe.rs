@@ -25,7 +25,8 @@ use super::{
 };
 use crate::{
     config::InterfaceRole,
-    explain::{Probe, ProbeError, Probed, Prober},
+    explain::{Lookup, Probe, ProbeError, Probed, Prober, Way},
+    routes,
 };
 
 /// Directory beside the pinned maps, in which the twin finds the live ones while it is loaded.
@@ -86,6 +87,10 @@ impl Prober for Twin {
         }
         let trace = loaded.run(tc, probe)?.ok_or(ProbeError::NoTrace)?;
         Ok(Probed { trace, program: tc })
+    }
+
+    fn route(&self, asked: &Lookup) -> Result<Way, ProbeError> {
+        routes::lookup(asked).map_err(|e| ProbeError::Route(e.to_string()))
     }
 }
 

@@ -7,6 +7,8 @@ pub mod frame;
 pub mod place;
 pub mod rules;
 
+use std::net::IpAddr;
+
 use gateway_ebpf::abi::Trace;
 
 use crate::config::InterfaceRole;
@@ -52,9 +54,41 @@ pub enum ProbeError {
     /// The kernel refused to run it.
     #[error("running the twin: {0}")]
     Run(String),
+    /// The routes cannot be asked for.
+    #[error("asking for the route: {0}")]
+    Route(String),
     /// It ran and left no trace.
     #[error("the twin left no trace")]
     NoTrace,
+}
+
+/// A packet that has been let in, on its way through the host.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Lookup {
+    /// Of the same family as `destination`.
+    pub source: IpAddr,
+    /// See `source`.
+    pub destination: IpAddr,
+    /// Where it came in.
+    pub ifindex: u32,
+    /// Its firewall mark, which may select a pool's route table.
+    pub mark: u32,
+}
+
+/// What the host's routes would do with a packet.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Way {
+    /// Sends it out.
+    Forward {
+        /// By which interface.
+        ifindex: u32,
+        /// To which next hop; `None`: it is on the link.
+        via: Option<IpAddr>,
+    },
+    /// Delivers it to the host itself.
+    Local,
+    /// Drops it; why.
+    Refused(String),
 }
 
 /// Runs frames through twins of the attached programs, on the live tables. Nothing is counted, reported or remembered.
@@ -64,6 +98,12 @@ pub trait Prober: Send + Sync + std::fmt::Debug {
     /// # Errors
     /// See [`ProbeError`].
     fn run(&self, probe: &Probe) -> Result<Probed, ProbeError>;
+
+    /// What the host's routes would do with a packet that was let in.
+    ///
+    /// # Errors
+    /// See [`ProbeError`].
+    fn route(&self, asked: &Lookup) -> Result<Way, ProbeError>;
 }
 
 /// Where nothing can be asked.
@@ -72,6 +112,10 @@ pub struct NoProber;
 
 impl Prober for NoProber {
     fn run(&self, _: &Probe) -> Result<Probed, ProbeError> {
+        Err(ProbeError::None)
+    }
+
+    fn route(&self, _: &Lookup) -> Result<Way, ProbeError> {
         Err(ProbeError::None)
     }
 }

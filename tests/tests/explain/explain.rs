@@ -97,6 +97,16 @@ fn a_device_s_way_to_a_server_in_one_command() {
     assert!(e["source"]["lease_ends_at"].is_string());
     assert!(text(&e["changes"]).contains("quarantining device phone"), "{e:#}");
     assert!(stage.reaches(MAIL, LIMIT), "and so it is");
+    assert_eq!(e["route"], "out by core0", "{e:#}");
+    // What passes and has no way.
+    for nowhere in ["198.51.100.1", "2001:db8::1"] {
+        let from = if nowhere.contains(':') { site::DEVICE6 } else { DEVICE };
+        let e = stage.one(&format!("--from {from} --to {nowhere} --proto tcp --port 80"));
+        assert_eq!((&e["passes"], &e["route"]), (&true.into(), &"".into()), "{e:#}");
+        assert!(text(&e["warnings"]).contains("no route to it"), "{e:#}");
+    }
+    let e = stage.one(&format!("--from {DEVICE} --to {} --proto tcp --port 80", site::TUNNEL));
+    assert_eq!(e["route"], "to the gateway itself", "{e:#}");
 
     // For people.
     let shown = stage

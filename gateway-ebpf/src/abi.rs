@@ -2,6 +2,8 @@
 //!
 //! Whatever changes here changes [`VERSION`]; pinned maps of another version are not adopted.
 
+use core::cell::UnsafeCell;
+
 /// Version of everything in this module. It is part of the pin directory's name and stands in [`Control::abi`].
 pub const VERSION: u32 = 2;
 
@@ -24,9 +26,11 @@ pub mod map {
     /// Two [`super::Policy`] generations, of which [`super::Control::generation`] names the one in force, and behind them the shadow
     /// policy ([`super::POLICY_SHADOW`]). Array, mmap-able.
     pub const POLICY: &str = "POLICY";
-    /// Interface index to [`super::Interface`]. Hash. An interface without entry has no pools of its own and no VLANs.
+    /// Interface index to [`super::Interface`]. Hash. An interface without entry has no VLANs and, while [`super::FLAG_INTERFACE_POOLS`] is
+    /// set, no pools.
     pub const INTERFACES: &str = "INTERFACES";
-    /// The fragments whose first one passed. Array; written by the programs only, sized by the daemon.
+    /// [`super::FragmentBucket`]s: the datagrams in fragments whose first one passed. Array, a power of two, sized by the daemon; written by the
+    /// programs only. Full: the first fragment of one more is dropped; what is there stays.
     pub const FRAGMENTS: &str = "FRAGMENTS";
     /// `[Count; REASONS]` for each pool number (0: no pool). Per-CPU array: exact.
     pub const COUNTERS: &str = "COUNTERS";
@@ -214,10 +218,14 @@ pub struct Control {
     pub earliest_lease_end: u64,
     /// Digest of the configuration that the tables were built from.
     pub config_digest: u64,
+    /// log2 of the number of buckets in [`map::FRAGMENTS`].
+    pub fragment_bits: u32,
+    /// Unused, 0.
+    pub spare: u32,
     /// What the class bytes mean. An entry is written before a byte names it.
     pub classes: [ClassEntry; CLASSES],
 }
-const _: () = assert!(size_of::<Control>() == 32 + 8 * CLASSES);
+const _: () = assert!(size_of::<Control>() == 40 + 8 * CLASSES);
 
 /// All zeros, but for [`plain_classes`].
 impl Default for Control {
@@ -229,6 +237,8 @@ impl Default for Control {
             hash6_bits: 0,
             earliest_lease_end: 0,
             config_digest: 0,
+            fragment_bits: 0,
+            spare: 0,
             classes: plain_classes(),
         }
     }
@@ -295,6 +305,98 @@ pub struct Homes6 {
     pub homes: [Home6; MAX_HOMES6],
 }
 const _: () = assert!(size_of::<Homes6>() == 8 + 64 * 40);
+
+/// An integer that the programs of all CPUs read and write in place: every access is one load or one store.
+#[repr(transparent)]
+#[derive(Debug, Default)]
+pub struct Shared<T>(UnsafeCell<T>);
+
+// SAFETY: what is more than a single load or store of an integer is done under a lock of the structure that it is in.
+unsafe impl<T: Copy + Send> Sync for Shared<T> {}
+
+impl<T: Copy> Shared<T> {
+    /// Loads it.
+    #[inline(always)]
+    #[must_use]
+    pub fn get(&self) -> T {
+        // SAFETY: the cell is valid for as long as it is borrowed; volatile, since others may be storing.
+        unsafe { self.0.get().read_volatile() }
+    }
+    /// Stores it.
+    #[inline(always)]
+    pub fn set(&self, to: T) {
+        // SAFETY: likewise.
+        unsafe { self.0.get().write_volatile(to) };
+    }
+    /// Where it is, for an atomic instruction.
+    #[inline(always)]
+    #[must_use]
+    pub fn at(&self) -> *mut T {
+        self.0.get()
+    }
+}
+
+/// Datagrams in fragments that a [`FragmentBucket`] remembers: what one device can fill.
+pub const BUCKET_FRAGMENTS: usize = 16;
+/// Separate pieces in which a datagram may arrive: as many as it has gaps at a time, and one.
+pub const FRAGMENT_PIECES: usize = 8;
+/// How long a datagram's record lives, in nanoseconds of the coarse clock.
+pub const FRAGMENT_LIFE: u64 = 15_000_000_000;
+
+/// What is remembered of a datagram in fragments.
+#[repr(C)]
+#[derive(Debug)]
+pub struct FragmentRecord {
+    /// See [`crate::fragment::Key`].
+    pub key: [Shared<u64>; 6],
+    /// Until when it lives, on the coarse clock; 0: free.
+    pub expires: Shared<u64>,
+    /// Ports of the first fragment, host order: source in bits 0-15, destination in bits 16-31.
+    pub ports: Shared<u32>,
+    /// TCP flags, ICMP type, ICMP code, protocol of the first fragment, from the lowest byte up.
+    pub kind: Shared<u32>,
+    /// 1: a fragment overlapped; none passes any more.
+    pub poisoned: Shared<u32>,
+    /// End of the data that has arrived, bytes.
+    pub highest: Shared<u32>,
+    /// Length of the datagram's data, bytes; 0: its last fragment has not arrived.
+    pub total: Shared<u32>,
+    /// Unused, 0.
+    pub spare: Shared<u32>,
+    /// What has arrived, bytes: begin in bits 0-31, end in bits 32-63; 0: free. No two touch.
+    pub pieces: [Shared<u64>; FRAGMENT_PIECES],
+}
+const _: () = assert!(size_of::<FragmentRecord>() == 80 + 8 * FRAGMENT_PIECES);
+
+/// What a program has found out so far, while it holds a bucket's lock. In memory, of which the verifier knows nothing: it then follows every
+/// loop once, not once for each thing that may have been found.
+#[repr(C)]
+#[derive(Debug)]
+pub struct FragmentWork {
+    /// Record of the datagram; [`BUCKET_FRAGMENTS`]: none.
+    pub known: Shared<u64>,
+    /// A free record; [`BUCKET_FRAGMENTS`]: none.
+    pub free: Shared<u64>,
+    /// The fragment's data, bytes: where it begins and ends.
+    pub data: [Shared<u64>; 2],
+    /// The same with its neighbours.
+    pub joined: [Shared<u64>; 2],
+    /// 1: some of it was there; 2: there is room for it.
+    pub flags: Shared<u64>,
+}
+
+/// The datagrams of the devices whose addresses share this bucket.
+#[repr(C)]
+#[derive(Debug)]
+pub struct FragmentBucket {
+    /// 0: free; 1: a program is at it.
+    pub lock: Shared<u64>,
+    /// Of the program that is at it: what it is working with.
+    pub work: FragmentWork,
+    /// In no order.
+    pub records: [FragmentRecord; BUCKET_FRAGMENTS],
+}
+const _: () = assert!(size_of::<FragmentBucket>() == 64 + 144 * BUCKET_FRAGMENTS);
 
 /// What the program needs of an address only rarely, and what a person wants to know of it.
 #[repr(C)]

@@ -1,11 +1,16 @@
-//! The decision: [`decide`], one pure function from tables, place and headers to a [`Verdict`]. Both kernel entry points (XDP and TC), the
-//! tests and `explain` call it. It counts nothing, reports nothing and touches no packet.
+//! The decision: [`decide`], one pure function from tables, place and headers to a [`Verdict`], as `docs/verdict.md` specifies it. Both
+//! kernel entry points (XDP and TC), the tests and `explain` call it. It counts nothing, reports nothing and touches no packet.
+//!
+//! Here are the steps up to the policies, which [`crate::judge`] asks; packets with more to them than addresses and ports go through
+//! [`crate::rare`] instead.
 
 use crate::{
-    abi::{CLASS_LEASED, CLASS_POOL, Class, Control, POOL_ALL, POOL_BLOCKED, POOL_REJECT, Policy, mark},
-    headers::{Address, ArpForm, Headers, cold_key},
+    abi::{Class, Control, FLAG_INTERFACE_POOLS, MAX_POOLS, POLICY_SHADOW, Policy, entry_ifindex, entry_pool, mark},
+    headers::{ArpForm, Headers, Judged, Rare},
+    judge::{Ends, answer, both},
     reason::Reason,
-    tables::{Tables, classes, group, port_group, read, rule},
+    special::special,
+    tables::{Tables, read},
 };
 
 /// Whose side an interface is on.
@@ -37,6 +42,19 @@ pub struct Place {
     pub ethernet: bool,
     /// The interface's index.
     pub ifindex: u32,
+    /// The hook, of [`crate::abi::hook`]: where a packet is judged twice, its fragments are remembered twice.
+    pub hook: u8,
+}
+
+impl Place {
+    #[inline(always)]
+    pub(crate) const fn is_core(self) -> bool {
+        matches!(self.role, Role::Core)
+    }
+    #[inline(always)]
+    pub(crate) const fn is_device_ingress(self) -> bool {
+        matches!((self.role, self.direction), (Role::Device, Direction::Ingress))
+    }
 }
 
 /// What becomes of a packet, and why.
@@ -52,6 +70,13 @@ pub struct Verdict {
     pub rule: u16,
     /// The denial is to be answered, as far as the limit allows.
     pub answer: bool,
+}
+
+/// It fails closed.
+impl Default for Verdict {
+    fn default() -> Self {
+        because(Reason::Internal, 0)
+    }
 }
 
 /// What follows from a reason.
@@ -122,212 +147,174 @@ impl Verdict {
     }
 }
 
-/// The decision.
+/// The decision about a packet of which nothing is in [`crate::headers::Rare`].
 #[inline(always)]
 pub fn decide<T: Tables>(t: &T, place: Place, h: &Headers) -> Verdict {
+    decide_by::<T, true>(t, place, h)
+}
+
+/// What the shadow policy says of a packet that [`decide`] has judged; `rare` as [`crate::rare::decide`] has left it, if the packet has any.
+/// 0: the policies are not asked about it; 1: it would pass; 2: it would be dropped.
+#[inline(always)]
+pub fn shadow<T: Tables>(t: &T, place: Place, h: &Headers, rare: Option<&Rare>) -> u32 {
+    let reason = match rare {
+        Some(rare) if h.rare => {
+            let judged = match rare.judged {
+                Judged::Nothing => return 0,
+                Judged::Packet => h,
+                Judged::Quote => &rare.quote,
+            };
+            let (Some(control), Some(policy)) = (t.control(), t.policy(POLICY_SHADOW)) else {
+                return 0;
+            };
+            let Some(ends) = Ends::of(t, control, judged) else {
+                return 0;
+            };
+            both(t, control, policy, &ends, judged).reason
+        }
+        _ => match decide_by::<T, false>(t, place, h) {
+            Verdict {
+                mark: SCORED, reason, ..
+            } => reason,
+            _ => return 0,
+        },
+    };
+    if reason.passes() { 1 } else { 2 }
+}
+
+/// In a verdict by the shadow policy, in place of the mark: the policy was asked.
+const SCORED: u32 = 1;
+
+#[inline(always)]
+fn decide_by<T: Tables, const IN_FORCE: bool>(t: &T, place: Place, h: &Headers) -> Verdict {
     if h.version == 0 {
         return without_addresses(place, h);
     }
     let Some(control) = t.control() else {
         return because(Reason::Internal, 0);
     };
-    let Some((source, destination)) = classes(t, control, h) else {
+    let Some(ends) = Ends::of(t, control, h) else {
         return because(Reason::Internal, 0);
     };
-    let (from, to) = (source & CLASS_POOL, destination & CLASS_POOL);
-    let touched = if from != 0 { from } else { to };
-    let core = matches!(place.role, Role::Core);
-
-    if core && touched == 0 {
+    let touched = ends.touched();
+    if place.is_core() && touched == 0 {
         return because(Reason::NotOurs, 0);
     }
     if let Some(problem) = h.problem {
         return because(problem, touched);
     }
-    if place.ethernet && h.is_icmp() && h.version == 6 && matches!(h.icmp_type, 133..=137) {
-        return neighbour(h, touched);
+    if h.is_icmp()
+        && let Some(reason) = link_icmp(place, h)
+    {
+        return because(reason, touched);
     }
-    match place.direction {
-        Direction::Ingress if core && from != 0 => return because(Reason::PoolSourceFromCore, from),
-        Direction::Ingress if !core && from == 0 => return because(Reason::NotInPool, 0),
-        Direction::Egress if to == 0 => return because(Reason::DestinationNotInPool, 0),
-        _ => {}
+    if let Some(verdict) = misplaced(t, control, place, &ends, h) {
+        return verdict;
     }
-
-    let Some(policy) = t.policy(read(&control.generation) & 1) else {
+    if h.is_icmp() && h.is_icmp_error() {
+        return because(Reason::IcmpError, touched);
+    }
+    let index = if IN_FORCE {
+        read(&control.generation) & 1
+    } else {
+        POLICY_SHADOW
+    };
+    let Some(policy) = t.policy(index) else {
         return because(Reason::Internal, touched);
     };
-    // An end outside the pools asks for nothing; at least one is inside.
-    let by_source = if from != 0 {
-        judge(t, control, policy, source, h, End::Source)
-    } else {
-        because(Reason::All, 0)
-    };
-    if !by_source.reason.passes() {
-        return by_source;
+    let verdict = both(t, control, policy, &ends, h);
+    if !IN_FORCE {
+        return Verdict { mark: SCORED, ..verdict };
     }
-    let by_destination = if to != 0 {
-        judge(t, control, policy, destination, h, End::Destination)
-    } else {
-        because(Reason::All, 0)
-    };
-    if !by_destination.reason.passes() {
-        return by_destination;
-    }
-    let granted = if from != 0 { by_source } else { by_destination };
-    let from_device = matches!((place.role, place.direction), (Role::Device, Direction::Ingress));
-    Verdict {
-        mark: mark(granted.pool, from_device),
-        ..granted
-    }
+    finish(policy, place, h, verdict)
 }
 
-/// The end of a packet that is in a pool.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum End {
-    Source,
-    Destination,
-}
-
-/// What the policy of one end says; the mark is not its business. One plain value for grant and denial: in an enum, the registers of the
-/// variants that are not there hold anything, which the verifier refuses.
+/// Adds the mark to a grant, and says of a denial whether it is answered.
 #[inline(always)]
-fn judge<T: Tables>(t: &T, control: &Control, policy: &Policy, class: Class, h: &Headers, end: End) -> Verdict {
-    let address = if end == End::Source { h.source } else { h.destination };
-    let Current { pool, ended } = current(t, control, class, h.version, address);
-    if pool == 0 {
-        return because(Reason::LeaseEnded, class & CLASS_POOL);
-    }
-    let flags = read(&policy.pools[(pool & CLASS_POOL) as usize].flags);
-    let (reason, rule) = if flags & POOL_BLOCKED != 0 {
-        (Reason::Blocked, 0)
-    } else if flags & POOL_ALL != 0 {
-        (Reason::All, 0)
-    } else {
-        by_rules(policy, pool, h, end)
-    };
-    if ended && !reason.passes() {
-        return because(Reason::LeaseEnded, pool);
-    }
-    Verdict {
-        rule,
-        answer: flags & POOL_REJECT != 0 && end == End::Source && matches!(reason, Reason::NoRule | Reason::Blocked),
-        ..because(reason, pool)
-    }
-}
-
-#[inline(always)]
-fn by_rules(policy: &Policy, pool: u8, h: &Headers, end: End) -> (Reason, u16) {
-    let source = end == End::Source;
-    if h.is_icmp() {
-        if h.is_icmp_error() {
-            return (Reason::IcmpError, 0);
-        }
-        // Echo request (RFC 792; RFC 4443, 4.1) from the device, echo reply to it.
-        let echo = match (h.version, source) {
-            (4, true) => 8,
-            (4, false) => 0,
-            (_, true) => 128,
-            (_, false) => 129,
-        };
-        if h.icmp_type != echo {
-            return (Reason::NoRule, 0);
-        }
-    } else if is_strange_icmp(h) {
-        return (Reason::NoRule, 0);
-    }
-    // A reply is what the same rule names with the ends exchanged.
-    let (peer, port): (Address, u16) = if source {
-        (h.destination, h.destination_port)
-    } else {
-        (h.source, h.source_port)
-    };
-    let peers = group(policy, h.version, peer);
-    let ports = port_group(policy, h.protocol, port);
-    match (rule(policy, pool, peers, ports), source) {
-        (0, _) => (Reason::NoRule, 0),
-        (number, true) => (Reason::Rule, number),
-        (_, false) if h.opens_tcp() => (Reason::NewToDevice, 0),
-        (number, false) => (Reason::Reply, number),
-    }
-}
-
-/// ICMP over IPv6, or ICMPv6 over IPv4: a protocol number that means nothing there.
-#[inline(always)]
-const fn is_strange_icmp(h: &Headers) -> bool {
-    use crate::headers::protocol::{ICMP, ICMPV6};
-    matches!((h.version, h.protocol), (4, ICMPV6) | (6, ICMP))
-}
-
-/// Which pool's policy judges an address now.
-#[derive(Clone, Copy)]
-struct Current {
-    /// 0: none, for the lease of an address without a record.
-    pool: u8,
-    /// The lease has ended.
-    ended: bool,
-}
-
-#[inline(always)]
-fn current<T: Tables>(t: &T, control: &Control, class: Class, version: u8, address: Address) -> Current {
-    if class & CLASS_LEASED == 0 || t.coarse_now() < read(&control.earliest_lease_end) {
-        return Current {
-            pool: class & CLASS_POOL,
-            ended: false,
+pub(crate) fn finish(policy: &Policy, place: Place, h: &Headers, verdict: Verdict) -> Verdict {
+    if verdict.reason.passes() {
+        return Verdict {
+            mark: mark(verdict.pool, place.is_device_ingress()),
+            ..verdict
         };
     }
-    // The address by its words, the result in one register: a called function in the kernel.
-    let key = cold_key(version, address);
-    let found = after_earliest_end(t, &key, class & CLASS_POOL);
-    Current {
-        pool: found as u8 & CLASS_POOL,
-        ended: found & ENDED != 0,
-    }
-}
-
-const ENDED: u32 = 0x100;
-
-/// Some lease has ended and the daemon has not ended it: the exact record decides.
-#[inline(never)]
-fn after_earliest_end<T: Tables>(t: &T, key: &crate::abi::ColdKey, pool: u8) -> u32 {
-    match t.cold(key) {
-        None => ENDED,
-        Some(cold) if t.boot_now() < cold.lease_end => pool as u32,
-        Some(cold) => ENDED | (cold.fallback as u8 & CLASS_POOL) as u32,
+    Verdict {
+        answer: answer(policy, place, h, &verdict),
+        ..verdict
     }
 }
 
 /// Neither address was read.
 #[inline(always)]
-fn without_addresses(place: Place, h: &Headers) -> Verdict {
+pub(crate) fn without_addresses(place: Place, h: &Headers) -> Verdict {
     if let Some(ArpForm::Plain) = h.arp
         && h.problem.is_none()
         && place.ethernet
     {
         return because(Reason::Arp, 0);
     }
-    if matches!(place.role, Role::Core) {
+    if place.is_core() {
         return because(Reason::NotOurs, 0);
     }
     because(h.problem.unwrap_or(Reason::ArpMalformed), 0)
 }
 
-/// Neighbour discovery (RFC 4861) on its own link, by a device or touching a pool.
+/// ICMP that is never judged by a policy: neighbour discovery (RFC 4861), which means something on its own link only, and redirects.
 #[inline(always)]
-fn neighbour(h: &Headers, touched: u8) -> Verdict {
-    let plain = matches!(h.icmp_type, 135 | 136) && h.icmp_code == 0 && h.hop_limit == 255;
-    because(
-        if plain {
-            Reason::NeighbourDiscovery
-        } else {
-            Reason::NeighbourUnsafe
-        },
-        touched,
-    )
+pub(crate) fn link_icmp(place: Place, h: &Headers) -> Option<Reason> {
+    match (h.version, h.icmp_type) {
+        (4, 5) => Some(Reason::Redirect),
+        (6, 133..=137) => {
+            let plain = place.ethernet && matches!(h.icmp_type, 135 | 136) && h.icmp_code == 0 && h.hop_limit == 255;
+            Some(if plain {
+                Reason::NeighbourDiscovery
+            } else {
+                Reason::NeighbourUnsafe
+            })
+        }
+        _ => None,
+    }
+}
+
+/// An address that may not be at this end of a packet here, or not on this interface.
+#[inline(always)]
+pub(crate) fn misplaced<T: Tables>(t: &T, control: &Control, place: Place, ends: &Ends, h: &Headers) -> Option<Verdict> {
+    let (entry, class) = match (place.role, place.direction) {
+        (Role::Core, _) => {
+            if ends.from() != 0 {
+                return Some(because(Reason::PoolSourceFromCore, ends.from()));
+            }
+            return None;
+        }
+        (Role::Device, Direction::Ingress) => {
+            if ends.from() == 0 {
+                let reason = special(h.version, h.source).unwrap_or(Reason::NotInPool);
+                return Some(because(reason, ends.touched()));
+            }
+            (ends.source, ends.source_class)
+        }
+        (Role::Device, Direction::Egress) => {
+            if ends.to() == 0 {
+                let reason = special(h.version, h.destination).unwrap_or(Reason::DestinationNotInPool);
+                return Some(because(reason, ends.touched()));
+            }
+            (ends.destination, ends.destination_class)
+        }
+    };
+    let bound = entry_ifindex(entry);
+    let elsewhere = bound != 0 && bound != place.ifindex
+        || read(&control.flags) & FLAG_INTERFACE_POOLS != 0 && class <= MAX_POOLS && !is_home(t, place.ifindex, class);
+    elsewhere.then(|| because(Reason::WrongInterface, entry_pool(entry)))
+}
+
+/// Whether an address at rest may be on an interface. A called function in the kernel.
+#[inline(never)]
+fn is_home<T: Tables>(t: &T, ifindex: u32, class: Class) -> bool {
+    t.interface(ifindex).is_some_and(|i| read(&i.pools) >> (class & 63) & 1 != 0)
 }
 
 #[inline(always)]
-const fn because(reason: Reason, pool: u8) -> Verdict {
+pub(crate) const fn because(reason: Reason, pool: u8) -> Verdict {
     Verdict {
         reason,
         pool,
@@ -338,4 +325,4 @@ const fn because(reason: Reason, pool: u8) -> Verdict {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -1,6 +1,6 @@
 //! What the parser says about a packet, and nothing about whether it may pass.
 
-use crate::{abi::ColdKey, reason::Reason};
+use crate::{abi::ColdKey, decide::Verdict, judge::Ends, reason::Reason};
 
 /// An address as it lies in the packet: network byte order, IPv4 in the first word and zeros behind it.
 pub type Address = [u32; 4];
@@ -48,8 +48,80 @@ pub struct Headers {
     pub hop_limit: u8,
     /// An address resolution packet, and whether it is as it should be.
     pub arp: Option<ArpForm>,
+    /// There is more to the packet, in [`Rare`].
+    pub rare: bool,
     /// Why the packet cannot be judged by its addresses and ports; they may have been read all the same.
     pub problem: Option<Reason>,
+}
+
+/// What only few packets have. It is apart from [`Headers`], so that those that do not have it do not pay for it, and means something only
+/// if [`Headers::rare`] says so.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Rare {
+    /// VLAN as in [`crate::abi::Interface::vlans`]: outer id in bits 0-11, inner id in bits 16-27; 0: none.
+    pub vlan: u32,
+    /// The packet is a fragment.
+    pub fragment: Fragment,
+    /// The packet that an ICMP error quotes, as if it were of an established connection; version 0: there is none.
+    pub quote: Headers,
+    /// Filled in by the decision: what was judged by the policy, for the shadow policy to judge too.
+    pub judged: Judged,
+    /// Of the decision: the ends of what is judged.
+    pub ends: Ends,
+    /// Of the decision: what it has come to.
+    pub verdict: Verdict,
+    /// Of the decision: what the destination's policy says.
+    pub second: Verdict,
+}
+
+impl Rare {
+    /// Makes it hold nothing, with few stores.
+    #[inline(always)]
+    pub fn clear(&mut self) {
+        self.vlan = 0;
+        self.fragment.kind = FragmentKind::None;
+        self.quote.version = 0;
+        self.judged = Judged::Nothing;
+    }
+}
+
+/// Which headers came as far as the policy.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Judged {
+    /// None: something else decided before.
+    #[default]
+    Nothing,
+    /// The packet's own.
+    Packet,
+    /// Those of the packet that it quotes.
+    Quote,
+}
+
+/// A fragment's place in its datagram.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Fragment {
+    /// Identification, as it lies in the packet.
+    pub id: u32,
+    /// Where its data begins, bytes.
+    pub offset: u16,
+    /// Bytes of data, at least 1; it ends at 65,535 at most.
+    pub length: u16,
+    /// More fragments follow.
+    pub more: bool,
+    /// Which of them it is.
+    pub kind: FragmentKind,
+}
+
+/// Which fragment of a datagram.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum FragmentKind {
+    /// The packet is whole.
+    #[default]
+    None,
+    /// The first, with the transport header.
+    First,
+    /// Another one: no transport header.
+    Later,
 }
 
 /// Of an address resolution packet.
@@ -93,14 +165,22 @@ impl Headers {
 
 /// IP protocol numbers.
 pub mod protocol {
+    /// IPv6 hop-by-hop options.
+    pub const HOP_BY_HOP: u8 = 0;
     /// ICMP.
     pub const ICMP: u8 = 1;
     /// TCP.
     pub const TCP: u8 = 6;
     /// UDP.
     pub const UDP: u8 = 17;
+    /// IPv6 routing header.
+    pub const ROUTING: u8 = 43;
+    /// IPv6 fragment header.
+    pub const FRAGMENT: u8 = 44;
     /// ICMPv6.
     pub const ICMPV6: u8 = 58;
+    /// IPv6 destination options.
+    pub const DESTINATION_OPTIONS: u8 = 60;
 }
 
 #[inline(always)]

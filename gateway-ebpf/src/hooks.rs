@@ -18,7 +18,8 @@ use gateway_ebpf::{
     decide::{Direction, Outcome, Place, Role, Verdict, decide},
     headers::Headers,
     packet::Packet as _,
-    parse::{Parsed, parse},
+    parse::{Parsed, parse_fast, parse_full},
+    rare::decide_rare,
     reason::Reason,
     tables::{Tables, read},
     wire::{Ethernet, Vlan},
@@ -27,7 +28,7 @@ use gateway_ebpf::{
 use crate::{
     access::{Direct, SkbBytes, XdpBytes},
     answer, capture,
-    maps::{Kernel, keep, kept, probing},
+    maps::{Kernel, keep, keep_plain, kept_rare, probing},
     report::{self, Denied},
     trace,
 };
@@ -143,7 +144,7 @@ fn tc_verdict<const PLACE: u8, const KEPT: bool>(
             if !probing() {
                 let what = Denied::new(verdict, hook, observed).word();
                 if flags & FLAG_CAPTURE != 0 && (KEPT || keep(h)) {
-                    if at(PLACE, 0).0.ethernet {
+                    if at(PLACE, 0).ethernet {
                         capture::skb::<true>(skb, what, ifindex);
                     } else {
                         capture::skb::<false>(skb, what, ifindex);
@@ -200,40 +201,53 @@ extern "C" fn write_trace(mark: u32, what: u32, rule: u32) -> u64 {
 #[inline(always)]
 fn xdp_judge<const DEVICE: bool>(ctx: *mut xdp_md) -> u32 {
     let mut h = Headers::default();
-    let kept = match parse::<_, true, false>(&Direct::xdp(ctx), &mut h) {
-        Parsed::Done if h.version == 4 => return xdp_decide::<DEVICE, false>(ctx, &h),
-        Parsed::Done => keep(&h),
-        Parsed::Rare => xdp_rare(ctx),
+    let kept = match parse_fast::<_, true>(&Direct::xdp(ctx), &mut h) {
+        Parsed::Done if h.version == 4 => return xdp_decide::<DEVICE>(ctx, &h),
+        Parsed::Done => keep_plain(&h),
+        Parsed::Rare => xdp_read(ctx),
     };
     if kept { xdp_kept::<DEVICE>(ctx) } else { xdp_action::XDP_DROP }
 }
 
 #[inline(never)]
-fn xdp_rare(ctx: *mut xdp_md) -> bool {
-    let mut h = Headers::default();
-    parse::<_, true, true>(&XdpBytes(ctx), &mut h);
-    keep(&h)
+fn xdp_read(ctx: *mut xdp_md) -> bool {
+    let Some((h, rare)) = kept_rare() else { return false };
+    *h = Headers::default();
+    parse_full::<_, true>(&XdpBytes(ctx), None, h, rare);
+    true
 }
 
 #[inline(never)]
 fn xdp_kept<const DEVICE: bool>(ctx: *mut xdp_md) -> u32 {
-    match kept() {
-        Some(h) => xdp_decide::<DEVICE, true>(ctx, h),
-        None => xdp_action::XDP_DROP,
-    }
+    let Some((h, rare)) = kept_rare() else {
+        return xdp_action::XDP_DROP;
+    };
+    // SAFETY: the kernel gives a valid context.
+    let ifindex = unsafe { (*ctx).ingress_ifindex };
+    let place = xdp_place::<DEVICE>(ifindex);
+    let verdict = decide_rare(&Kernel, place, h, rare);
+    xdp_verdict::<true>(ctx, ifindex, place.hook, &verdict, h)
 }
 
 #[inline(always)]
-fn xdp_decide<const DEVICE: bool, const KEPT: bool>(ctx: *mut xdp_md, h: &Headers) -> u32 {
+fn xdp_decide<const DEVICE: bool>(ctx: *mut xdp_md, h: &Headers) -> u32 {
     // SAFETY: the kernel gives a valid context. Read in this one place: of two, the compiler makes one pointer into the context, which
     // the verifier refuses.
     let ifindex = unsafe { (*ctx).ingress_ifindex };
-    if DEVICE {
-        let verdict = decide(&Kernel, at(DEVICE_ETH, ifindex).0, h);
-        xdp_verdict::<KEPT>(ctx, ifindex, hook::XDP_DEVICE, &verdict, h)
+    let place = xdp_place::<DEVICE>(ifindex);
+    xdp_verdict::<false>(ctx, ifindex, place.hook, &decide(&Kernel, place, h), h)
+}
+
+#[inline(always)]
+const fn xdp_place<const DEVICE: bool>(ifindex: u32) -> Place {
+    let (place, hook) = if DEVICE {
+        (DEVICE_ETH, hook::XDP_DEVICE)
     } else {
-        let verdict = decide(&Kernel, at(CORE_ETH, ifindex).0, h);
-        xdp_verdict::<KEPT>(ctx, ifindex, hook::XDP_CORE, &verdict, h)
+        (CORE_ETH, hook::XDP_CORE)
+    };
+    Place {
+        hook,
+        ..at(place, ifindex)
     }
 }
 
@@ -275,38 +289,38 @@ fn tc_fast<const PLACE: u8, const ETHERNET: bool>(skb: *mut __sk_buff, ifindex: 
     let parsed = if is_tagged(skb) {
         Parsed::Rare
     } else {
-        parse::<_, ETHERNET, false>(&Direct::skb(skb), &mut h)
+        parse_fast::<_, ETHERNET>(&Direct::skb(skb), &mut h)
     };
     let kept = match parsed {
-        Parsed::Done if h.version == 4 => return tc_decide::<PLACE, false>(skb, ifindex, &h),
-        Parsed::Done => keep(&h),
-        Parsed::Rare => tc_rare::<ETHERNET>(skb),
+        Parsed::Done if h.version == 4 => return tc_decide::<PLACE>(skb, ifindex, &h),
+        Parsed::Done => keep_plain(&h),
+        Parsed::Rare => tc_read::<ETHERNET>(skb),
     };
     if kept { tc_kept::<PLACE>(skb, ifindex) } else { TC_ACT_SHOT }
 }
 
 #[inline(never)]
-fn tc_rare<const ETHERNET: bool>(skb: *mut __sk_buff) -> bool {
-    let mut h = Headers::default();
-    parse::<_, ETHERNET, true>(&SkbBytes(skb), &mut h);
-    if is_tagged(skb) {
-        h.problem = Some(Reason::Vlan);
-    }
-    keep(&h)
+fn tc_read<const ETHERNET: bool>(skb: *mut __sk_buff) -> bool {
+    let Some((h, rare)) = kept_rare() else { return false };
+    *h = Headers::default();
+    // SAFETY: the kernel gives a valid context.
+    let outer = is_tagged(skb).then(|| unsafe { (*skb).vlan_tci } as u16);
+    parse_full::<_, ETHERNET>(&SkbBytes(skb), outer, h, rare);
+    true
 }
 
 #[inline(never)]
 fn tc_kept<const PLACE: u8>(skb: *mut __sk_buff, ifindex: u32) -> i32 {
-    match kept() {
-        Some(h) => tc_decide::<PLACE, true>(skb, ifindex, h),
-        None => TC_ACT_SHOT,
-    }
+    let Some((h, rare)) = kept_rare() else { return TC_ACT_SHOT };
+    let place = at(PLACE, ifindex);
+    let verdict = decide_rare(&Kernel, place, h, rare);
+    tc_verdict::<PLACE, true>(skb, ifindex, place.hook, &verdict, h)
 }
 
 #[inline(always)]
-fn tc_decide<const PLACE: u8, const KEPT: bool>(skb: *mut __sk_buff, ifindex: u32, h: &Headers) -> i32 {
-    let (place, hook) = at(PLACE, ifindex);
-    tc_verdict::<PLACE, KEPT>(skb, ifindex, hook, &decide(&Kernel, place, h), h)
+fn tc_decide<const PLACE: u8>(skb: *mut __sk_buff, ifindex: u32, h: &Headers) -> i32 {
+    let place = at(PLACE, ifindex);
+    tc_verdict::<PLACE, false>(skb, ifindex, place.hook, &decide(&Kernel, place, h), h)
 }
 
 /// Drops what no judge has marked. A mark from the ingress of a core interface satisfies it too: that packet was judged by the same
@@ -329,23 +343,21 @@ const CORE_IP: u8 = 3;
 const EGRESS_ETH: u8 = 4;
 const EGRESS_IP: u8 = 5;
 
-/// The place behind a number, which a const parameter can be, and the name of its hook.
+/// The place behind a number, which a const parameter can be.
 #[inline(always)]
-const fn at(place: u8, ifindex: u32) -> (Place, u8) {
+const fn at(place: u8, ifindex: u32) -> Place {
     let (role, direction, hook) = match place {
         DEVICE_ETH | DEVICE_IP => (Role::Device, Direction::Ingress, hook::TC_DEVICE),
         CORE_ETH | CORE_IP => (Role::Core, Direction::Ingress, hook::TC_CORE),
         _ => (Role::Device, Direction::Egress, hook::TC_EGRESS),
     };
-    (
-        Place {
-            role,
-            direction,
-            ethernet: matches!(place, DEVICE_ETH | CORE_ETH | EGRESS_ETH),
-            ifindex,
-        },
+    Place {
+        role,
+        direction,
+        ethernet: matches!(place, DEVICE_ETH | CORE_ETH | EGRESS_ETH),
+        ifindex,
         hook,
-    )
+    }
 }
 
 /// [`gateway_ebpf::abi::Control::flags`]. A control word that cannot be read enforces.

@@ -6,10 +6,15 @@
 extern crate std;
 
 pub mod abi;
+pub mod clock;
 pub mod decide;
+pub mod fragment;
 pub mod headers;
+pub mod judge;
 pub mod packet;
 pub mod parse;
+pub mod rare;
 pub mod reason;
+pub mod special;
 pub mod tables;
 pub mod wire;

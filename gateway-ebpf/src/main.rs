@@ -1,5 +1,6 @@
 //! The programs, for the BPF target only. On the host this is an empty program, so that the whole workspace builds with one command.
 #![cfg_attr(target_arch = "bpf", no_std, no_main)]
+#![cfg_attr(target_arch = "bpf", feature(asm_experimental_arch))]
 
 #[cfg(target_arch = "bpf")]
 mod access;

@@ -1,6 +1,8 @@
 //! The maps, and the kernel's side of [`Tables`]. Names, keys and values are those of [`gateway_ebpf::abi`]; sizes that depend on the
 //! configuration are raised by the daemon when it loads the object.
 
+use core::arch::asm;
+
 use aya_ebpf::{
     bindings::BPF_F_NO_PREALLOC,
     helpers::generated::{bpf_ktime_get_boot_ns, bpf_ktime_get_coarse_ns},
@@ -9,10 +11,11 @@ use aya_ebpf::{
 };
 use gateway_ebpf::{
     abi::{
-        Answers, Bucket6, Class, Cold, ColdKey, Control, Count, Homes6, Interface, MAX_INTERFACES, MAX_POOLS, MAX_RULES,
-        POLICIES, Policy, REASONS, RuleCount, ShadowCount, Trace,
+        Answers, Bucket6, Class, Cold, ColdKey, Control, Count, FragmentBucket, Homes6, Interface, MAX_INTERFACES, MAX_POOLS,
+        MAX_RULES, POLICIES, Policy, REASONS, RuleCount, ShadowCount, Shared, Trace,
     },
-    headers::Headers,
+    clock::BootOffset,
+    headers::{Headers, Rare},
     tables::{Tables, read},
 };
 
@@ -51,9 +54,19 @@ static COLD: HashMap<ColdKey, Cold> = HashMap::with_max_entries(65536, BPF_F_NO_
 #[map]
 static POLICY: Array<Policy> = Array::with_max_entries(POLICIES, MMAPABLE);
 
-/// By interface index: [`Interface`]. Written by the daemon before a program is attached there; an entry goes with its interface.
+/// By interface index: [`Interface`]. Written by the daemon before a program is attached there; an entry goes with its interface. Read only
+/// for VLANs, and while an interface has pools of its own. Full: the daemon does not attach to one more.
 #[map]
 static INTERFACES: HashMap<u32, Interface> = HashMap::with_max_entries(MAX_INTERFACES as u32, BPF_F_NO_PREALLOC);
+
+/// By bucket number: [`FragmentBucket`]. Written and read here only, by all CPUs. Sized by the daemon, a power of two. Full: the first
+/// fragment of one more datagram is dropped.
+#[map]
+static FRAGMENTS: Array<FragmentBucket> = Array::with_max_entries(1, 0);
+
+/// Key 0: [`BootOffset`]. Written and read here only, each CPU its own.
+#[map]
+static BOOT_OFFSET: PerCpuArray<BootOffset> = PerCpuArray::with_max_entries(1, 0);
 
 /// Key 0: by rule number, the digest of the rule that has it. The daemon's own memory of the numbers in [`RULES`].
 #[map]
@@ -89,6 +102,10 @@ pub(crate) static TOLD: PerCpuArray<crate::report::Told> = PerCpuArray::with_max
 /// CPU its own: all hooks run with bottom halves off, so that none interrupts another.
 #[map]
 static HEADERS: PerCpuArray<Headers> = PerCpuArray::with_max_entries(1, 0);
+
+/// Key 0: what the packet that is being judged has besides [`HEADERS`]. Written and read here only, each CPU its own.
+#[map]
+static RARE: PerCpuArray<Rare> = PerCpuArray::with_max_entries(1, 0);
 
 /// [`gateway_ebpf::abi::Denial`] records. Written here, read by the daemon. Full: the record is lost and counted.
 #[map]
@@ -148,6 +165,23 @@ pub(crate) fn kept() -> Option<&'static Headers> {
     HEADERS.get(0)
 }
 
+/// Keeps the headers of a packet of which there is nothing more; `false`: it failed.
+#[inline(always)]
+pub(crate) fn keep_plain(h: &Headers) -> bool {
+    let Some((kept, rare)) = kept_rare() else { return false };
+    *kept = *h;
+    rare.clear();
+    true
+}
+
+/// The headers that were kept last, and what the packet has besides, to be completed by the decision.
+#[inline(always)]
+pub(crate) fn kept_rare() -> Option<(&'static mut Headers, &'static mut Rare)> {
+    let (h, rare) = (HEADERS.get_ptr_mut(0)?, RARE.get_ptr_mut(0)?);
+    // SAFETY: the maps' values of this CPU, which nobody else holds.
+    Some(unsafe { (&mut *h, &mut *rare) })
+}
+
 /// The kernel's tables and clocks.
 pub(crate) struct Kernel;
 
@@ -173,8 +207,24 @@ impl Tables for Kernel {
         HOMES6.get(0)
     }
     #[inline(always)]
-    fn policy(&self, generation: u32) -> Option<&Policy> {
-        POLICY.get(generation)
+    fn policy(&self, index: u32) -> Option<&Policy> {
+        POLICY.get(index)
+    }
+    #[inline(always)]
+    fn interface(&self, ifindex: u32) -> Option<&Interface> {
+        // SAFETY: an entry of a hash without preallocation is replaced, not rewritten, and freed no earlier than this program returns.
+        unsafe { INTERFACES.get(ifindex) }
+    }
+    #[inline(always)]
+    fn fragments(&self, index: u32) -> Option<&FragmentBucket> {
+        FRAGMENTS.get(index)
+    }
+    #[inline(always)]
+    fn exchange(&self, word: &Shared<u64>, to: u64) -> u64 {
+        let mut value = to;
+        // SAFETY: an atomic exchange (BPF_XCHG, kernel 5.12) with a word of a map. The target's core library has no atomic operations.
+        unsafe { asm!("{value} = xchg_64({word} + 0, {value})", value = inout(reg) value, word = in(reg) word.at()) };
+        value
     }
     #[inline(always)]
     fn cold(&self, key: &ColdKey) -> Option<Cold> {
@@ -185,6 +235,14 @@ impl Tables for Kernel {
     fn coarse_now(&self) -> u64 {
         // SAFETY: a helper without arguments.
         unsafe { bpf_ktime_get_coarse_ns() }
+    }
+    #[inline(always)]
+    fn about_boot_now(&self) -> u64 {
+        match BOOT_OFFSET.get_ptr_mut(0) {
+            // SAFETY: the map's value of this CPU, which nobody else holds.
+            Some(offset) => unsafe { &mut *offset }.about(self.coarse_now(), || self.boot_now()),
+            None => self.boot_now(),
+        }
     }
     #[inline(always)]
     fn boot_now(&self) -> u64 {

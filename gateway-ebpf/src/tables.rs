@@ -4,9 +4,13 @@
 //! The tables are written by the daemon while they are read, by single stores of words and bytes. Every read of one is volatile, so that
 //! a value is read once and in the order of the source.
 
+#[cfg(not(target_arch = "bpf"))]
+use core::sync::atomic::{AtomicU64, Ordering};
+
 use crate::{
     abi::{
-        BUCKET6_SLOTS, Bucket6, CLASS_POOL, Class, Cold, ColdKey, Control, Home6, Homes6, LEVEL_NEXT, LEVEL_TABLES, Policy, mix6,
+        BUCKET6_SLOTS, Bucket6, Class, Cold, ColdKey, Control, FragmentBucket, Home6, Homes6, Interface, LEVEL_NEXT,
+        LEVEL_TABLES, Policy, Shared, mix6,
     },
     headers::{Address, Headers, protocol, words},
 };
@@ -23,12 +27,20 @@ pub trait Tables {
     fn bucket6(&self, index: u32) -> Option<&Bucket6>;
     /// [`crate::abi::map::HOMES6`].
     fn homes6(&self) -> Option<&Homes6>;
-    /// [`crate::abi::map::POLICY`] of a generation, 0 or 1.
-    fn policy(&self, generation: u32) -> Option<&Policy>;
+    /// [`crate::abi::map::POLICY`]: of a generation, 0 or 1, or [`crate::abi::POLICY_SHADOW`].
+    fn policy(&self, index: u32) -> Option<&Policy>;
+    /// [`crate::abi::map::INTERFACES`]; here `None` is no entry.
+    fn interface(&self, ifindex: u32) -> Option<&Interface>;
+    /// [`crate::abi::map::FRAGMENTS`] at an index.
+    fn fragments(&self, index: u32) -> Option<&FragmentBucket>;
+    /// Stores a word and gives what was there, as one.
+    fn exchange(&self, word: &Shared<u64>, to: u64) -> u64;
     /// [`crate::abi::map::COLD`]; here `None` is no entry.
     fn cold(&self, key: &ColdKey) -> Option<Cold>;
     /// The coarse monotonic clock, nanoseconds.
     fn coarse_now(&self) -> u64;
+    /// The boot clock as [`crate::clock::BootOffset::about`] knows it, nanoseconds.
+    fn about_boot_now(&self) -> u64;
     /// The boot clock, nanoseconds.
     fn boot_now(&self) -> u64;
 }
@@ -151,11 +163,18 @@ pub fn port_group(policy: &Policy, ip_protocol: u8, port: u16) -> u8 {
     }
 }
 
-/// The number of the rule that names the pair; 0: none.
+/// The number of the from-device rule that names the pair; 0: none.
 #[inline(always)]
 #[must_use]
-pub fn rule(policy: &Policy, pool: Class, group: u16, port_group: u8) -> u16 {
-    read(&policy.rules[(pool & CLASS_POOL) as usize][group as usize & 63][port_group as usize & 63])
+pub fn from_device(policy: &Policy, pool: u8, group: u16, port_group: u8) -> u16 {
+    read(&policy.rules[pool as usize & 63][group as usize & 63][port_group as usize & 63])
+}
+
+/// The number of the to-device rule that names the pair; 0: none.
+#[inline(always)]
+#[must_use]
+pub fn to_device(policy: &Policy, pool: u8, group: u16, port_group: u8) -> u16 {
+    read(&policy.to_device[pool as usize & 63][group as usize & 63][port_group as usize & 63])
 }
 
 /// Reads a word that the daemon may be writing.
@@ -166,6 +185,7 @@ pub fn read<T: Copy>(from: &T) -> T {
 }
 
 /// The tables in the host's memory: for tests, and to explain a decision.
+#[cfg(not(target_arch = "bpf"))]
 #[derive(Clone, Copy)]
 pub struct MemTables<'a> {
     /// [`crate::abi::map::CONTROL`].
@@ -179,7 +199,11 @@ pub struct MemTables<'a> {
     /// [`crate::abi::map::HOMES6`].
     pub homes6: &'a Homes6,
     /// [`crate::abi::map::POLICY`].
-    pub policies: [&'a Policy; 2],
+    pub policies: [&'a Policy; 3],
+    /// [`crate::abi::map::INTERFACES`].
+    pub interfaces: &'a [(u32, Interface)],
+    /// [`crate::abi::map::FRAGMENTS`].
+    pub fragments: &'a [FragmentBucket],
     /// [`crate::abi::map::COLD`].
     pub cold: &'a dyn Fn(&ColdKey) -> Option<Cold>,
     /// The coarse monotonic clock, nanoseconds.
@@ -188,6 +212,7 @@ pub struct MemTables<'a> {
     pub boot_now: u64,
 }
 
+#[cfg(not(target_arch = "bpf"))]
 impl Tables for MemTables<'_> {
     fn control(&self) -> Option<&Control> {
         Some(self.control)
@@ -204,14 +229,27 @@ impl Tables for MemTables<'_> {
     fn homes6(&self) -> Option<&Homes6> {
         Some(self.homes6)
     }
-    fn policy(&self, generation: u32) -> Option<&Policy> {
-        self.policies.get(generation as usize).copied()
+    fn policy(&self, index: u32) -> Option<&Policy> {
+        self.policies.get(index as usize).copied()
+    }
+    fn interface(&self, ifindex: u32) -> Option<&Interface> {
+        self.interfaces.iter().find(|(i, _)| *i == ifindex).map(|(_, found)| found)
+    }
+    fn fragments(&self, index: u32) -> Option<&FragmentBucket> {
+        self.fragments.get(index as usize)
+    }
+    fn exchange(&self, word: &Shared<u64>, to: u64) -> u64 {
+        // SAFETY: a valid and aligned word, whose other accesses are atomic too.
+        unsafe { AtomicU64::from_ptr(word.at()) }.swap(to, Ordering::SeqCst)
     }
     fn cold(&self, key: &ColdKey) -> Option<Cold> {
         (self.cold)(key)
     }
     fn coarse_now(&self) -> u64 {
         self.coarse_now
+    }
+    fn about_boot_now(&self) -> u64 {
+        self.boot_now
     }
     fn boot_now(&self) -> u64 {
         self.boot_now

@@ -8,7 +8,13 @@
 pub unsafe trait Wire: Copy + 'static {}
 
 // SAFETY: integers have no padding and no invalid values.
+unsafe impl Wire for u8 {}
+// SAFETY: likewise.
+unsafe impl Wire for u16 {}
+// SAFETY: likewise.
 unsafe impl Wire for u32 {}
+// SAFETY: likewise.
+unsafe impl Wire for u64 {}
 
 macro_rules! wire {
     ($( $(#[$doc:meta])* $name:ident: $size:literal { $( $field:ident: $type:ty, )* } )*) => { $(
@@ -40,6 +46,10 @@ wire! {
     }
     /// RFC 8200.
     Ipv6: 40 { first: u32, payload_length: u16, next_header: u8, hop_limit: u8, source: [u32; 4], destination: [u32; 4], }
+    /// RFC 8200, 4: what hop-by-hop, routing and destination options headers begin with. `length`: in units of 8 bytes, without the first.
+    Extension: 8 { next: u8, length: u8, kind: u8, segments_left: u8, rest: u32, }
+    /// RFC 8200, 4.5. `offset`: in bytes, with the flag "more" in bit 0.
+    Ipv6Fragment: 8 { next: u8, reserved: u8, offset: u16, id: u32, }
     /// RFC 9293.
     Tcp: 20 {
         source: u16, destination: u16, sequence: u32, acknowledgement: u32, offset: u8, flags: u8, window: u16, checksum: u16, urgent: u16,

@@ -77,6 +77,8 @@ impl Tables {
             hash6_bits: layout::buckets6(&self.config).trailing_zeros(),
             earliest_lease_end: u64::MAX,
             config_digest: layout::digest(&self.config),
+            fragment_bits: 0,
+            spare: 0,
             classes: abi::plain_classes(),
         };
         self.control.copy_in(0, bpf::bytes_of(&control));

@@ -5,12 +5,12 @@ use std::{collections::HashMap, net::IpAddr, path::Path};
 
 use gateway_ebpf::{
     abi::{
-        BUCKET6_SLOTS, Bucket6, Cold, ColdKey, Control, FLAG_INTERFACE_POOLS, Home6, Homes6, Interface, Policy, VERSION,
-        class_entry, mix6,
+        BUCKET6_SLOTS, Bucket6, Cold, ColdKey, Control, FLAG_INTERFACE_POOLS, FragmentBucket, Home6, Homes6, Interface, Policy,
+        VERSION, class_entry, hook, mix6,
     },
-    decide::{Direction, Outcome, Place, Role, Verdict, decide},
+    decide::{Direction, Outcome, Place, Role, Verdict},
     headers::Headers,
-    parse::{Parsed, parse},
+    rare::decide_packet,
     tables::MemTables,
 };
 use gateway_user::{config::Config, dataplane::compile};
@@ -36,7 +36,9 @@ pub struct Host {
     /// Of live sessions with a lease.
     pub cold: HashMap<ColdKey, Cold>,
     /// By index.
-    pub interfaces: HashMap<u32, Interface>,
+    pub interfaces: Vec<(u32, Interface)>,
+    /// Of datagrams in fragments: one bucket.
+    pub fragments: Vec<FragmentBucket>,
     /// Nanoseconds.
     pub now: u64,
 }
@@ -68,7 +70,9 @@ impl Host {
             }),
             policy,
             cold: HashMap::new(),
-            interfaces: HashMap::new(),
+            interfaces: Vec::new(),
+            // SAFETY: integers only, for which zeros are a value.
+            fragments: vec![unsafe { std::mem::zeroed() }],
             now: START,
         };
         host.rest(&config);
@@ -80,25 +84,21 @@ impl Host {
     /// Judges a packet.
     pub fn judge(&mut self, step: &Step) -> (Verdict, Headers) {
         let place = place(step);
-        let mut h = Headers::default();
-        let parsed = if place.ethernet {
-            parse::<_, true, true>(&step.bytes[..], &mut h)
-        } else {
-            parse::<_, false, true>(&step.bytes[..], &mut h)
-        };
-        assert_eq!(parsed, Parsed::Done, "the full parser never calls anything rare");
         let tables = MemTables {
             control: &self.control,
             directory4: &self.directory4,
             chunks4: &self.chunks4,
             hash6: &self.hash6,
             homes6: &self.homes6,
-            policies: [&self.policy, &self.policy],
+            policies: [&self.policy, &self.policy, &self.policy],
+            interfaces: &self.interfaces,
+            fragments: &self.fragments,
             cold: &|key| self.cold.get(key).copied(),
             coarse_now: self.now,
             boot_now: self.now,
         };
-        (decide(&tables, place, &h), h)
+        let (verdict, h, _) = decide_packet(&tables, place, &step.bytes[..], None);
+        (verdict, h)
     }
 
     /// Every address at the class of its home pool; reserved ones at none.
@@ -174,7 +174,7 @@ impl Host {
             if rule.pools.is_some() {
                 self.control.flags |= FLAG_INTERFACE_POOLS;
             }
-            self.interfaces.insert(link.index, interface);
+            self.interfaces.push((link.index, interface));
         }
     }
 
@@ -223,6 +223,7 @@ pub fn place(step: &Step) -> Place {
         },
         ethernet: step.place.ethernet,
         ifindex: step.place.interface,
+        hook: hook::TC_DEVICE,
     }
 }
 

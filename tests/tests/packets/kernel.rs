@@ -65,7 +65,7 @@ fn a_lease_ends_in_the_kernel() {
     world.set_class(address, 2 | CLASS_LEASED);
     let lease = Duration::from_millis(300);
     let in_a_moment = |clock| nanoseconds(clock) + lease.as_nanos() as u64;
-    world.control.earliest_lease_end = in_a_moment(ClockId::CLOCK_MONOTONIC);
+    world.control.earliest_lease_end = in_a_moment(ClockId::CLOCK_BOOTTIME);
     world.cold.insert(
         key(address),
         Cold {
@@ -292,6 +292,7 @@ fn a_table_that_cannot_be_read_fails_closed() {
         direction: Direction::Ingress,
         ethernet: true,
         ifindex: IFINDEX,
+        hook: hook::XDP_DEVICE,
     };
     assert_eq!(judge(&world, place, &frame).0.reason, Reason::Internal);
     assert_eq!(object.run(program::XDP_DEVICE, &frame, 0).action, XDP_DROP);

@@ -59,7 +59,8 @@ impl Object {
         let mut ebpf = EbpfLoader::new()
             .map_max_entries(map::CHUNKS4, 8)
             .map_max_entries(map::DENIALS, ring)
-            .load(OBJECT)
+            .map_max_entries(map::FRAGMENTS, 2)
+            .load(&object())
             .unwrap_or_else(|e| panic!("{e:#?}"));
         for name in PROGRAMS {
             let loaded = match ebpf.program_mut(name).unwrap_or_else(|| panic!("no program {name}")) {
@@ -254,6 +255,14 @@ fn bpf(command: libc::c_long, attribute: &Element) -> io::Result<()> {
     match unsafe { libc::syscall(libc::SYS_bpf, command, std::ptr::from_ref(attribute), size_of::<Element>()) } {
         0 => Ok(()),
         _ => Err(io::Error::last_os_error()),
+    }
+}
+
+/// The object that the daemon embeds, or the one that `LAZARET_TEST_OBJECT` names: to try one without building the daemon.
+pub(crate) fn object() -> std::borrow::Cow<'static, [u8]> {
+    match std::env::var_os("LAZARET_TEST_OBJECT") {
+        Some(path) => std::fs::read(path).unwrap().into(),
+        None => OBJECT.into(),
     }
 }
 

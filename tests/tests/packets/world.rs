@@ -5,8 +5,8 @@ use std::collections::HashMap;
 
 use gateway_ebpf::{
     abi::{
-        Bucket6, CLASS_LEASED, Cold, ColdKey, Control, Dst6, Home6, Homes6, LEVEL_NEXT, POOL_ALL, POOL_BLOCKED, Policy, VERSION,
-        map, mix6,
+        Bucket6, CLASS_LEASED, Cold, ColdKey, Control, Dst6, FragmentBucket, Home6, Homes6, Interface, LEVEL_NEXT, POOL_ALL,
+        POOL_BLOCKED, Policy, VERSION, map, mix6,
     },
     tables::MemTables,
 };
@@ -76,7 +76,9 @@ pub(crate) struct World {
     pub(crate) chunks4: Vec<[u8; 65536]>,
     pub(crate) hash6: Vec<Bucket6>,
     pub(crate) homes6: Box<Homes6>,
-    pub(crate) policies: [Box<Policy>; 2],
+    pub(crate) policies: [Box<Policy>; 3],
+    pub(crate) interfaces: Vec<(u32, Interface)>,
+    pub(crate) fragments: Vec<FragmentBucket>,
     pub(crate) cold: HashMap<ColdKey, Cold>,
 }
 
@@ -87,6 +89,7 @@ impl World {
             control: Control {
                 abi: VERSION,
                 hash6_bits: 10,
+                fragment_bits: 1,
                 earliest_lease_end: u64::MAX,
                 generation: 1,
                 ..Control::default()
@@ -98,7 +101,9 @@ impl World {
                 count: 0,
                 homes: [Home6::default(); 64],
             }),
-            policies: [zeroed(), zeroed()],
+            policies: [zeroed(), zeroed(), zeroed()],
+            interfaces: Vec::new(),
+            fragments: Vec::new(),
             cold: HashMap::new(),
         };
         for pool in &description.pool {
@@ -123,6 +128,7 @@ impl World {
             }
         }
         compile(&description.pool, &mut world.policies[1]);
+        world.forget_fragments();
         world
     }
 
@@ -139,11 +145,21 @@ impl World {
             chunks4: &self.chunks4,
             hash6: &self.hash6,
             homes6: &self.homes6,
-            policies: [&self.policies[0], &self.policies[1]],
+            policies: [&self.policies[0], &self.policies[1], &self.policies[2]],
+            interfaces: &self.interfaces,
+            fragments: &self.fragments,
             cold: &|key| self.cold.get(key).copied(),
             coarse_now: 1_000,
             boot_now: 1_000,
         })
+    }
+
+    /// Forgets all datagrams in fragments.
+    pub(crate) fn forget_fragments(&mut self) {
+        // SAFETY: integers only, for which zeros are a value.
+        self.fragments = (0..1 << self.control.fragment_bits)
+            .map(|_| unsafe { std::mem::zeroed() })
+            .collect();
     }
 
     /// Writes everything into the kernel's maps.
@@ -158,6 +174,12 @@ impl World {
         object.set(map::HOMES6, &0_u32, &*self.homes6);
         for (i, policy) in (0_u32..).zip(&self.policies) {
             object.set(map::POLICY, &i, &**policy);
+        }
+        for (ifindex, interface) in &self.interfaces {
+            object.set(map::INTERFACES, ifindex, interface);
+        }
+        for (i, bucket) in (0_u32..).zip(&self.fragments) {
+            object.set(map::FRAGMENTS, &i, bucket);
         }
         for (key, cold) in &self.cold {
             object.set(map::COLD, key, cold);

@@ -1,0 +1,373 @@
+//! The memory of fragments by itself: what it keeps, what it refuses, when it forgets.
+
+use std::{mem::zeroed, thread, vec::Vec};
+
+use super::*;
+use crate::{
+    abi::Homes6,
+    decide::tests::{FROM_CORE, FROM_DEVICE, Memory, RULES, address, memory},
+    headers::FragmentKind,
+};
+
+fn fragment(id: u32, offset: u16, length: u16, more: bool) -> Fragment {
+    Fragment {
+        id,
+        offset,
+        length,
+        more,
+        kind: if offset == 0 {
+            FragmentKind::First
+        } else {
+            FragmentKind::Later
+        },
+    }
+}
+
+fn first_headers() -> Headers {
+    Headers {
+        source: address(4, RULES),
+        destination: address(4, 0),
+        source_port: 40_000,
+        destination_port: 443,
+        version: 4,
+        protocol: 17,
+        tcp_flags: 1,
+        icmp_type: 2,
+        icmp_code: 3,
+        ..Headers::default()
+    }
+}
+
+fn later_headers() -> Headers {
+    Headers {
+        source_port: 0,
+        destination_port: 0,
+        tcp_flags: 0,
+        icmp_type: 0,
+        icmp_code: 0,
+        ..first_headers()
+    }
+}
+
+fn asked(memory: &Memory, now: u64, ask_for: Ask, f: Fragment, h: &mut Headers) -> Answer {
+    memory.with(None, now, |t| ask(t, ask_for, FROM_DEVICE(), &f, h))
+}
+
+fn later(memory: &Memory, f: Fragment) -> Answer {
+    asked(memory, 1_000, Ask::Later, f, &mut later_headers())
+}
+
+fn remember(memory: &Memory, f: Fragment) -> Answer {
+    asked(memory, 1_000, Ask::Remember, f, &mut first_headers())
+}
+
+fn live(memory: &Memory) -> usize {
+    memory
+        .fragments
+        .iter()
+        .flat_map(|b| &b.records)
+        .filter(|r| r.expires.get() != 0)
+        .count()
+}
+
+#[test]
+fn a_later_fragment_gets_what_the_first_had() {
+    let memory = memory();
+    assert_eq!(later(&memory, fragment(1, 1480, 8, false)), Answer::Unknown);
+    assert_eq!(remember(&memory, fragment(1, 0, 1480, true)), Answer::Fine);
+    let mut h = later_headers();
+    assert_eq!(
+        asked(&memory, 1_000, Ask::Later, fragment(1, 1480, 8, true), &mut h),
+        Answer::Fine
+    );
+    assert_eq!(h, first_headers());
+    // Another datagram in any part of the key.
+    assert_eq!(later(&memory, fragment(2, 1488, 8, true)), Answer::Unknown);
+    let other = [
+        Headers {
+            source: address(4, 9),
+            ..later_headers()
+        },
+        Headers {
+            destination: address(4, 9),
+            ..later_headers()
+        },
+        Headers {
+            protocol: 6,
+            ..later_headers()
+        },
+        Headers {
+            version: 6,
+            ..later_headers()
+        },
+    ];
+    for mut h in other {
+        assert_eq!(
+            asked(&memory, 1_000, Ask::Later, fragment(1, 1488, 8, true), &mut h),
+            Answer::Unknown,
+            "{h:?}"
+        );
+    }
+    let elsewhere = |place: Place| {
+        memory.with(None, 1_000, |t| {
+            ask(t, Ask::Later, place, &fragment(1, 1488, 8, true), &mut later_headers())
+        })
+    };
+    assert_eq!(
+        elsewhere(Place {
+            ifindex: 2,
+            ..FROM_DEVICE()
+        }),
+        Answer::Unknown
+    );
+    assert_eq!(
+        elsewhere(Place {
+            hook: 9,
+            ..FROM_DEVICE()
+        }),
+        Answer::Unknown
+    );
+    assert_eq!(elsewhere(FROM_DEVICE()), Answer::Fine);
+}
+
+/// Of IPv6, the protocol in a later fragment means nothing (RFC 8200, 4.5).
+#[test]
+fn the_protocol_of_a_later_ipv6_fragment_is_the_firsts() {
+    let memory = memory();
+    let mut h = Headers {
+        version: 6,
+        ..first_headers()
+    };
+    assert_eq!(
+        asked(&memory, 1_000, Ask::Remember, fragment(1, 0, 8, true), &mut h),
+        Answer::Fine
+    );
+    let mut h = Headers {
+        version: 6,
+        protocol: 60,
+        ..later_headers()
+    };
+    assert_eq!(
+        asked(&memory, 1_000, Ask::Later, fragment(1, 8, 8, true), &mut h),
+        Answer::Fine
+    );
+    assert_eq!(h.protocol, 17);
+}
+
+#[test]
+fn overlaps_poison_the_datagram() {
+    // Offset, length and "more" of what follows 0..64 and 128..192.
+    for (offset, length, more) in [
+        (8, 8, true),
+        (56, 8, true),
+        (56, 16, true),
+        (64, 72, true),
+        (120, 16, true),
+        (128, 64, true),
+        (184, 8, true),
+        (184, 8, false),
+        (64, 8, false),
+        (120, 3, false),
+        (56, 65_000, true),
+    ] {
+        let memory = memory();
+        remember(&memory, fragment(1, 0, 64, true));
+        assert_eq!(later(&memory, fragment(1, 128, 64, true)), Answer::Fine);
+        assert_eq!(
+            later(&memory, fragment(1, offset, length, more)),
+            Answer::Overlap,
+            "{offset} {length} {more}"
+        );
+        assert_eq!(later(&memory, fragment(1, 1024, 8, true)), Answer::Overlap, "poisoned");
+        assert_eq!(
+            asked(&memory, 1_000, Ask::First, fragment(1, 0, 8, true), &mut first_headers()),
+            Answer::Overlap
+        );
+        assert_eq!(remember(&memory, fragment(1, 0, 8, true)), Answer::Overlap);
+    }
+    for (offset, length, more) in [
+        (64, 64, true),
+        (192, 8, true),
+        (192, 1, false),
+        (65_528, 7, false),
+        (64, 8, true),
+        (120, 8, true),
+    ] {
+        let memory = memory();
+        remember(&memory, fragment(1, 0, 64, true));
+        assert_eq!(later(&memory, fragment(1, 128, 64, true)), Answer::Fine);
+        assert_eq!(
+            later(&memory, fragment(1, offset, length, more)),
+            Answer::Fine,
+            "{offset} {length} {more}"
+        );
+    }
+}
+
+#[test]
+fn nothing_comes_behind_the_last_fragment() {
+    let memory = memory();
+    remember(&memory, fragment(1, 0, 64, true));
+    assert_eq!(later(&memory, fragment(1, 128, 3, false)), Answer::Fine);
+    assert_eq!(later(&memory, fragment(1, 136, 8, true)), Answer::Overlap);
+}
+
+/// Every split of a datagram into pieces, in any order, completes; the record is then free.
+#[test]
+fn a_complete_datagram_is_forgotten() {
+    let mut state = 88_172_645_463_325_252_u64;
+    let mut random = move |below: u32| {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        (state >> 20) as u32 % below
+    };
+    let memory = memory();
+    for id in 0..2_000 {
+        let total = 16 + random(65_520);
+        let mut cuts: Vec<u32> = (0..random(7))
+            .map(|_| 8 + random((total - 1) / 8) / 8 * 8 * 8)
+            .filter(|c| *c < total)
+            .collect();
+        cuts.extend([0, 8, total]);
+        cuts.sort_unstable();
+        cuts.dedup();
+        let mut pieces: Vec<(u32, u32)> = cuts.windows(2).map(|w| (w[0], w[1])).collect();
+        let (start, end) = pieces.remove(0);
+        assert_eq!(remember(&memory, fragment(id, start as u16, end as u16, true)), Answer::Fine);
+        while !pieces.is_empty() {
+            assert_eq!(live(&memory), 1);
+            let (start, end) = pieces.swap_remove(random(pieces.len() as u32) as usize);
+            let piece = fragment(id, start as u16, (end - start) as u16, end != total);
+            assert_eq!(later(&memory, piece), Answer::Fine, "{id}: {start} to {end} of {total}");
+        }
+        assert_eq!(live(&memory), 0, "{id}: {total}");
+        assert_eq!(later(&memory, fragment(id, 8, 8, true)), Answer::Unknown);
+    }
+}
+
+#[test]
+fn more_gaps_than_there_is_room_for() {
+    let memory = memory();
+    remember(&memory, fragment(1, 0, 8, true));
+    for i in 1..8 {
+        assert_eq!(later(&memory, fragment(1, i * 16, 8, true)), Answer::Fine);
+    }
+    assert_eq!(later(&memory, fragment(1, 128, 8, true)), Answer::Full);
+    assert_eq!(later(&memory, fragment(1, 120, 8, true)), Answer::Fine, "beside another");
+    assert_eq!(later(&memory, fragment(1, 128, 8, true)), Answer::Fine, "now too");
+    assert_eq!(later(&memory, fragment(1, 8, 8, true)), Answer::Fine, "fills a gap");
+    assert_eq!(later(&memory, fragment(1, 1024, 8, true)), Answer::Fine, "and makes room");
+    assert_eq!(later(&memory, fragment(1, 128, 8, true)), Answer::Overlap);
+}
+
+#[test]
+fn records_expire_and_never_give_way() {
+    let memory = memory();
+    for id in 0..16 {
+        assert_eq!(remember(&memory, fragment(id, 0, 64, true)), Answer::Fine);
+    }
+    assert_eq!(remember(&memory, fragment(16, 0, 64, true)), Answer::Full);
+    for id in 0..16 {
+        assert_eq!(later(&memory, fragment(id, 64, 8, true)), Answer::Fine, "still there");
+    }
+    let end = 1_000 + FRAGMENT_LIFE;
+    let at = |now, ask, f, h: &mut Headers| asked(&memory, now, ask, f, h);
+    assert_eq!(
+        at(end - 1, Ask::Later, fragment(3, 72, 8, true), &mut later_headers()),
+        Answer::Fine
+    );
+    assert_eq!(
+        at(end - 1, Ask::Remember, fragment(16, 0, 64, true), &mut first_headers()),
+        Answer::Full
+    );
+    assert_eq!(
+        at(end, Ask::Later, fragment(3, 80, 8, true), &mut later_headers()),
+        Answer::Unknown
+    );
+    assert_eq!(
+        at(end, Ask::Remember, fragment(16, 0, 64, true), &mut first_headers()),
+        Answer::Fine
+    );
+}
+
+/// One device fills its own bucket only, on its way out and on its way in.
+#[test]
+fn a_device_fills_its_share() {
+    let mut memory = memory();
+    memory.control.fragment_bits = 6;
+    // SAFETY: integers only.
+    memory.fragments = (0..64).map(|_| unsafe { zeroed() }).collect();
+    for id in 0..100 {
+        remember(&memory, fragment(id, 0, 64, true));
+        let mut back = Headers {
+            source: [id; 4],
+            destination: address(4, RULES),
+            ..first_headers()
+        };
+        memory.with(None, 1_000, |t| {
+            ask(t, Ask::Remember, FROM_CORE(), &fragment(id, 0, 64, true), &mut back)
+        });
+    }
+    let used = memory
+        .fragments
+        .iter()
+        .filter(|b| b.records.iter().any(|r| r.expires.get() != 0))
+        .count();
+    assert_eq!((used, live(&memory)), (1, 16));
+}
+
+#[test]
+fn a_busy_or_missing_bucket_counts_as_full() {
+    let mut memory = memory();
+    memory.fragments[0].lock.set(1);
+    assert_eq!(remember(&memory, fragment(1, 0, 64, true)), Answer::Full);
+    assert_eq!(later(&memory, fragment(1, 64, 64, true)), Answer::Full);
+    memory.fragments.clear();
+    assert_eq!(remember(&memory, fragment(1, 0, 64, true)), Answer::Full);
+}
+
+/// Threads at one bucket: each datagram passes whole or is counted as full, and the lock is free in the end.
+#[test]
+fn several_cpus_at_one_bucket() {
+    let shared = memory();
+    let (control, fragments, policy) = (&shared.control, &shared.fragments, &*shared.policy);
+    let homes6 = Homes6 {
+        count: 0,
+        homes: [crate::abi::Home6::default(); 64],
+    };
+    let homes6 = &homes6;
+    thread::scope(|scope| {
+        for thread in 0..4_u32 {
+            scope.spawn(move || {
+                let tables = crate::tables::MemTables {
+                    control,
+                    directory4: &[0; 65536],
+                    chunks4: &[],
+                    hash6: &[],
+                    homes6,
+                    policies: [policy; 3],
+                    interfaces: &[],
+                    fragments,
+                    cold: &|_| None,
+                    coarse_now: 1_000,
+                    boot_now: 1_000,
+                };
+                for round in 0..2_000 {
+                    let id = thread << 16 | round;
+                    let until = |ask_for, f, h: Headers| loop {
+                        match ask(&tables, ask_for, FROM_DEVICE(), &f, &mut h.clone()) {
+                            Answer::Full => thread::yield_now(),
+                            other => break other,
+                        }
+                    };
+                    assert_eq!(until(Ask::Remember, fragment(id, 0, 64, true), first_headers()), Answer::Fine);
+                    assert_eq!(until(Ask::Later, fragment(id, 64, 64, true), later_headers()), Answer::Fine);
+                    assert_eq!(until(Ask::Later, fragment(id, 128, 1, false), later_headers()), Answer::Fine);
+                }
+            });
+        }
+    });
+    assert_eq!(shared.fragments[0].lock.get(), 0);
+    assert_eq!(live(&shared), 0);
+}

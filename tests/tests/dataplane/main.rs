@@ -7,5 +7,4 @@ mod floor;
 mod gateway;
 mod judge;
 mod links;
-mod memory;
 mod routes;

@@ -3,8 +3,10 @@
 #![allow(clippy::unwrap_used, reason = "a test ends at what it does not expect")]
 
 mod changes;
+mod fragments;
 mod handover;
 mod leases;
+mod policies;
 mod restrict;
 mod shapes;
 mod stage;

@@ -29,7 +29,7 @@ pub struct Observed {
 }
 
 /// What the kernel has for one address. The policy after the lease cannot be read back.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Held {
     /// Whose policy.
     pub pool: Option<PoolId>,
@@ -54,25 +54,21 @@ pub enum Op {
 
 /// What an address of a live session is to be judged by. `None`: the configuration has it in no pool.
 #[must_use]
-pub fn assignment(
-    address: IpAddr,
-    session: SessionId,
-    device: Option<&Device>,
-    now: &Now,
-    config: &Config,
-) -> Option<Assignment> {
+pub fn assignment(address: IpAddr, session: &Session, device: Option<&Device>, now: &Now, config: &Config) -> Option<Assignment> {
     let home = config.home(address)?;
     let resting = resting(device, home, config);
     let released = device.and_then(|d| Some((d, released_to(d, now, config)?)));
     Some(match released {
         Some((device, pool)) => Assignment {
             pool: pool.id,
-            session,
+            session: session.id,
+            interface: session.interface.clone(),
             lease: device.lease.map(|l| (lease_end(&l, now), resting)),
         },
         None => Assignment {
             pool: resting,
-            session,
+            session: session.id,
+            interface: session.interface.clone(),
             lease: None,
         },
     })
@@ -80,11 +76,12 @@ pub fn assignment(
 
 /// The same, with a release left out: how an address starts, before the session is durable.
 #[must_use]
-pub fn unreleased(address: IpAddr, session: SessionId, device: Option<&Device>, config: &Config) -> Option<Assignment> {
+pub fn unreleased(address: IpAddr, session: &Session, device: Option<&Device>, config: &Config) -> Option<Assignment> {
     let pool = resting(device, config.home(address)?, config);
     Some(Assignment {
         pool,
-        session,
+        session: session.id,
+        interface: session.interface.clone(),
         lease: None,
     })
 }
@@ -98,7 +95,7 @@ pub fn desired<'a>(
     config: &Config,
 ) -> Desired {
     let of = |(session, device): (&'a Session, Option<&'a Device>)| {
-        let one = move |a: &IpAddr| Some((*a, assignment(*a, session.id, device, now, config)?));
+        let one = move |a: &IpAddr| Some((*a, assignment(*a, session, device, now, config)?));
         session.addresses.iter().filter_map(one)
     };
     Desired {
@@ -160,7 +157,7 @@ pub fn plan(desired: &Desired, observed: &Observed, config: &Config) -> Vec<Op> 
         restricting
             .into_iter()
             .chain(loosening)
-            .map(|(address, wanted)| Op::Assign(*address, *wanted)),
+            .map(|(address, wanted)| Op::Assign(*address, wanted.clone())),
     );
     if desired.earliest != sooner {
         ops.push(Op::EarliestLeaseEnd(desired.earliest));
@@ -196,7 +193,7 @@ pub fn apply(ops: Vec<Op>, kernel: &mut dyn Kernel) -> Applied {
     for op in ops {
         let result = match &op {
             Op::Clear(address) => kernel.clear(*address),
-            Op::Assign(address, to) => kernel.assign(*address, *to),
+            Op::Assign(address, to) => kernel.assign(*address, to.clone()),
             Op::EarliestLeaseEnd(_) if !applied.failed.is_empty() => Ok(()),
             Op::EarliestLeaseEnd(end) => {
                 kernel.set_earliest_lease_end(*end);

@@ -38,7 +38,7 @@ impl Writer {
     /// Its pool is that of its first address: a released session's are all the same.
     pub(super) fn session_view(&self, session: &Session, now: &Now) -> SessionView {
         let device = self.registry.device_of(session);
-        let of = |a: &IpAddr| assignment(*a, session.id, device, now, &self.config);
+        let of = |a: &IpAddr| assignment(*a, session, device, now, &self.config);
         let current_pool = session.addresses.iter().find_map(of).map_or(PoolId(0), |a| a.pool);
         SessionView {
             session: session.clone(),
@@ -53,7 +53,7 @@ impl Writer {
         for session in sessions {
             let device = self.registry.device_of(session).cloned();
             for address in &session.addresses {
-                let wanted = assignment(*address, session.id, device.as_ref(), &now, &self.config).map_or(PoolId(0), |a| a.pool);
+                let wanted = assignment(*address, session, device.as_ref(), &now, &self.config).map_or(PoolId(0), |a| a.pool);
                 let mut read_backs = self.kernel.read_back(*address).unwrap_or_else(|e| {
                     tracing::error!(%address, error = %e, "an address cannot be read back");
                     Vec::new()

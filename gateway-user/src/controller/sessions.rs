@@ -288,7 +288,7 @@ impl Writer {
     /// Puts the addresses of a session that is not durable yet into the kernel, without release. Failed, none of them stays.
     fn quarantine(&mut self, session: &Session) -> Result<(), KernelError> {
         let device = self.registry.device_of(session);
-        let start = |a: &IpAddr| Some(Op::Assign(*a, reconcile::unreleased(*a, session.id, device, &self.config)?));
+        let start = |a: &IpAddr| Some(Op::Assign(*a, reconcile::unreleased(*a, session, device, &self.config)?));
         let ops = session.addresses.iter().filter_map(start).collect();
         let Some((_, error)) = reconcile::apply(ops, self.kernel.as_mut()).failed.into_iter().next() else {
             return Ok(());
@@ -389,6 +389,6 @@ fn refusal(error: KernelError) -> Refusal {
     match error {
         KernelError::TableFull => Refusal::TableFull,
         KernelError::OutsidePools(address) => Refusal::AddressOutsidePools(address),
-        KernelError::System { .. } => Refusal::Kernel(error.to_string()),
+        KernelError::ClassesFull | KernelError::System { .. } => Refusal::Kernel(error.to_string()),
     }
 }

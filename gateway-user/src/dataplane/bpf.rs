@@ -453,6 +453,8 @@ unsafe impl Plain for gateway_ebpf::abi::Homes6 {}
 // SAFETY: as above.
 unsafe impl Plain for gateway_ebpf::abi::Cold {}
 // SAFETY: as above.
+unsafe impl Plain for gateway_ebpf::abi::Interface {}
+// SAFETY: as above.
 unsafe impl Plain for gateway_ebpf::abi::Count {}
 // SAFETY: as above.
 unsafe impl Plain for gateway_ebpf::abi::Denial {}

@@ -67,7 +67,7 @@ impl Layout4 {
         directory
     }
 
-    /// Content of CHUNKS4 with no session live: every address at its resting class.
+    /// Content of CHUNKS4 with no session live: every address at rest.
     pub(super) fn resting(&self, config: &Config) -> Vec<Class> {
         let mut chunks = vec![0; self.chunks() * CHUNK];
         for (class, first, last) in ranges4(config) {
@@ -85,7 +85,7 @@ impl Layout4 {
     }
 }
 
-/// Resting class, first and last address of each IPv4 prefix.
+/// Class at rest, first and last address of each IPv4 prefix.
 fn ranges4(config: &Config) -> impl Iterator<Item = (Class, u32, u32)> {
     config.pools.iter().flat_map(|pool| {
         pool.prefixes.iter().filter_map(|n| match n {

@@ -23,12 +23,14 @@ use super::{
     bpf::Map,
     denials::Ring,
     environment::{self, Error, Lock},
+    force::{self, Policies},
     hooks::{self, Hooks, PROGRAMS, Program},
+    interfaces,
     layout::{self, Layout4},
     maps::{self, Maps},
-    numbers, object, policy,
+    memory, numbers, object, policy,
     readback::{self, pool_now},
-    tables::{self, Policies, Tables, TablesError, system},
+    tables::{self, Tables, TablesError, system},
 };
 use crate::{
     config::{Config, Mode},
@@ -101,7 +103,7 @@ impl Live {
         let mut numbered = config.clone();
         let kept = match &held {
             Some(held) if Tables::fit(config, held).map_err(Error::system("reading the pinned maps"))? => {
-                let ids = tables::rule_ids(held).map_err(Error::system("reading the pinned maps"))?;
+                let ids = force::rule_ids(held).map_err(Error::system("reading the pinned maps"))?;
                 // Where the old rules leave too few numbers for the new ones, all begin anew.
                 numbers::assign(&mut numbered, &ids).ok()
             }
@@ -303,9 +305,11 @@ impl Kernel for Live {
         let reading =
             readback::class([open(names[0])?, open(names[1])?], address).map_err(|e| system("reading the tables", e))?;
         let cold = tables::cold_record(open(map::COLD)?, address).map_err(|e| system("reading COLD", e))?;
+        let entry = readback::entry(open(map::CONTROL)?, reading.class).map_err(|e| system("reading CONTROL", e))?;
         Ok(AddressReading {
-            pool: pool_now(reading.class, cold, tables::boot_now()),
+            pool: pool_now(entry, cold, tables::boot_now()),
             session: cold.map(|c| SessionId(c.session)),
+            interface: None,
             lease_end: cold.filter(|c| c.lease_end != u64::MAX).map(|c| BootTime(c.lease_end)),
             map_id: reading.map_id,
         })
@@ -320,7 +324,13 @@ impl Kernel for Live {
                 return;
             }
         };
+        if let Err(e) = interfaces::set(&self.config, &self.tables, &self.maps, &links) {
+            tracing::error!("an interface's pools and VLANs cannot be set, so that it has none: {e}");
+        }
         self.attach(&links);
+        if let Err(e) = interfaces::forget(&self.config, &self.maps, &links) {
+            tracing::warn!("pools and VLANs of interfaces that are gone: {e}");
+        }
         // Attaching to XDP changes what the list says of it; the floor and the routes need names and indexes only.
         if let Err(e) = self.mend_floor(&links) {
             tracing::error!("the floor: {e}");
@@ -457,7 +467,8 @@ fn load(config: &Config, adopt: Option<&PathBuf>) -> Result<(Maps, HashMap<&'sta
         .map_max_entries(map::CHUNKS4, chunks as u32)
         .map_max_entries(map::HASH6, layout::buckets6(config))
         .map_max_entries(map::COLD, config.tables.addresses)
-        .map_max_entries(map::DENIALS, config.tables.denials_bytes);
+        .map_max_entries(map::DENIALS, config.tables.denials_bytes)
+        .map_max_entries(map::CAPTURES, memory::CAPTURES_BYTES);
     for (name, path) in &paths {
         loader.map_pin_path(name, path.as_path());
     }

@@ -3,7 +3,7 @@
 
 use std::{collections::HashMap, io, net::IpAddr, os::fd::AsFd, rc::Rc};
 
-use gateway_ebpf::abi::{BUCKET6_SLOTS, Bucket6, CLASS_LEASED, CLASS_POOL, Class, Cold, Homes6, map};
+use gateway_ebpf::abi::{BUCKET6_SLOTS, Bucket6, Class, ClassEntry, Cold, Control, ENTRY_LEASED, Homes6, entry_pool, map};
 
 use super::{
     bpf::{self, Map, ProgramInfo},
@@ -80,14 +80,19 @@ pub(super) fn class(tables: [&Map; 2], address: IpAddr) -> io::Result<Reading> {
     }
 }
 
+/// What a class means by a set's CONTROL.
+pub(super) fn entry(control: &Map, class: Class) -> io::Result<ClassEntry> {
+    Ok(control.element::<Control>(0)?.classes[usize::from(class)])
+}
+
 /// The pool that judges an address of a class now: past its lease, the fallback. `None`: no pool, or a leased class without a record.
-pub(super) fn pool_now(class: Class, cold: Option<Cold>, boot_now: u64) -> Option<PoolId> {
-    let pool = if class & CLASS_LEASED == 0 {
-        class & CLASS_POOL
+pub(super) fn pool_now(entry: ClassEntry, cold: Option<Cold>, boot_now: u64) -> Option<PoolId> {
+    let pool = if entry & ENTRY_LEASED == 0 {
+        entry_pool(entry)
     } else {
         match cold {
-            Some(c) if boot_now < c.lease_end => class & CLASS_POOL,
-            Some(c) => c.fallback as Class & CLASS_POOL,
+            Some(c) if boot_now < c.lease_end => entry_pool(entry),
+            Some(c) => c.fallback as u8,
             None => 0,
         }
     };
@@ -98,32 +103,34 @@ pub(super) fn pool_now(class: Class, cold: Option<Cold>, boot_now: u64) -> Optio
 #[derive(Default)]
 struct Reader {
     maps: HashMap<u32, Option<Rc<Map>>>,
-    read: HashMap<[u32; 3], (Reading, Option<Cold>)>,
+    read: HashMap<[u32; 4], (Reading, ClassEntry, Option<Cold>)>,
 }
 
 impl Reader {
     /// `None`: the program does not have our tables.
     fn through(&mut self, program: &ProgramInfo, address: IpAddr) -> io::Result<Option<ProgramReading>> {
         let names = match address {
-            IpAddr::V4(_) => [map::DIR4, map::CHUNKS4, map::COLD],
-            IpAddr::V6(_) => [map::HASH6, map::HOMES6, map::COLD],
+            IpAddr::V4(_) => [map::DIR4, map::CHUNKS4, map::COLD, map::CONTROL],
+            IpAddr::V6(_) => [map::HASH6, map::HOMES6, map::COLD, map::CONTROL],
         };
-        let mut found = [const { None }; 3];
+        let mut found = [const { None }; 4];
         for id in &program.maps {
             let Some(m) = self.map(*id) else { continue };
             if let Some(place) = names.iter().position(|n| *n == m.info.name) {
                 found[place] = Some(m);
             }
         }
-        let [Some(first), Some(second), Some(cold)] = found else {
+        let [Some(first), Some(second), Some(cold), Some(control)] = found else {
             return Ok(None);
         };
-        let key = [first.info.id, second.info.id, cold.info.id];
-        let (reading, record) = match self.read.get(&key) {
+        let key = [first.info.id, second.info.id, cold.info.id, control.info.id];
+        let (reading, entry, record) = match self.read.get(&key) {
             Some(r) => *r,
             None => {
+                let reading = class([&first, &second], address)?;
                 let r = (
-                    class([&first, &second], address)?,
+                    reading,
+                    entry(&control, reading.class)?,
                     super::tables::cold_record(&cold, address)?,
                 );
                 self.read.insert(key, r);
@@ -133,7 +140,7 @@ impl Reader {
         Ok(Some(ProgramReading {
             program_id: program.id,
             map_id: reading.map_id,
-            pool: pool_now(reading.class, record, super::tables::boot_now()),
+            pool: pool_now(entry, record, super::tables::boot_now()),
         }))
     }
 

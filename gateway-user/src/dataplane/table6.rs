@@ -52,12 +52,12 @@ impl<'a> Table6<'a> {
         }
     }
 
-    /// Takes out every address that is not to be kept.
-    pub(super) fn retain(&self, mut keep: impl FnMut([u64; 2]) -> bool) {
+    /// Takes out every address that is not to be kept, by its key and its class.
+    pub(super) fn retain(&self, mut keep: impl FnMut([u64; 2], Class) -> bool) {
         for bucket in self.0 {
             for slot in 0..BUCKET6_SLOTS {
                 let key = [bucket.hi(slot), bucket.keys[slot][1].load(Ordering::Relaxed)];
-                if key[0] != 0 && !keep(key) {
+                if key[0] != 0 && !keep(key, bucket.classes[slot].load(Ordering::Relaxed)) {
                     bucket.empty(slot);
                 }
             }
@@ -172,7 +172,7 @@ mod tests {
         for lo in 0..8 {
             table.set([9, lo], 1).unwrap();
         }
-        table.retain(|k| k[1] % 2 == 0);
+        table.retain(|k, class| k[1] % 2 == 0 && class == 1);
         assert_eq!(
             (0..8).filter(|lo| class(&table, [9, *lo]).is_some()).collect::<Vec<_>>(),
             [0, 2, 4, 6]

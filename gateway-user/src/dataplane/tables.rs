@@ -5,22 +5,19 @@ use std::{
     collections::HashSet,
     io,
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
-    os::fd::{AsFd, AsRawFd},
-    sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering, fence},
+    os::fd::AsFd,
+    sync::atomic::{AtomicU8, AtomicU32, Ordering, fence},
 };
 
-use gateway_ebpf::abi::{
-    self, CLASS_LEASED, CLASS_POOL, Class, Cold, Control, Homes6, POLICIES, POLICY_SHADOW, Policy, RuleCount, VERSION,
-};
-use memmap2::{MmapOptions, MmapRaw};
+use gateway_ebpf::abi::{self, CLASS_LEASED, CLASS_POOL, Class, Cold, Control, Homes6, POLICIES, Policy, VERSION};
 
 use super::{
     bpf::{self, Map},
+    force::{self, Policies, SHADOW_AT},
     layout::{self, CHUNK, Layout4},
+    mapping::Mapping,
     maps::Maps,
-    numbers::{Digests, Numbers},
     policy::CompileError,
-    readback,
     table6::{Full, SharedBucket, Table6},
 };
 use crate::{
@@ -37,7 +34,7 @@ pub(super) struct Tables {
     control: Mapping,
     chunks: Mapping,
     hash6: Mapping,
-    policy: Mapping,
+    pub(super) policy: Mapping,
 }
 
 impl Tables {
@@ -69,7 +66,7 @@ impl Tables {
         if let Some(shadow) = &policies.shadow {
             self.policy.copy_in(SHADOW_AT, bpf::bytes_of(&**shadow));
         }
-        write_ids(maps, &policies.numbers.after)?;
+        force::write_ids(maps, &policies.numbers.after)?;
         let control = Control {
             abi: VERSION,
             flags: self.flags() | if policies.shadow.is_some() { abi::FLAG_SHADOW } else { 0 },
@@ -121,51 +118,15 @@ impl Tables {
                 repaired += 1;
             }
         }
-        self.table6().retain(|key| {
+        self.table6().retain(|key, _| {
             let keep = assigned.contains(&IpAddr::V6(layout::address6(key)));
             repaired += usize::from(!keep);
             keep
         });
-        self.switch(maps, policies)
-            .map_err(|error| system("changing the policy", error))?;
+        force::switch(self, maps, policies).map_err(|error| system("changing the policy", error))?;
         let kept = self.flag_word().load(Ordering::SeqCst) & (abi::FLAG_SHADOW | abi::FLAG_INTERFACE_POOLS);
         self.flag_word().store(self.flags() | kept, Ordering::SeqCst);
         Ok(repaired)
-    }
-
-    /// Brings policies into force beside what is: the enforced one by one word. Counters of rules that stay go on.
-    fn switch(&self, maps: &Maps, policies: &Policies) -> io::Result<()> {
-        let rules = maps.get(abi::map::RULES)?;
-        let zeros = vec![0; size_of::<RuleCount>() * readback::cpus()?];
-        for number in &policies.numbers.fresh {
-            bpf::update(rules.fd.as_fd(), &u32::from(*number).to_ne_bytes(), &zeros)?;
-        }
-        // Whatever happens in between, no number that counts is given to another rule.
-        write_ids(maps, &policies.numbers.both)?;
-        let active = self.generation().load(Ordering::Acquire) as usize & 1;
-        let new = bpf::bytes_of(&*policies.enforced);
-        if !self.policy.holds(active * size_of::<Policy>(), new) {
-            // A program may still be reading what the last switch replaced.
-            grace();
-            self.policy.copy_in((active ^ 1) * size_of::<Policy>(), new);
-            fence(Ordering::SeqCst);
-            self.generation().store(active as u32 ^ 1, Ordering::SeqCst);
-            grace();
-            tracing::info!("policy changed: generation {} is in force", active ^ 1);
-        }
-        match &policies.shadow {
-            None => self.set_flag(abi::FLAG_SHADOW, false),
-            Some(shadow) => {
-                if !self.policy.holds(SHADOW_AT, bpf::bytes_of(&**shadow)) {
-                    self.set_flag(abi::FLAG_SHADOW, false);
-                    grace();
-                    self.policy.copy_in(SHADOW_AT, bpf::bytes_of(&**shadow));
-                    fence(Ordering::SeqCst);
-                }
-                self.set_flag(abi::FLAG_SHADOW, true);
-            }
-        }
-        write_ids(maps, &policies.numbers.after)
     }
 
     /// Sets or clears a bit of [`Control::flags`].
@@ -223,11 +184,11 @@ impl Tables {
         delete_cold(maps, address)
     }
 
-    /// See [`crate::kernel::Kernel::set_earliest_lease_end`]. The clock that the programs can read cheaply stands
-    /// still while the host is suspended: until the daemon sets it again, the word is then late by the time slept.
+    /// See [`crate::kernel::Kernel::set_earliest_lease_end`].
     pub(super) fn set_earliest_lease_end(&self, end: Option<BootTime>) {
+        // The clock that the programs can read cheaply stands still while the host is suspended: until the daemon sets it again, the
+        // word is then late by the time slept. Read in this order, the difference is if anything too large, and the word too early.
         let word = end.map_or(u64::MAX, |end| {
-            // Read in this order, the difference is if anything too large, and the word too early.
             let monotonic = clock(libc::CLOCK_MONOTONIC);
             end.0.saturating_sub(boot_now().saturating_sub(monotonic))
         });
@@ -243,7 +204,7 @@ impl Tables {
         }
     }
 
-    fn generation(&self) -> &AtomicU32 {
+    pub(super) fn generation(&self) -> &AtomicU32 {
         self.control.word32(std::mem::offset_of!(Control, generation))
     }
 
@@ -283,38 +244,6 @@ impl Tables {
 
     fn table6(&self) -> Table6<'_> {
         Table6(self.hash6.buckets())
-    }
-}
-
-/// What is to be in force.
-pub(super) struct Policies {
-    pub(super) enforced: Box<Policy>,
-    pub(super) shadow: Option<Box<Policy>>,
-    pub(super) numbers: Numbers,
-}
-
-const SHADOW_AT: usize = POLICY_SHADOW as usize * size_of::<Policy>();
-
-/// The digests of the rules that have the numbers.
-pub(super) fn rule_ids(maps: &Maps) -> io::Result<Box<Digests>> {
-    maps.get(abi::map::RULE_IDS)?.element::<Digests>(0)
-}
-
-fn write_ids(maps: &Maps, ids: &Digests) -> io::Result<()> {
-    bpf::update(
-        maps.get(abi::map::RULE_IDS)?.fd.as_fd(),
-        &0_u32.to_ne_bytes(),
-        bpf::bytes_of(ids),
-    )
-}
-
-/// Waits until no program runs that ran when it was called: programs run inside an RCU read-side section, and this command of
-/// membarrier(2) is synchronize_rcu() (Linux 4.3). Where the kernel refuses it (nohz_full), a wait that is longer than any program runs.
-pub(super) fn grace() {
-    const MEMBARRIER_CMD_GLOBAL: libc::c_int = 1;
-    // SAFETY: a system call without pointers.
-    if unsafe { libc::syscall(libc::SYS_membarrier, MEMBARRIER_CMD_GLOBAL, 0, 0) } != 0 {
-        std::thread::sleep(std::time::Duration::from_millis(50));
     }
 }
 
@@ -391,62 +320,4 @@ fn clock(id: libc::clockid_t) -> u64 {
     // SAFETY: `t` is a timespec that lives through the call; both clocks exist on every kernel with TCX.
     unsafe { libc::clock_gettime(id, &raw mut t) };
     t.tv_sec as u64 * 1_000_000_000 + t.tv_nsec as u64
-}
-
-/// The memory of an array map, shared with the programs.
-struct Mapping {
-    memory: MmapRaw,
-    len: usize,
-}
-
-impl Mapping {
-    fn new(map: &Map, len: usize) -> io::Result<Self> {
-        let has = (map.info.value_size as usize).next_multiple_of(8) * map.info.max_entries as usize;
-        if has < len {
-            let what = format!("map {} has {has} bytes, not {len}", map.info.name);
-            return Err(io::Error::new(io::ErrorKind::InvalidData, what));
-        }
-        Ok(Self {
-            memory: MmapOptions::new().len(len).map_raw(map.fd.as_raw_fd())?,
-            len,
-        })
-    }
-
-    /// A byte at an offset; out of range is an error of this module's.
-    fn byte(&self, offset: usize) -> &AtomicU8 {
-        assert!(offset < self.len);
-        // SAFETY: inside the mapping, which lives as long as `self`; all access to it is by atomics or, where nothing reads yet, copies.
-        unsafe { AtomicU8::from_ptr(self.memory.as_mut_ptr().add(offset)) }
-    }
-
-    fn word32(&self, offset: usize) -> &AtomicU32 {
-        assert!(offset.is_multiple_of(4) && offset + 4 <= self.len);
-        // SAFETY: as in `byte`; a mapping starts at a page, so the word is aligned.
-        unsafe { AtomicU32::from_ptr(self.memory.as_mut_ptr().add(offset).cast()) }
-    }
-
-    fn word64(&self, offset: usize) -> &AtomicU64 {
-        assert!(offset.is_multiple_of(8) && offset + 8 <= self.len);
-        // SAFETY: as in `word32`.
-        unsafe { AtomicU64::from_ptr(self.memory.as_mut_ptr().add(offset).cast()) }
-    }
-
-    fn buckets(&self) -> &[SharedBucket] {
-        // SAFETY: the mapping starts at a page and holds whole buckets, which are made of atomics.
-        unsafe { std::slice::from_raw_parts(self.memory.as_ptr().cast(), self.len / size_of::<SharedBucket>()) }
-    }
-
-    fn copy_in(&self, offset: usize, bytes: &[u8]) {
-        assert!(offset + bytes.len() <= self.len);
-        // SAFETY: inside the mapping; `bytes` is ordinary memory elsewhere. No program is directed here yet.
-        unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), self.memory.as_mut_ptr().add(offset), bytes.len()) }
-    }
-
-    fn holds(&self, offset: usize, bytes: &[u8]) -> bool {
-        assert!(offset + bytes.len() <= self.len);
-        bytes
-            .iter()
-            .enumerate()
-            .all(|(i, b)| self.byte(offset + i).load(Ordering::Relaxed) == *b)
-    }
 }

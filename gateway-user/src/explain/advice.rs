@@ -370,6 +370,7 @@ protocol = "any"
             reading: AddressReading {
                 pool: config.home(address).map(|h| config.resting(h)),
                 session: None,
+                interface: None,
                 lease_end: None,
                 map_id: 1,
             },

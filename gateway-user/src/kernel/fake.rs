@@ -160,7 +160,7 @@ impl Kernel for FakeKernel {
         if !state.assigned.contains_key(&address) && state.assigned.len() >= state.capacity {
             return Err(KernelError::TableFull);
         }
-        state.calls.push(Call::Assign(address, to));
+        state.calls.push(Call::Assign(address, to.clone()));
         state.assigned.insert(address, to);
         Ok(())
     }
@@ -212,6 +212,7 @@ impl Kernel for FakeKernel {
         Ok(AddressReading {
             pool: self.class(&state, address),
             session: held.map(|a| a.session),
+            interface: held.map(|a| a.interface.clone()),
             lease_end: held.and_then(|a| a.lease).map(|l| l.0),
             map_id: MAP_ID,
         })

@@ -13,23 +13,27 @@ use crate::{
 };
 
 /// What one address of a live session is judged by.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Assignment {
     /// Whose policy.
     pub pool: PoolId,
     /// Whose address it is.
     pub session: SessionId,
+    /// The session's: on any other the address passes nothing. One that does not exist yet is waited for.
+    pub interface: InterfaceName,
     /// Until when, and by which pool's policy afterwards; `None`: until told otherwise.
     pub lease: Option<(BootTime, PoolId)>,
 }
 
 /// An address, as read from the kernel by system call.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AddressReading {
     /// Whose policy judges it now; `None`: it is in no pool.
     pub pool: Option<PoolId>,
     /// As stored beside it; `None`: no live session.
     pub session: Option<SessionId>,
+    /// The interface that it is bound to; `None`: none, or one whose name is not known any more.
+    pub interface: Option<InterfaceName>,
     /// As stored beside it.
     pub lease_end: Option<BootTime>,
     /// Kernel id of the map that gave the pool.
@@ -114,6 +118,9 @@ pub enum KernelError {
     /// The table of IPv6 addresses or of sessions has no room. Nothing was changed for the address.
     #[error("the kernel's address table is full")]
     TableFull,
+    /// Every class is in use: there are too many combinations of pool, lease and interface. Nothing was changed for the address.
+    #[error("no class is free: sessions already use 192 combinations of pool, lease and interface")]
+    ClassesFull,
     /// The address is in no pool.
     #[error("{0} is in no pool")]
     OutsidePools(IpAddr),
@@ -149,7 +156,7 @@ pub struct Losses {
 /// The kernel, as the one thread that owns it sees it. All calls are system calls or stores to mapped memory; none waits for a network.
 pub trait Kernel: Send {
     /// Sets what an address of a live session is judged by. From the return on, the next packet is judged by it.
-    /// Changing an address that is assigned already cannot fail for lack of room.
+    /// Changing an address that is assigned already cannot fail for lack of room, but for a release that finds no class.
     ///
     /// # Errors
     /// See [`KernelError`].

@@ -16,6 +16,7 @@ fn to(pool: PoolId, session: u64, lease: Option<u64>) -> Assignment {
     Assignment {
         pool,
         session: SessionId(session),
+        interface: "tun0".parse().unwrap(),
         lease: lease.map(|end| (BootTime(end), QUARANTINE)),
     }
 }
@@ -122,7 +123,7 @@ fn any_state_converges_and_then_plans_nothing() {
         let mut kernel = FakeKernel::new(config.clone());
         let before = some(&mut roll);
         for (address, to) in &before.addresses {
-            kernel.assign(*address, *to).unwrap();
+            kernel.assign(*address, to.clone()).unwrap();
         }
         // Nobody knows what the word was: the programs look at everything.
         let mut earliest = Some(BootTime(0));
@@ -141,7 +142,7 @@ fn any_state_converges_and_then_plans_nothing() {
             earliest = applied.earliest.unwrap_or(earliest);
         }
         let state = kernel.state();
-        let leases = |d: &BTreeMap<IpAddr, Assignment>| d.iter().map(|(a, to)| (*a, held(*to))).collect::<Vec<_>>();
+        let leases = |d: &BTreeMap<IpAddr, Assignment>| d.iter().map(|(a, to)| (*a, held(to.clone()))).collect::<Vec<_>>();
         assert_eq!(leases(&state.assigned), leases(&wanted.addresses), "round {round}");
         assert_eq!(state.earliest, wanted.earliest, "round {round}");
     }

@@ -133,6 +133,49 @@ fn a_policy_changes_in_place_and_other_pools_make_new_maps_with_the_sessions_in_
 }
 
 #[test]
+fn a_rule_keeps_its_number_and_counter_when_others_come_and_go() {
+    require!(Root, Bpf, Tun, Program("nft"));
+    let (mut g, tun) = Gateway::tun(|c| c);
+    g.open();
+    let counted = |g: &mut Gateway, number: u16| {
+        let all = g.live(|l| l.rule_counters()).unwrap();
+        all.into_iter().find(|(n, _)| *n == number).map(|(_, c)| c.passed.packets)
+    };
+    for _ in 0..3 {
+        assert!(g.reaches(&tun, DEVICE, RESOLVER, 53));
+    }
+    assert_eq!(counted(&mut g, 2), Some(3), "the second rule of the file");
+    // The first rule goes, one comes in its place.
+    g.live = None;
+    let rule = "[[policy.rule]]\nto = [\"10.9.0.20/32\"]\nprotocol = \"udp\"\nports = [\"25\"]\n\n";
+    let first = |c: &str| {
+        let from = c.find("[[policy.rule]]").unwrap();
+        (from, from + c[from..].find("\n\n").unwrap() + 2)
+    };
+    g.config = configuration("vpn0", &g.scratch, |c| {
+        let (from, to) = first(&c);
+        format!("{}{rule}{}", &c[..from], &c[to..])
+    });
+    g.open();
+    assert!(g.live(|l| l.adopted()));
+    let numbers = |g: &mut Gateway| {
+        let all = g.live(|l| l.rule_counters()).unwrap();
+        all.into_iter().map(|(n, _)| n).collect::<Vec<_>>()
+    };
+    assert_eq!(numbers(&mut g), [0, 2, 3]);
+    assert_eq!((counted(&mut g, 2), counted(&mut g, 3)), (Some(3), Some(0)));
+    assert!(g.reaches(&tun, DEVICE, RESOLVER, 53) && g.reaches(&tun, DEVICE, MAIL, 25));
+    assert_eq!((counted(&mut g, 2), counted(&mut g, 3)), (Some(4), Some(1)));
+    // It goes: what it allowed is cut. The number that was free is given to the old first rule, and begins at 0.
+    g.live = None;
+    g.config = configuration("vpn0", &g.scratch, |c| c);
+    g.open();
+    assert_eq!(numbers(&mut g), [0, 1, 2]);
+    assert!(!g.reaches(&tun, DEVICE, MAIL, 25));
+    assert_eq!((counted(&mut g, 1), counted(&mut g, 2)), (Some(0), Some(4)));
+}
+
+#[test]
 fn adopted_tables_that_were_tampered_with_are_set_right() {
     require!(Root, Bpf, Tun, Program("nft"));
     let (mut g, tun) = Gateway::tun(|c| c);

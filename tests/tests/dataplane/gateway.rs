@@ -30,6 +30,8 @@ pub(crate) struct Gateway {
     pub(crate) site: Site,
     pub(crate) config: Config,
     pub(crate) live: Option<Live>,
+    /// That leads to devices.
+    interface: String,
     // Last, so that pins outlive what uses them.
     pub(crate) scratch: Scratch,
 }
@@ -45,6 +47,7 @@ impl Gateway {
             site,
             config,
             live: None,
+            interface: interface.to_owned(),
             scratch,
         }
     }
@@ -95,6 +98,7 @@ impl Gateway {
         let to = Assignment {
             pool,
             session: SessionId(7),
+            interface: self.interface.parse().unwrap(),
             lease: None,
         };
         self.live(|l| l.assign(address, to)).unwrap();

@@ -207,6 +207,7 @@ fn reserved_and_foreign_addresses_cannot_be_assigned() {
         let to = gateway_user::kernel::Assignment {
             pool: STAFF,
             session: gateway_user::model::SessionId(1),
+            interface: "vpn0".parse().unwrap(),
             lease: None,
         };
         assert!(matches!(g.live(|l| l.assign(address, to)), Err(KernelError::OutsidePools(a)) if a == address));
@@ -233,6 +234,7 @@ fn a_lease_that_ended_falls_back_without_the_daemon() {
         let to = Assignment {
             pool: STAFF,
             session: SessionId(9),
+            interface: "vpn0".parse().unwrap(),
             lease: Some((end, QUARANTINE)),
         };
         g.live(|l| {
@@ -268,6 +270,7 @@ fn the_table_of_sessions_is_full_when_it_is_and_changes_still_go() {
     let to = |pool: PoolId| gateway_user::kernel::Assignment {
         pool,
         session: gateway_user::model::SessionId(1),
+        interface: "vpn0".parse().unwrap(),
         lease: None,
     };
     let mut room = 0;

@@ -7,4 +7,5 @@ mod floor;
 mod gateway;
 mod judge;
 mod links;
+mod memory;
 mod routes;

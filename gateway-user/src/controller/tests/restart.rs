@@ -30,6 +30,7 @@ async fn sessions_come_back_before_anything_is_attached() {
     let foreign = Assignment {
         pool: OFFICE,
         session: SessionId(999),
+        interface: "tun0".parse().unwrap(),
         lease: None,
     };
     g.kernel.assign(ip("10.66.1.200"), foreign).unwrap();

@@ -10,10 +10,10 @@ use std::{
 use anyhow::{Context as _, Result, anyhow, bail};
 use aya::programs::{ProgramFd, loaded_programs};
 use gateway_user::{
-    config::Config,
+    config::{Config, InterfaceRole},
     dataplane::Live,
     kernel::{Assignment, HookPoint, Kernel as _, Link},
-    model::{BootTime, PoolId, SessionId},
+    model::{BootTime, InterfaceName, PoolId, SessionId},
 };
 use lazaret_tests::{netns::Namespace, scratch::Scratch};
 
@@ -111,6 +111,8 @@ allow = "all"
 /// The shipping data plane, live in a namespace. Pins and programs are gone with it.
 pub(crate) struct Gateway {
     pub(crate) live: Live,
+    /// Where the sessions are.
+    interface: InterfaceName,
     namespace: Namespace,
     _scratch: Scratch,
 }
@@ -135,8 +137,11 @@ impl Gateway {
             live.set_links(links);
             Ok(live)
         })?;
+        let device = links.iter().find(|l| config.role(&l.name) == Some(InterfaceRole::Device));
+        let interface = device.or(links.first()).context("no interface is given")?.name.clone();
         let mut gateway = Self {
             live,
+            interface,
             namespace: namespace.clone(),
             _scratch: scratch,
         };
@@ -145,11 +150,18 @@ impl Gateway {
     }
 
     fn open(&mut self, sessions: Sessions) -> Result<()> {
-        let mut number = 0;
+        let (mut number, interface) = (0, self.interface.clone());
         let mut assign = |live: &mut Live, address: IpAddr, pool: PoolId, lease: Option<(BootTime, PoolId)>| {
             number += 1;
             let session = SessionId(number);
-            live.assign(address, Assignment { pool, session, lease })
+            let interface = interface.clone();
+            let to = Assignment {
+                pool,
+                session,
+                interface,
+                lease,
+            };
+            live.assign(address, to)
         };
         for i in 0..1_u32 << MILLION {
             let home = PoolId(pool(i) as u8 + 1);

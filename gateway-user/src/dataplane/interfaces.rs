@@ -1,0 +1,88 @@
+//! What the programs are told of interfaces: pools and VLANs, by index.
+
+use std::{io, os::fd::AsFd};
+
+use gateway_ebpf::abi::{self, Interface};
+
+use super::{bpf, maps::Maps, tables::Tables};
+use crate::{
+    config::{Config, InterfaceRule},
+    links::LinkNow,
+};
+
+/// Says what interfaces have of pools and VLANs. Before a program is attached there, so that it finds its entry.
+pub(super) fn set(config: &Config, tables: &Tables, maps: &Maps, links: &[LinkNow]) -> io::Result<()> {
+    let restricts = restricts(config);
+    if !restricts {
+        tables.set_flag(abi::FLAG_INTERFACE_POOLS, false);
+    }
+    let map = maps.get(abi::map::INTERFACES)?.fd.as_fd();
+    for link in links {
+        if let Some(rule) = wanted(config, link) {
+            bpf::update(map, &link.link.ifindex.to_ne_bytes(), bpf::bytes_of(&entry(rule)))?;
+        }
+    }
+    if restricts {
+        tables.set_flag(abi::FLAG_INTERFACE_POOLS, true);
+    }
+    Ok(())
+}
+
+/// Removes what [`set`] would not write now.
+pub(super) fn forget(config: &Config, maps: &Maps, links: &[LinkNow]) -> io::Result<()> {
+    let map = maps.get(abi::map::INTERFACES)?.fd.as_fd();
+    let (mut key, mut next, mut gone) = (None, [0_u8; 4], Vec::new());
+    while bpf::next_key(map, key.as_ref().map(|k: &[u8; 4]| &k[..]), &mut next)?.is_some() {
+        let link = links.iter().find(|l| l.link.ifindex.to_ne_bytes() == next);
+        if link.and_then(|l| wanted(config, l)).is_none() {
+            gone.push(next);
+        }
+        key = Some(next);
+    }
+    gone.iter().try_for_each(|key| bpf::delete(map, key))
+}
+
+/// Whether any interface has pools of its own: then each needs an entry.
+fn restricts(config: &Config) -> bool {
+    config.interfaces.iter().any(|r| r.pools.is_some())
+}
+
+/// The rule of an interface that needs an entry.
+fn wanted<'c>(config: &'c Config, link: &LinkNow) -> Option<&'c InterfaceRule> {
+    let rule = config.interfaces.iter().find(|r| r.name.matches(&link.link.name))?;
+    (restricts(config) || !rule.vlans.is_empty()).then_some(rule)
+}
+
+/// As the programs read it.
+fn entry(rule: &InterfaceRule) -> Interface {
+    let mut vlans = [0; abi::MAX_VLANS];
+    for (to, vlan) in vlans.iter_mut().zip(&rule.vlans) {
+        *to = u32::from(vlan.outer) | u32::from(vlan.inner.unwrap_or(0)) << 16;
+    }
+    Interface {
+        pools: rule.pools_mask(),
+        vlans,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{super::fixtures, *};
+    use crate::{config::Vlan, model::PoolId};
+
+    #[test]
+    fn an_entry_has_the_pools_as_bits_and_the_vlans_as_words() {
+        let mut rule = fixtures::config().interfaces.remove(0);
+        assert_eq!(entry(&rule).pools, u64::MAX);
+        rule.pools = Some(vec![PoolId(1), PoolId(63)]);
+        rule.vlans = vec![
+            Vlan { outer: 100, inner: None },
+            Vlan {
+                outer: 4094,
+                inner: Some(30),
+            },
+        ];
+        let e = entry(&rule);
+        assert_eq!((e.pools, &e.vlans[..3]), (1 << 1 | 1 << 63, &[100, 4094 | 30 << 16, 0][..]));
+    }
+}

@@ -5,6 +5,7 @@ pub mod api;
 pub mod bulk;
 pub mod differential;
 pub mod flows;
+pub mod fuzz;
 pub mod gateway;
 pub mod lab;
 pub mod netns;

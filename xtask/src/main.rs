@@ -5,6 +5,7 @@
     reason = "the build script of gateway-user, which includes the file too, uses the rest"
 )]
 mod bpf;
+mod nightly;
 mod run;
 mod setup;
 mod test;
@@ -46,7 +47,21 @@ enum Task {
     Test {
         /// Only tests whose name contains this
         filter: Option<String>,
+        /// A million random packets in the differential tests, instead of what takes seconds, and Miri
+        #[arg(long)]
+        nightly: bool,
     },
+    /// Let the fuzzer look for packets and records that something makes wrong of; needs a nightly compiler, installs cargo-fuzz
+    Fuzz {
+        /// Only this target
+        #[arg(value_parser = nightly::TARGETS)]
+        target: Option<String>,
+        /// Seconds for each target
+        #[arg(long, default_value_t = 300)]
+        seconds: u64,
+    },
+    /// Run the unit tests of the data plane's library under Miri; needs a nightly compiler, adds the component
+    Miri,
     /// Show the whole mission in network namespaces, with a real OpenVPN client; needs root
     Demo {
         /// Leave it up at the end and print commands to try
@@ -82,11 +97,19 @@ impl Task {
             }
             Self::Setup { check: false } => setup::install(Scope::Bench)?,
             Self::Build { release } => build(root, release)?,
-            Self::Test { filter } => {
+            Self::Test { filter, nightly } => {
                 setup::install(Scope::Test)?;
                 object(root)?;
-                return test::run(root, filter.as_deref());
+                if nightly {
+                    nightly::miri(root)?;
+                }
+                return test::run(root, filter.as_deref(), nightly);
             }
+            Self::Fuzz { target, seconds } => {
+                object(root)?;
+                nightly::fuzz(root, target.as_deref(), seconds)?;
+            }
+            Self::Miri => nightly::miri(root)?,
             Self::Demo { hold } => {
                 setup::install(Scope::Test)?;
                 build(root, false)?;

@@ -17,8 +17,11 @@ const PYTHON_PACKAGES: &[&str] = &["grpcio", "grpcio-tools", "grpcio-health-chec
 /// Most tests at a time: those with namespaces of their own share two cores well, not eight.
 const MOST_THREADS: usize = 4;
 
+/// Random packets of the differential tests in the nightly form.
+const NIGHTLY_CASES: &str = "1000000";
+
 /// Runs them; the exit code says whether all passed.
-pub(crate) fn run(root: &Path, filter: Option<&str>) -> Result<ExitCode> {
+pub(crate) fn run(root: &Path, filter: Option<&str>, nightly: bool) -> Result<ExitCode> {
     let python = python(root).unwrap_or_else(|e| {
         eprintln!("no Python environment for the foreign gRPC client: {e:#}");
         PathBuf::new()
@@ -30,6 +33,9 @@ pub(crate) fn run(root: &Path, filter: Option<&str>) -> Result<ExitCode> {
         .arg(format!("--test-threads={threads}"))
         .args(filter)
         .env("LAZARET_TEST_PYTHON", python);
+    if nightly {
+        tests.env("LAZARET_TEST_CASES", NIGHTLY_CASES);
+    }
     let (passed, summary) = watch(&mut tests)?;
     println!("\n{summary}");
     Ok(if passed { ExitCode::SUCCESS } else { ExitCode::FAILURE })

@@ -176,7 +176,7 @@ fn event(packet: &Captured) -> Event {
 }
 
 /// What was captured, as it was on the wire: a tag that the driver took off is put back.
-fn bytes(packet: &Captured) -> Vec<u8> {
+pub(super) fn bytes(packet: &Captured) -> Vec<u8> {
     let captured = (packet.captured as usize).min(SNAP);
     let data = &packet.bytes[..captured];
     match (packet.ethernet != 0 && packet.vlan != 0, data.split_at_checked(12)) {

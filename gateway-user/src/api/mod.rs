@@ -36,6 +36,16 @@ use crate::{
     model::Identity,
 };
 
+/// What a client is told of a record of the kernel's, whatever is in it: for tests and the fuzzer.
+#[cfg(feature = "fake-kernel")]
+#[must_use]
+pub fn decoded(config: &Config, packet: &gateway_ebpf::abi::Captured) -> (lazaret_proto::v1::Denial, Vec<u8>) {
+    let event = packet.denial.into();
+    let _ = render::device_end(config, &event);
+    let denial = render::denial(config, &event, crate::model::WallTime(0), "eth0".into(), None);
+    (denial, capture::bytes(packet))
+}
+
 /// How long calls that run may take to end once the daemon goes down.
 const GRACE: Duration = Duration::from_secs(3);
 /// Largest request to a service that only reads, bytes.

@@ -37,7 +37,7 @@ pub struct Host {
     pub cold: HashMap<ColdKey, Cold>,
     /// By index.
     pub interfaces: Vec<(u32, Interface)>,
-    /// Of datagrams in fragments: one bucket.
+    /// Written by the decision.
     pub fragments: Vec<FragmentBucket>,
     /// Nanoseconds.
     pub now: u64,
@@ -45,6 +45,8 @@ pub struct Host {
 
 /// First class number of live sessions; below are the pools' own.
 const FIRST_BOUND: u8 = 64;
+/// Few buckets, so that devices share them.
+const FRAGMENT_BITS: u32 = 4;
 
 impl Host {
     /// The tables of a scenario.
@@ -58,6 +60,7 @@ impl Host {
             control: Control {
                 abi: VERSION,
                 hash6_bits: 4,
+                fragment_bits: FRAGMENT_BITS,
                 earliest_lease_end: u64::MAX,
                 ..Control::default()
             },
@@ -71,34 +74,39 @@ impl Host {
             policy,
             cold: HashMap::new(),
             interfaces: Vec::new(),
-            // SAFETY: integers only, for which zeros are a value.
-            fragments: vec![unsafe { std::mem::zeroed() }],
+            fragments: Vec::new(),
             now: START,
         };
         host.rest(&config);
         host.bind(&scenario.sessions);
         host.link(&config, scenario);
+        host.forget();
         Ok(host)
     }
 
     /// Judges a packet.
     pub fn judge(&mut self, step: &Step) -> (Verdict, Headers) {
-        let place = place(step);
         let tables = MemTables {
             control: &self.control,
             directory4: &self.directory4,
             chunks4: &self.chunks4,
             hash6: &self.hash6,
             homes6: &self.homes6,
-            policies: [&self.policy, &self.policy, &self.policy],
+            policies: [&self.policy; 3],
             interfaces: &self.interfaces,
             fragments: &self.fragments,
             cold: &|key| self.cold.get(key).copied(),
             coarse_now: self.now,
             boot_now: self.now,
         };
-        let (verdict, h, _) = decide_packet(&tables, place, &step.bytes[..], None);
-        (verdict, h)
+        let (verdict, headers, _) = decide_packet(&tables, place(step), &step.bytes[..], step.tag);
+        (verdict, headers)
+    }
+
+    /// Forgets every datagram in fragments.
+    pub fn forget(&mut self) {
+        // SAFETY: integers only, for which zeros are a value.
+        self.fragments = (0..1 << FRAGMENT_BITS).map(|_| unsafe { std::mem::zeroed() }).collect();
     }
 
     /// Every address at the class of its home pool; reserved ones at none.
@@ -223,7 +231,11 @@ pub fn place(step: &Step) -> Place {
         },
         ethernet: step.place.ethernet,
         ifindex: step.place.interface,
-        hook: hook::TC_DEVICE,
+        hook: match (step.place.device, step.place.egress) {
+            (_, true) => hook::TC_EGRESS,
+            (true, _) => hook::TC_DEVICE,
+            (false, _) => hook::TC_CORE,
+        },
     }
 }
 

@@ -8,7 +8,7 @@ pub mod scenario;
 
 use std::fmt;
 
-use gateway_ebpf::decide::Verdict;
+use gateway_ebpf::{decide::Verdict, headers::Headers, reason::Reason};
 
 use self::{
     host::Host,
@@ -30,7 +30,8 @@ pub struct Disagreement {
 /// A scenario that shows a disagreement at its last step.
 #[derive(Debug)]
 pub struct Finding {
-    seed: u64,
+    /// That made the scenario.
+    pub seed: u64,
     scenario: Scenario,
     disagreement: Disagreement,
 }
@@ -51,14 +52,28 @@ pub struct Covered {
 /// Judges the scenarios of these seeds, each with this many packets.
 ///
 /// # Errors
-/// The first disagreement.
+/// The first disagreement, shortened.
 pub fn run(seeds: impl IntoIterator<Item = u64>, packets: usize) -> Result<Covered, Box<Finding>> {
+    search(seeds, packets).map_err(|found| Box::new(shortened(*found)))
+}
+
+/// As [`run`].
+///
+/// # Errors
+/// The first disagreement, as it was met.
+pub fn search(seeds: impl IntoIterator<Item = u64>, packets: usize) -> Result<Covered, Box<Finding>> {
     let mut covered = Covered::default();
     for seed in seeds {
         let scenario = scenario::scenario(seed, packets);
         match disagreement(&scenario, &mut covered) {
             Ok(None) => {}
-            Ok(Some(d)) => return Err(Box::new(shortened(seed, scenario, d))),
+            Ok(Some(disagreement)) => {
+                return Err(Box::new(Finding {
+                    seed,
+                    scenario,
+                    disagreement,
+                }));
+            }
             Err(refused) => {
                 covered.refused += 1;
                 covered.refusal = refused;
@@ -76,14 +91,13 @@ pub fn disagreement(scenario: &Scenario, covered: &mut Covered) -> Result<Option
     let mut host = Host::new(scenario)?;
     let mut reference = reference(scenario);
     for (at, step) in scenario.steps.iter().enumerate() {
-        host.now += step.wait;
-        reference.now += step.wait;
-        let (verdict, _) = host.judge(step);
-        let judgment = judge(&mut reference, step);
+        let (judgment, shipping) = match compare(&mut host, &mut reference, step) {
+            Ok(judgment) => (judgment, None),
+            Err((judgment, shipping)) => (judgment, Some(shipping)),
+        };
         covered.packets += 1;
         *covered.reasons.entry(judgment.reason).or_default() += 1;
-        if !agree(&verdict, &judgment) {
-            let shipping = format!("{verdict:?}");
+        if let Some(shipping) = shipping {
             return Ok(Some(Disagreement {
                 at,
                 reference: judgment,
@@ -92,6 +106,44 @@ pub fn disagreement(scenario: &Scenario, covered: &mut Covered) -> Result<Option
         }
     }
     Ok(None)
+}
+
+/// One packet by both; where they do not agree, what each says.
+///
+/// # Errors
+/// The reference's judgment and the shipping verdict.
+pub fn compare(host: &mut Host, reference: &mut Reference, step: &Step) -> Result<Judgment, (Judgment, String)> {
+    host.now += step.wait;
+    reference.now += step.wait;
+    let (verdict, headers) = host.judge(step);
+    agreed(&verdict, &headers, reference, step)
+}
+
+/// One packet by the reference, against a verdict.
+///
+/// # Errors
+/// As [`compare`].
+pub fn agreed(
+    verdict: &Verdict,
+    headers: &Headers,
+    reference: &mut Reference,
+    step: &Step,
+) -> Result<Judgment, (Judgment, String)> {
+    let judgment = judge(reference, step);
+    // The reference's memory has no end. Where the shipping one has no room for a first fragment, it must be full.
+    if verdict.reason == Reason::FragmentTableFull
+        && judgment.passes()
+        && reference.remembered() > gateway_ebpf::abi::BUCKET_FRAGMENTS
+    {
+        reference.forget_last();
+        let reason = verdict.reason.name();
+        return Ok(Judgment { reason, ..judgment });
+    }
+    if agree(verdict, &judgment) {
+        Ok(judgment)
+    } else {
+        Err((judgment, format!("{verdict:?} of {headers:?}")))
+    }
 }
 
 /// The naive judge of a scenario.
@@ -119,7 +171,12 @@ pub fn agree(verdict: &Verdict, judgment: &Judgment) -> bool {
 }
 
 /// Leaves out what the disagreement does not need: halves first, then single packets.
-fn shortened(seed: u64, mut scenario: Scenario, mut found: Disagreement) -> Finding {
+fn shortened(finding: Finding) -> Finding {
+    let Finding {
+        seed,
+        mut scenario,
+        disagreement: mut found,
+    } = finding;
     scenario.steps.truncate(found.at + 1);
     let mut size = scenario.steps.len() / 2;
     while size > 0 {

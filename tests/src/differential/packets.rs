@@ -12,13 +12,31 @@ use crate::reference::Place;
 const TCP: u8 = 6;
 const UDP: u8 = 17;
 
+/// From where to where, and at which place.
+pub(super) type Flow = (Place, IpAddr, IpAddr);
+
 /// Adds a packet, or a datagram in pieces.
-pub(super) fn some(r: &mut Random, steps: &mut Vec<Step>) {
-    let place = place(r);
-    let (v4, (source, destination)) = ends(r, place);
+pub(super) fn some(r: &mut Random, last: &mut Option<Flow>, steps: &mut Vec<Step>) {
+    let (place, source, destination) = match *last {
+        // Fragments mean something together.
+        Some(flow) if r.once_in(4) => flow,
+        _ => {
+            let place = place(r);
+            let (source, destination) = ends(r, place);
+            (place, source, destination)
+        }
+    };
+    *last = Some((place, source, destination));
+    let v4 = source.is_ipv4();
     let mut datagram = transport(r, v4, source, destination);
     if r.once_in(8) {
-        return pieces(r, place, source, destination, &datagram, steps);
+        pieces(r, last, &datagram, steps);
+        if r.once_in(3) {
+            // Perhaps under the same identification.
+            let another = transport(r, v4, source, destination);
+            pieces(r, last, &another, steps);
+        }
+        return;
     }
     let options = if v4 && r.once_in(8) { options(r) } else { Vec::new() };
     let packet = if v4 {
@@ -47,7 +65,7 @@ fn place(r: &mut Random) -> Place {
     }
 }
 
-fn ends(r: &mut Random, place: Place) -> (bool, (IpAddr, IpAddr)) {
+fn ends(r: &mut Random, place: Place) -> (IpAddr, IpAddr) {
     let v4 = r.once_in(2);
     let (devices, peers, strange) = if v4 {
         (DEVICES4, PEERS4, STRANGE4)
@@ -62,7 +80,7 @@ fn ends(r: &mut Random, place: Place) -> (bool, (IpAddr, IpAddr)) {
     let device = one(&[devices, devices, devices, devices, devices, devices, devices, strange, peers]);
     let peer = one(&[peers, peers, peers, peers, peers, devices, strange]);
     let from_device = place.device && !place.egress;
-    (v4, if from_device { (device, peer) } else { (peer, device) })
+    if from_device { (device, peer) } else { (peer, device) }
 }
 
 fn port(r: &mut Random) -> u16 {
@@ -80,7 +98,7 @@ fn transport(r: &mut Random, v4: bool, source: IpAddr, destination: IpAddr) -> D
         }
         15..17 => error(r, v4, source, destination),
         17 => {
-            let kinds4 = &[5, 9, 10, 13, 3, 11, 42];
+            let kinds4 = &[5, 9, 10, 13, 3, 11, 42, 17, 18];
             let kinds6 = &[133, 134, 135, 136, 137, 135, 136, 0, 5, 100, 127, 130, 143, 1, 4];
             let kind = if v4 { r.one_of(kinds4) } else { r.one_of(kinds6) };
             let mut bytes = vec![kind, if r.once_in(6) { 1 } else { 0 }, 0, 0];
@@ -215,7 +233,11 @@ fn extended(r: &mut Random, (protocol, mut bytes): Datagram) -> Datagram {
         } else {
             r.one_of(kinds)
         };
-        let words = if kind == 44 { 0 } else { r.one_of(&[0, 0, 0, 1, 3]) };
+        let words = match kind {
+            44 => 0,
+            _ if r.once_in(30) => r.one_of(&[20, 40, 120, 255]),
+            _ => r.one_of(&[0, 0, 0, 1, 3]),
+        };
         let mut header = vec![next, words, 0, 0, 0, 0, 0, 0];
         header.resize(8 + usize::from(words) * 8, 0);
         match kind {
@@ -277,9 +299,16 @@ fn ipv6(r: &mut Random, source: IpAddr, destination: IpAddr, (next, data): &Data
 }
 
 /// A datagram in fragments: whole and in order, or with pieces lost, doubled, moved, overlapping, cut unevenly.
-fn pieces(r: &mut Random, place: Place, source: IpAddr, destination: IpAddr, (protocol, data): &Datagram, steps: &mut Vec<Step>) {
+fn pieces(r: &mut Random, last: &mut Option<Flow>, (protocol, data): &Datagram, steps: &mut Vec<Step>) {
+    let Some((place, source, destination)) = *last else { return };
     let mut data = data.clone();
     data.resize(data.len().max(48 + r.below(8) * 8) + r.below(5), 3);
+    let mut protocol = *protocol;
+    if source.is_ipv6() && r.once_in(5) {
+        // An extension header behind the fragment header; sometimes one that does not fit.
+        data.splice(0..0, [protocol, if r.once_in(3) { 20 } else { 0 }, 1, 4, 0, 0, 0, 0]);
+        protocol = 60;
+    }
     let id = r.below(3) as u16;
     let (mut cuts, mut at) = (vec![0], 0);
     while at < data.len() && cuts.len() < 5 {
@@ -297,10 +326,15 @@ fn pieces(r: &mut Random, place: Place, source: IpAddr, destination: IpAddr, (pr
         .collect();
     for _ in 0..r.below(4).saturating_sub(1) {
         let n = r.below(pieces.len());
-        match r.below(6) {
+        match r.below(7) {
             0 => drop(pieces.remove(n)),
             1 => pieces.push(pieces[n]),
             2 => pieces.swap(n, 0),
+            6 => {
+                let m = 1 + r.below(pieces.len());
+                let (n, m) = (n.max(1).min(pieces.len() - 1), m.min(pieces.len() - 1));
+                pieces.swap(n, m);
+            }
             3 => pieces[n].0 = pieces[n].0.saturating_sub(8),
             4 => pieces[n].1 = (pieces[n].1 + r.below(9)).min(data.len()),
             _ => pieces.push((8 * r.below(5), data.len().min(48))),
@@ -313,19 +347,19 @@ fn pieces(r: &mut Random, place: Place, source: IpAddr, destination: IpAddr, (pr
     let damaged = r.once_in(8);
     for (from, to) in pieces {
         let part = data.get(from..to).unwrap_or_default().to_vec();
-        let more = to < data.len() || r.once_in(20);
+        let more = if r.once_in(12) { r.once_in(2) } else { to < data.len() };
         let offset = if r.once_in(60) { r.one_of(&[65_528, 65_520, 8]) } else { from };
         let packet = if v4 {
             let flags = (offset as u16 >> 3) | if more { 0x2000 } else { 0 };
             let options = if r.once_in(20) { options(r) } else { Vec::new() };
-            let mut bytes = ipv4(r, source, destination, &options, flags, &(*protocol, part));
+            let mut bytes = ipv4(r, source, destination, &options, flags, &(protocol, part));
             if let Some(field) = bytes.get_mut(4..6) {
                 field.copy_from_slice(&id.to_be_bytes());
             }
             bytes
         } else {
             let word = offset as u16 & !7 | u16::from(more);
-            let mut body = vec![*protocol, 0];
+            let mut body = vec![protocol, 0];
             body.extend(word.to_be_bytes());
             body.extend([0, 0]);
             body.extend(id.to_be_bytes());
@@ -342,10 +376,15 @@ fn pieces(r: &mut Random, place: Place, source: IpAddr, destination: IpAddr, (pr
         } else {
             plain(place, packet, v4)
         };
-        step.wait = r.one_of(&[0, 0, 0, 0, 0, 0, 0, 0, 0, 1_000_000_000, 31_000_000_000, 400_000_000_000]);
+        // A record lives for 15 seconds.
+        step.wait = if r.once_in(12) {
+            r.one_of(&[1, 14_999_999_999, 15_000_000_000, 31_000_000_000])
+        } else {
+            0
+        };
         steps.push(step);
         if r.once_in(12) {
-            some(r, steps);
+            some(r, last, steps);
         }
     }
 }

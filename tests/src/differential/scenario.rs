@@ -62,6 +62,7 @@ pub(super) const PEERS4: &[&str] = &[
     "198.51.100.7",
     "198.52.0.0",
     "203.0.113.9",
+    "203.0.113.200",
     "128.0.0.1",
 ];
 pub(super) const PEERS6: &[&str] = &[
@@ -81,6 +82,7 @@ pub(super) const STRANGE4: &[&str] = &[
     "0.0.0.1",
     "127.0.0.1",
     "169.254.1.1",
+    "169.253.1.1",
     "224.0.0.5",
     "239.255.255.250",
     "255.255.255.255",
@@ -122,6 +124,7 @@ const PREFIXES: &[&str] = &[
     "0.0.0.0/1",
     "128.0.0.0/1",
     "203.0.113.8/29",
+    "203.0.113.0/28",
     "224.0.0.5/32",
     "224.0.0.0/4",
     "239.255.0.0/16",
@@ -150,7 +153,6 @@ const PREFIXES: &[&str] = &[
     "2002:a42::/32",
     "64:ff9b::/96",
     "64:ff9b::/32",
-    "::ffff:0:0/96",
     "::/96",
     "fd66::6",
     "fd66::/64",
@@ -174,9 +176,9 @@ pub fn scenario(seed: u64, packets: usize) -> Scenario {
         },
     ];
     let sessions = sessions(&mut r);
-    let mut steps = Vec::new();
+    let (mut steps, mut last) = (Vec::new(), None);
     while steps.len() < packets {
-        packets::some(&mut r, &mut steps);
+        packets::some(&mut r, &mut last, &mut steps);
     }
     Scenario {
         configuration,

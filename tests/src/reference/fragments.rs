@@ -2,21 +2,40 @@
 
 use std::net::IpAddr;
 
-use super::read::{Fragment, Packet};
+use super::{
+    Place,
+    read::{Fragment, Packet},
+};
 
 /// How long a datagram is remembered after its first fragment, nanoseconds.
-const LIFE: u64 = 30_000_000_000;
+const LIFE: u64 = 15_000_000_000;
 
-/// Tells datagrams apart: source, destination, protocol, identification.
-type Key = (IpAddr, IpAddr, u8, u32);
+/// Tells datagrams apart: the place, source, destination, identification, and in IPv4 the protocol.
+type Key = (Place, IpAddr, IpAddr, u32, Option<u8>);
 
 #[derive(Clone, Debug)]
 struct Datagram {
     key: Key,
     born: u64,
     first: Packet,
-    seen: Vec<(u32, u32)>,
+    seen: Vec<Fragment>,
     poisoned: bool,
+}
+
+impl Datagram {
+    /// Whether a fragment covers what another has brought, or they do not agree about where the datagram ends.
+    fn contradicts(&self, new: Fragment) -> bool {
+        self.seen.iter().any(|old| {
+            let overlaps = new.start < old.end && old.start < new.end;
+            overlaps || !old.more && new.end > old.end || !new.more && old.end > new.end
+        })
+    }
+
+    /// Nothing is missing: without overlaps it is enough that the lengths add up to the end.
+    fn complete(&self) -> bool {
+        let arrived: u32 = self.seen.iter().map(|f| f.end - f.start).sum();
+        self.seen.iter().any(|f| !f.more && f.end == arrived)
+    }
 }
 
 /// The datagrams whose first fragment has passed.
@@ -25,8 +44,8 @@ pub(super) struct Memory(Vec<Datagram>);
 
 impl Memory {
     /// A first fragment: none may be remembered.
-    pub(super) fn first(&mut self, packet: &Packet, now: u64) -> Result<(), &'static str> {
-        match self.find(packet, now) {
+    pub(super) fn first(&mut self, place: Place, packet: &Packet, now: u64) -> Result<(), &'static str> {
+        match self.find(place, packet, now) {
             None => Ok(()),
             Some(datagram) => {
                 datagram.poisoned = true;
@@ -36,37 +55,57 @@ impl Memory {
     }
 
     /// A later fragment: the first one's packet, in whose stead it is judged.
-    pub(super) fn later(&mut self, packet: &Packet, fragment: Fragment, now: u64) -> Result<Packet, &'static str> {
-        let datagram = self.find(packet, now).ok_or("fragment")?;
-        let overlaps = |(start, end): &(u32, u32)| fragment.start < *end && *start < fragment.end;
-        if datagram.poisoned || datagram.seen.iter().any(overlaps) {
+    pub(super) fn later(&mut self, place: Place, packet: &Packet, new: Fragment, now: u64) -> Result<Packet, &'static str> {
+        let datagram = self.find(place, packet, now).ok_or("fragment")?;
+        if datagram.poisoned || datagram.contradicts(new) {
             datagram.poisoned = true;
             return Err("fragment_overlap");
         }
-        datagram.seen.push((fragment.start, fragment.end));
-        Ok(datagram.first.clone())
+        datagram.seen.push(new);
+        let first = datagram.first.clone();
+        self.0.retain(|d| !d.complete());
+        Ok(first)
     }
 
     /// A first fragment has passed.
-    pub(super) fn remember(&mut self, packet: &Packet, fragment: Fragment, now: u64) {
-        let Some(key) = key(packet) else { return };
-        self.0.retain(|d| d.key != key);
+    pub(super) fn remember(&mut self, place: Place, packet: &Packet, fragment: Fragment, now: u64) {
+        let Some(key) = key(place, packet) else { return };
+        self.0.retain(|d| d.key != key && now < d.born + LIFE);
         self.0.push(Datagram {
             key,
             born: now,
             first: packet.clone(),
-            seen: vec![(fragment.start, fragment.end)],
+            seen: vec![fragment],
             poisoned: false,
         });
     }
 
-    fn find(&mut self, packet: &Packet, now: u64) -> Option<&mut Datagram> {
-        let key = key(packet)?;
+    pub(super) fn live(&self, now: u64) -> usize {
+        self.0.iter().filter(|d| now < d.born + LIFE).count()
+    }
+
+    pub(super) fn forget_last(&mut self) {
+        self.0.pop();
+    }
+
+    fn find(&mut self, place: Place, packet: &Packet, now: u64) -> Option<&mut Datagram> {
+        let key = key(place, packet)?;
         self.0.iter_mut().find(|d| d.key == key && now < d.born + LIFE)
     }
 }
 
-fn key(packet: &Packet) -> Option<Key> {
+fn key(place: Place, packet: &Packet) -> Option<Key> {
     let (source, destination) = packet.addresses?;
-    Some((source, destination, packet.protocol, packet.fragment?.id))
+    // Not the link layer: a device has one.
+    let place = Place {
+        ethernet: false,
+        ..place
+    };
+    Some((
+        place,
+        source,
+        destination,
+        packet.fragment?.id,
+        source.is_ipv4().then_some(packet.protocol),
+    ))
 }

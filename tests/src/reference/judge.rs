@@ -69,6 +69,7 @@ impl Reference {
             && matches!(judgment.reason, "no_rule" | "blocked" | "lease_ended")
             && self.pool(judgment.pool).reject
             && !packet.icmp_error()
+            && !packet.resets
             && packet.fragment.is_none()
             && packet
                 .addresses
@@ -119,11 +120,11 @@ impl Reference {
         let mut judged = packet.clone();
         if let Some(fragment) = packet.fragment {
             if fragment.start == 0 {
-                if let Err(reason) = self.fragments.first(packet, self.now) {
+                if let Err(reason) = self.fragments.first(place, packet, self.now) {
                     return because(reason);
                 }
             } else {
-                judged = match self.fragments.later(packet, fragment, self.now) {
+                judged = match self.fragments.later(place, packet, fragment, self.now) {
                     Ok(first) => first,
                     Err(reason) => return because(reason),
                 };
@@ -140,7 +141,7 @@ impl Reference {
             self.ends(&judged)
         };
         if let Some(fragment) = packet.fragment.filter(|f| f.start == 0 && judgment.passes()) {
-            self.fragments.remember(packet, fragment, self.now);
+            self.fragments.remember(place, packet, fragment, self.now);
         }
         judgment
     }
@@ -208,7 +209,12 @@ impl Reference {
         } else {
             judgment.reason
         };
-        Ok(Judgment { reason, ..judgment })
+        let rule = if reason == "related" { judgment.rule } else { 0 };
+        Ok(Judgment {
+            reason,
+            rule,
+            ..judgment
+        })
     }
 
     /// Step 11.
@@ -327,7 +333,8 @@ impl Reference {
     }
 
     fn pool(&self, number: u8) -> &Pool {
-        &self.configuration.pools[usize::from(number) - 1]
+        let found = self.configuration.pools.iter().find(|p| p.number == number);
+        found.unwrap_or_else(|| panic!("no pool {number}"))
     }
 
     fn policy(&self, pool: u8) -> &Policy {

@@ -89,4 +89,20 @@ impl Reference {
             fragments: fragments::Memory::default(),
         }
     }
+
+    /// How many datagrams in fragments are remembered.
+    #[must_use]
+    pub fn remembered(&self) -> usize {
+        self.fragments.live(self.now)
+    }
+
+    /// Forgets the datagram that was remembered last: for comparison with a memory that has an end.
+    pub fn forget_last(&mut self) {
+        self.fragments.forget_last();
+    }
+
+    /// Forgets every datagram.
+    pub fn forget(&mut self) {
+        self.fragments = fragments::Memory::default();
+    }
 }

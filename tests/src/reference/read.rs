@@ -25,6 +25,8 @@ pub struct Packet {
     pub ports: (u16, u16),
     /// SYN without ACK.
     pub opens: bool,
+    /// RST.
+    pub resets: bool,
     /// Type and code of ICMP over IPv4 or ICMPv6 over IPv6.
     pub icmp: Option<(u8, u8)>,
     /// Not a whole datagram.
@@ -44,6 +46,8 @@ pub struct Fragment {
     pub start: u32,
     /// Behind its last byte.
     pub end: u32,
+    /// It is not the last one.
+    pub more: bool,
 }
 
 type Met = Result<(), &'static str>;
@@ -75,12 +79,12 @@ impl Packet {
     }
 
     fn ethernet(&mut self, bytes: &[u8], tag: Option<u16>) -> Met {
+        let header = Ethernet2HeaderSlice::from_slice(bytes).map_err(|_| "truncated")?;
         let mut tags = 0;
         if let Some(tci) = tag {
             tags = 1;
             self.tag(tci & 0xfff);
         }
-        let header = Ethernet2HeaderSlice::from_slice(bytes).map_err(|_| "truncated")?;
         let (mut ethertype, mut rest) = (header.ether_type().0, &bytes[14..]);
         while matches!(ethertype, 0x8100 | 0x88a8 | 0x9100) {
             tags += 1;
@@ -132,10 +136,10 @@ impl Packet {
             bytes
         };
         match nibble(bytes) {
-            None => Err("truncated"),
+            _ if bytes.len() < 4 => Err("truncated"),
             Some(4) => self.ipv4(bytes),
             Some(6) => self.ipv6(bytes),
-            Some(_) => Err("version"),
+            _ => Err("version"),
         }
     }
 
@@ -187,11 +191,12 @@ impl Packet {
             .ok_or("total_length")?;
         let (mut headers, mut fragment_headers) = (0, 0);
         loop {
-            if is_extension(self.protocol) {
-                headers += 1;
-                if headers > 6 {
-                    return Err("extension_depth");
-                }
+            match self.protocol {
+                135 | 139 | 140 | 253 | 254 => return Err("extension_header"),
+                0 if headers > 0 => return Err("extension_header"),
+                44 if fragment_headers > 0 => return Err("fragment_malformed"),
+                kind if is_extension(kind) && headers == 6 => return Err("extension_depth"),
+                _ => headers += 1,
             }
             // Extension headers of a first fragment are all in it.
             let short = if self.fragment.is_some() {
@@ -200,26 +205,22 @@ impl Packet {
                 "truncated"
             };
             match self.protocol {
-                0 if headers > 1 => return Err("extension_header"),
                 0 | 60 => {
                     let header = Ipv6RawExtHeaderSlice::from_slice(rest).map_err(|_| short)?;
                     self.protocol = header.next_header().0;
                     rest = &rest[header.slice().len()..];
                 }
                 43 => {
-                    let header = Ipv6RawExtHeaderSlice::from_slice(rest).map_err(|_| short)?;
-                    // The payload begins behind the length; segments left is its second byte (RFC 8200, 4.4).
-                    if header.payload()[1] != 0 {
+                    // Segments left, its fourth byte (RFC 8200, 4.4), also where the rest does not fit.
+                    if rest.len() >= 8 && rest[3] != 0 {
                         return Err("routing_header");
                     }
+                    let header = Ipv6RawExtHeaderSlice::from_slice(rest).map_err(|_| short)?;
                     self.protocol = header.next_header().0;
                     rest = &rest[header.slice().len()..];
                 }
                 44 => {
                     fragment_headers += 1;
-                    if fragment_headers > 1 {
-                        return Err("fragment_malformed");
-                    }
                     let header = Ipv6FragmentHeaderSlice::from_slice(rest).map_err(|_| short)?;
                     self.protocol = header.next_header().0;
                     rest = &rest[8..];
@@ -231,7 +232,6 @@ impl Packet {
                         }
                     }
                 }
-                135 | 139 | 140 | 253 | 254 => return Err("extension_header"),
                 _ => break,
             }
         }
@@ -241,7 +241,7 @@ impl Packet {
     fn fragment(&mut self, id: u32, offset: u16, length: usize, more: bool) -> Met {
         let start = u32::from(offset);
         let end = start + length as u32;
-        self.fragment = Some(Fragment { id, start, end });
+        self.fragment = Some(Fragment { id, start, end, more });
         if length == 0 || more && !length.is_multiple_of(8) || end > 65_535 {
             return Err("fragment_malformed");
         }
@@ -263,6 +263,7 @@ impl Packet {
                 })?;
                 self.ports = (header.source_port(), header.destination_port());
                 self.opens = header.syn() && !header.ack();
+                self.resets = header.rst();
             }
             UDP => {
                 let header = UdpHeaderSlice::from_slice(bytes).map_err(|_| short)?;
@@ -275,10 +276,10 @@ impl Packet {
             ICMP | ICMPV6 if v4 == (self.protocol == ICMP) => {
                 let header = bytes.get(..8).ok_or(short)?;
                 self.icmp = Some((header[0], header[1]));
+                if is_error_of_any_kind(v4, header[0]) && self.fragment.is_some() {
+                    return Err("icmp_error");
+                }
                 if is_error(v4, header[0]) {
-                    if self.fragment.is_some() {
-                        return Err("icmp_error");
-                    }
                     self.quote = Some(Box::new(quote(&bytes[8..], v4).ok_or("icmp_quote")?));
                 }
             }
@@ -317,7 +318,7 @@ fn quote(bytes: &[u8], v4: bool) -> Option<Packet> {
         );
     } else if quoted.protocol == icmp {
         let header = rest.get(..8)?;
-        if is_error(v4, header[0]) {
+        if is_error_of_any_kind(v4, header[0]) {
             return None;
         }
         quoted.icmp = Some((header[0], header[1]));
@@ -350,6 +351,11 @@ fn is_error(v4: bool, kind: u8) -> bool {
     } else {
         matches!(kind, 1..=4)
     }
+}
+
+/// Also redirects, and what ICMPv6 has kept for errors (RFC 4443, 2.1).
+fn is_error_of_any_kind(v4: bool, kind: u8) -> bool {
+    if v4 { is_error(v4, kind) || kind == 5 } else { kind < 128 }
 }
 
 fn is_extension(protocol: u8) -> bool {

@@ -55,6 +55,33 @@ pub(crate) struct Packet {
     /// VLAN tag protocol identifiers, outermost first.
     #[serde(default)]
     pub(crate) tags: Vec<u16>,
+    /// The ids of these tags; otherwise 7.
+    #[serde(default)]
+    pub(crate) vlans: Vec<u16>,
+    /// Bytes of IPv4 options, filled up with zeros to a word.
+    #[serde(default)]
+    pub(crate) option_bytes: Vec<u8>,
+    /// IPv6 extension headers in front of the transport, by their numbers, eight bytes each.
+    #[serde(default)]
+    pub(crate) chain: Vec<u8>,
+    /// Segments left in the routing headers of the chain.
+    #[serde(default)]
+    pub(crate) segments: u8,
+    /// Of an ICMP error: the packet that it quotes.
+    pub(crate) quote: Option<Box<Packet>>,
+    /// Bytes of data behind the transport header, beyond what is there anyway.
+    #[serde(default)]
+    pub(crate) data: usize,
+    /// A fragment: these bytes of the transport header and data, from the first to before the last.
+    pub(crate) part: Option<[usize; 2]>,
+    /// Of a fragment: identification.
+    #[serde(default)]
+    pub(crate) id: u16,
+    /// Of a fragment: whether more follow; otherwise as its end says.
+    pub(crate) more: Option<bool>,
+    /// Without Ethernet: a header of 14 bytes that an xfrm interface has left in front.
+    #[serde(default)]
+    pub(crate) stale: bool,
 }
 
 impl Packet {
@@ -71,13 +98,13 @@ impl Packet {
         };
         packet.truncate(self.cut.unwrap_or(usize::MAX));
         packet.resize(packet.len() + self.padding, 0);
-        if !ethernet {
+        if !ethernet && !self.stale {
             return packet;
         }
         let mut frame = vec![2, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 2];
-        for tag in &self.tags {
+        for (i, tag) in self.tags.iter().enumerate() {
             frame.extend(tag.to_be_bytes());
-            frame.extend([0, 7]);
+            frame.extend(self.vlans.get(i).copied().unwrap_or(7).to_be_bytes());
         }
         frame.extend(self.ethertype.unwrap_or(ethertype).to_be_bytes());
         frame.append(&mut packet);
@@ -103,34 +130,66 @@ impl Packet {
     }
 
     fn ipv4(&self, from: [u8; 4], to: [u8; 4]) -> Vec<u8> {
-        let (protocol, transport) = self.transport(1);
-        let words = 5 + self.options;
+        let (protocol, transport, offset, more) = self.piece(1);
+        let mut options = self.option_bytes.clone();
+        options.resize(options.len().next_multiple_of(4), 0);
+        options.resize(options.len() + usize::from(self.options) * 4, 1);
+        let words = 5 + options.len() as u8 / 4;
         let total = u16::from(words) * 4 + transport.len() as u16;
+        let (id, flags) = match self.part {
+            Some(_) => (self.id, offset / 8 | if more { 0x2000 } else { 0 }),
+            None => (0x1234, 0x4000),
+        };
         let mut ip = vec![self.version.unwrap_or(4) << 4 | self.header_words.unwrap_or(words), 0];
         ip.extend(self.length.unwrap_or(total).to_be_bytes());
-        ip.extend([0x12, 0x34]);
-        ip.extend(self.fragment.unwrap_or(0x4000).to_be_bytes());
+        ip.extend(id.to_be_bytes());
+        ip.extend(self.fragment.unwrap_or(flags).to_be_bytes());
         ip.extend([self.hops.unwrap_or(64), protocol, 0, 0]);
         ip.extend(from);
         ip.extend(to);
-        ip.resize(usize::from(words) * 4, 1);
+        ip.extend(options);
         ip.extend(transport);
         ip
     }
 
     fn ipv6(&self, from: [u8; 16], to: [u8; 16]) -> Vec<u8> {
-        let (protocol, transport) = self.transport(58);
-        let payload = match self.extension {
-            Some(_) => [vec![protocol, 0, 1, 4, 0, 0, 0, 0], transport].concat(),
-            None => transport,
-        };
+        let (mut next, mut payload, offset, more) = self.piece(58);
+        if self.part.is_some() {
+            let mut header = vec![next, 0];
+            header.extend((offset | u16::from(more)).to_be_bytes());
+            header.extend([0, 0]);
+            header.extend(self.id.to_be_bytes());
+            payload.splice(0..0, header);
+            next = 44;
+        }
+        if let Some(extension) = self.extension {
+            payload.splice(0..0, [next, 0, 1, 4, 0, 0, 0, 0]);
+            next = extension;
+        }
+        for kind in self.chain.iter().rev() {
+            let segments = if *kind == 43 { self.segments } else { 0 };
+            payload.splice(0..0, [next, 0, 0, segments, 0, 0, 0, 0]);
+            next = *kind;
+        }
         let mut ip = vec![self.version.unwrap_or(6) << 4, 0, 0, 0];
         ip.extend(self.length.unwrap_or(payload.len() as u16).to_be_bytes());
-        ip.extend([self.extension.unwrap_or(protocol), self.hops.unwrap_or(64)]);
+        ip.extend([next, self.hops.unwrap_or(64)]);
         ip.extend(from);
         ip.extend(to);
         ip.extend(payload);
         ip
+    }
+
+    /// Protocol number and bytes of the transport, or the part of it that a fragment brings, where that begins, and whether more follows.
+    fn piece(&self, icmp: u8) -> (u8, Vec<u8>, u16, bool) {
+        let (protocol, mut transport) = self.transport(icmp);
+        transport.resize(transport.len() + self.data, 3);
+        let Some([from, to]) = self.part else {
+            return (protocol, transport, 0, false);
+        };
+        let to = to.min(transport.len());
+        let more = self.more.unwrap_or(to < transport.len());
+        (protocol, transport[from.min(to)..to].to_vec(), from as u16, more)
     }
 
     /// Protocol number and bytes. Checksums are 0: nothing that is tested here looks at them.
@@ -166,9 +225,11 @@ impl Packet {
             (6, tcp)
         } else if self.udp {
             let mut udp = ports();
-            udp.extend(self.udp_length.unwrap_or(12).to_be_bytes());
+            udp.extend(self.udp_length.unwrap_or(12 + self.data as u16).to_be_bytes());
             udp.extend([0, 0, 1, 2, 3, 4]);
             (17, udp)
+        } else if let (Some([kind, code]), Some(quote)) = (self.icmp, &self.quote) {
+            (icmp, [vec![kind, code, 0, 0, 0, 0, 5, 0], quote.bytes(false)].concat())
         } else if let Some([kind, code]) = self.icmp {
             (icmp, vec![kind, code, 0, 0, 0, 1, 0, 1])
         } else {

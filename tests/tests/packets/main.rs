@@ -6,6 +6,7 @@ mod frame;
 mod kernel;
 mod object;
 mod random;
+mod reference;
 mod table;
 mod twin;
 mod verifier;

@@ -59,7 +59,7 @@ impl Object {
         let mut ebpf = EbpfLoader::new()
             .map_max_entries(map::CHUNKS4, 8)
             .map_max_entries(map::DENIALS, ring)
-            .map_max_entries(map::FRAGMENTS, 2)
+            .map_max_entries(map::FRAGMENTS, 16)
             .load(&object())
             .unwrap_or_else(|e| panic!("{e:#?}"));
         for name in PROGRAMS {

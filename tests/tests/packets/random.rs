@@ -65,6 +65,7 @@ fn world(r: &mut Random) -> World {
     let mut world = World::new(&Description {
         pool: Vec::new(),
         leased: Vec::new(),
+        vlans: Vec::new(),
     });
     world.control.generation = r.below(2) as u32;
     world.control.earliest_lease_end = r.one_of(&[0, u64::MAX]);
@@ -190,6 +191,7 @@ fn packet(r: &mut Random) -> Packet {
             Vec::new()
         },
         arp_form: None,
+        ..Packet::default()
     }
 }
 

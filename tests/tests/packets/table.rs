@@ -16,7 +16,7 @@ use crate::{
     world::{Description, World},
 };
 
-const DATA: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/data/packets.toml");
+pub(crate) const DATA: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/data/packets.toml");
 
 /// What a TC program returns.
 pub(crate) const TCX_NEXT: i32 = -1;
@@ -49,9 +49,9 @@ pub(crate) struct Entry {
     /// The packet.
     pub(crate) is: Packet,
     /// Reason.
-    expect: String,
+    pub(crate) expect: String,
     /// The verdict's pool; otherwise none.
-    pool: Option<String>,
+    pub(crate) pool: Option<String>,
 }
 
 /// A program, and how a packet looks to it.
@@ -106,20 +106,20 @@ impl Table {
 
 impl Entry {
     pub(crate) fn applies_to(&self, point: &EntryPoint) -> bool {
-        let at = match (point.place.role, point.place.direction) {
-            (_, Direction::Egress) => "egress",
-            (Role::Device, _) => "device",
-            (Role::Core, _) => "core",
-        };
-        let link = if point.place.ethernet { "ethernet" } else { "ip" };
-        assert!(
-            matches!(self.at.as_str(), "device" | "core" | "egress"),
-            "{}: at {}",
-            self.name,
-            self.at
-        );
-        self.at == at && self.link.as_ref().is_none_or(|l| l == link)
+        applies(&self.at, self.link.as_ref(), point)
     }
+}
+
+/// Whether the table's words for a place mean an entry point.
+pub(crate) fn applies(wanted: &str, on: Option<&String>, point: &EntryPoint) -> bool {
+    let at = match (point.place.role, point.place.direction) {
+        (_, Direction::Egress) => "egress",
+        (Role::Device, _) => "device",
+        (Role::Core, _) => "core",
+    };
+    let link = if point.place.ethernet { "ethernet" } else { "ip" };
+    assert!(matches!(wanted, "device" | "core" | "egress"), "at {wanted}");
+    wanted == at && on.is_none_or(|l| l == link)
 }
 
 /// The host's verdict, and the headers that it saw.

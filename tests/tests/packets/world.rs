@@ -5,15 +5,18 @@ use std::collections::HashMap;
 
 use gateway_ebpf::{
     abi::{
-        Bucket6, CLASS_LEASED, Cold, ColdKey, Control, Dst6, FragmentBucket, Home6, Homes6, Interface, LEVEL_NEXT, POOL_ALL,
-        POOL_BLOCKED, Policy, VERSION, map, mix6,
+        Bucket6, CLASS_LEASED, Cold, ColdKey, Control, Dst6, FLAG_INTERFACE_POOLS, FragmentBucket, Home6, Homes6, Interface,
+        LEVEL_NEXT, POOL_ALL, POOL_BLOCKED, POOL_TO_DEVICE, Policy, VERSION, class_entry, map, mix6,
     },
     tables::MemTables,
 };
 use ipnetwork::IpNetwork;
 use serde::Deserialize;
 
-use crate::object::Object;
+use crate::object::{IFINDEX, Object};
+
+/// First class of sessions on another interface.
+const ELSEWHERE: u8 = 64;
 
 /// A pool.
 #[derive(Clone, Debug, Deserialize)]
@@ -31,6 +34,12 @@ pub(crate) struct Pool {
     /// Addresses that are in the pool by a session.
     #[serde(default)]
     addresses: Vec<IpNetwork>,
+    /// Addresses that are in the pool by a session on another interface.
+    #[serde(default)]
+    elsewhere: Vec<IpNetwork>,
+    /// Its addresses are at rest on other interfaces only.
+    #[serde(default)]
+    not_here: bool,
     /// Rules.
     #[serde(default)]
     rules: Vec<Rule>,
@@ -40,7 +49,12 @@ pub(crate) struct Pool {
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Rule {
+    /// What devices may connect to.
+    #[serde(default)]
     to: Vec<IpNetwork>,
+    /// Who may connect to devices.
+    #[serde(default)]
+    from: Vec<IpNetwork>,
     /// "tcp", "udp", "any", or a protocol number.
     protocol: String,
     #[serde(default)]
@@ -66,6 +80,9 @@ pub(crate) struct Description {
     pub(crate) pool: Vec<Pool>,
     #[serde(default)]
     pub(crate) leased: Vec<Leased>,
+    /// The interface's VLANs, single tags.
+    #[serde(default)]
+    pub(crate) vlans: Vec<u32>,
 }
 
 /// The tables.
@@ -127,6 +144,23 @@ impl World {
                 world.cold.insert(key(leased.address), cold);
             }
         }
+        let mut here = Interface {
+            pools: u64::MAX,
+            ..Interface::default()
+        };
+        here.vlans[..description.vlans.len()].copy_from_slice(&description.vlans);
+        for pool in &description.pool {
+            if pool.not_here {
+                here.pools &= !(1 << pool.number);
+                world.control.flags |= FLAG_INTERFACE_POOLS;
+            }
+            for address in &pool.elsewhere {
+                let class = ELSEWHERE + pool.number;
+                world.control.classes[usize::from(class)] = class_entry(pool.number, false, IFINDEX + 1);
+                world.set_class(*address, class);
+            }
+        }
+        world.interfaces = vec![(IFINDEX, here)];
         compile(&description.pool, &mut world.policies[1]);
         world.forget_fragments();
         world
@@ -280,11 +314,20 @@ fn compile(pools: &[Pool], policy: &mut Policy) {
                 name_ports(policy, &name, p as u8);
                 p..p + 1
             };
-            for to in &rule.to {
-                let g = number_of(&mut groups, to);
-                name_destination(policy, *to, g as u16);
+            for peer in rule.to.iter().chain(&rule.from) {
+                let known = groups.contains(peer);
+                let g = number_of(&mut groups, peer);
+                if !known {
+                    name_destination(policy, *peer, g as u16);
+                }
                 for p in ports.clone() {
-                    policy.rules[usize::from(pool.number)][g][p] = number;
+                    let pool = usize::from(pool.number);
+                    if rule.from.is_empty() {
+                        policy.rules[pool][g][p] = number;
+                    } else {
+                        policy.pools[pool].flags |= POOL_TO_DEVICE;
+                        policy.to_device[pool][g][p] = number;
+                    }
                 }
             }
         }

@@ -9,6 +9,7 @@ use aya_ebpf::{
 };
 use gateway_ebpf::{
     packet::{MAX_OFFSET, Packet},
+    parse::walk_options,
     wire::Wire,
 };
 
@@ -80,6 +81,10 @@ impl Packet for XdpBytes {
         // SAFETY: the helper has written all of it, and every bit pattern is a `T`.
         if failed { None } else { Some(unsafe { t.assume_init() }) }
     }
+    #[inline(always)]
+    fn options(&self, at: usize, header: usize) -> u64 {
+        xdp_options(self.0, at as u32, header as u32)
+    }
 }
 
 /// A socket buffer, linear or not.
@@ -100,4 +105,19 @@ impl Packet for SkbBytes {
         // SAFETY: the helper has written all of it, and every bit pattern is a `T`.
         if failed { None } else { Some(unsafe { t.assume_init() }) }
     }
+    #[inline(always)]
+    fn options(&self, at: usize, header: usize) -> u64 {
+        skb_options(self.0, at as u32, header as u32)
+    }
+}
+
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn xdp_options(ctx: *mut xdp_md, at: u32, header: u32) -> u64 {
+    walk_options(&XdpBytes(ctx), at as usize, header as usize)
+}
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn skb_options(skb: *mut __sk_buff, at: u32, header: u32) -> u64 {
+    walk_options(&SkbBytes(skb), at as usize, header as usize)
 }

@@ -98,8 +98,8 @@ fn answerable(h: &Headers) -> bool {
 }
 
 /// Turns a denied packet into its answer and sends it; what cannot be answered is dropped. Gives the program's action.
-#[inline(never)]
-pub(crate) fn send<const ETHERNET: bool>(skb: *mut __sk_buff, ifindex: u32, pool: u8) -> i32 {
+#[inline(always)]
+pub(crate) fn send<const ETHERNET: bool>(skb: *mut __sk_buff, ifindex: u32, pool: u32) -> i32 {
     let length = if ETHERNET {
         frame(skb)
     } else {
@@ -111,7 +111,7 @@ pub(crate) fn send<const ETHERNET: bool>(skb: *mut __sk_buff, ifindex: u32, pool
     }
     // SAFETY: a helper without arguments.
     let mark = answer_mark(unsafe { bpf_get_prandom_u32() });
-    let (Some(note), Some(answers)) = (ANSWERING.get_ptr_mut(0), ANSWERS.get_ptr_mut(pool.into())) else {
+    let (Some(note), Some(answers)) = (ANSWERING.get_ptr_mut(0), ANSWERS.get_ptr_mut(pool)) else {
         return TC_ACT_SHOT;
     };
     // SAFETY: the maps' values of this CPU, which no other program interrupts, and a mark that may be written.

@@ -13,7 +13,7 @@ use crate::{
 };
 
 /// Captures the frame whose headers were kept last. `what`: [`Denied`].
-#[inline(never)]
+#[inline(always)]
 pub(crate) fn xdp(ctx: *mut xdp_md, what: u32, ifindex: u32) -> u64 {
     // SAFETY: the context is the one that the kernel gave.
     let length = unsafe { bpf_xdp_get_buff_len(ctx) } as u32;
@@ -24,7 +24,7 @@ pub(crate) fn xdp(ctx: *mut xdp_md, what: u32, ifindex: u32) -> u64 {
 }
 
 /// Captures the packet whose headers were kept last. `what`: [`Denied`].
-#[inline(never)]
+#[inline(always)]
 pub(crate) fn skb<const ETHERNET: bool>(skb: *mut __sk_buff, what: u32, ifindex: u32) -> u64 {
     // SAFETY: the context is the one that the kernel gave.
     let (length, tagged, tci) = unsafe { ((*skb).len, (*skb).vlan_present, (*skb).vlan_tci) };

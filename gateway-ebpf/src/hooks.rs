@@ -90,7 +90,7 @@ fn xdp_verdict<const KEPT: bool>(ctx: *mut xdp_md, ifindex: u32, hook: u8, verdi
             if !probing() {
                 let what = Denied::new(verdict, hook, observed).word();
                 if flags & FLAG_CAPTURE != 0 && (KEPT || keep(h)) {
-                    capture::xdp(ctx, what, ifindex);
+                    capture_frame(ctx, what, ifindex);
                 }
                 if report::may_tell() && (KEPT || keep(h)) {
                     report::tell(what, ifindex);
@@ -145,9 +145,9 @@ fn tc_verdict<const PLACE: u8, const KEPT: bool>(
                 let what = Denied::new(verdict, hook, observed).word();
                 if flags & FLAG_CAPTURE != 0 && (KEPT || keep(h)) {
                     if at(PLACE, 0).ethernet {
-                        capture::skb::<true>(skb, what, ifindex);
+                        capture_eth(skb, what, ifindex);
                     } else {
-                        capture::skb::<false>(skb, what, ifindex);
+                        capture_ip(skb, what, ifindex);
                     }
                 }
                 if report::may_tell() && (KEPT || keep(h)) {
@@ -177,11 +177,40 @@ fn tc_verdict<const PLACE: u8, const KEPT: bool>(
 #[inline(always)]
 fn send_answer<const PLACE: u8>(skb: *mut __sk_buff, ifindex: u32, pool: u8) -> i32 {
     match PLACE {
-        DEVICE_ETH => answer::send::<true>(skb, ifindex, pool),
-        DEVICE_IP => answer::send::<false>(skb, ifindex, pool),
+        DEVICE_ETH => send_eth(skb, ifindex, pool.into()),
+        DEVICE_IP => send_ip(skb, ifindex, pool.into()),
         // Only devices are answered.
         _ => TC_ACT_SHOT,
     }
+}
+
+// Global functions, as are others with a C name: the verifier follows each once, from any arguments, not once for each state that a caller
+// can be in.
+
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn send_eth(skb: *mut __sk_buff, ifindex: u32, pool: u32) -> i32 {
+    answer::send::<true>(skb, ifindex, pool)
+}
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn send_ip(skb: *mut __sk_buff, ifindex: u32, pool: u32) -> i32 {
+    answer::send::<false>(skb, ifindex, pool)
+}
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn capture_frame(ctx: *mut xdp_md, what: u32, ifindex: u32) -> u64 {
+    capture::xdp(ctx, what, ifindex)
+}
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn capture_eth(skb: *mut __sk_buff, what: u32, ifindex: u32) -> u64 {
+    capture::skb::<true>(skb, what, ifindex)
+}
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn capture_ip(skb: *mut __sk_buff, what: u32, ifindex: u32) -> u64 {
+    capture::skb::<false>(skb, what, ifindex)
 }
 
 #[inline(always)]
@@ -204,20 +233,36 @@ fn xdp_judge<const DEVICE: bool>(ctx: *mut xdp_md) -> u32 {
     let kept = match parse_fast::<_, true>(&Direct::xdp(ctx), &mut h) {
         Parsed::Done if h.version == 4 => return xdp_decide::<DEVICE>(ctx, &h),
         Parsed::Done => keep_plain(&h),
-        Parsed::Rare => xdp_read(ctx),
+        Parsed::Rare => xdp_read(ctx) != 0,
     };
-    if kept { xdp_kept::<DEVICE>(ctx) } else { xdp_action::XDP_DROP }
+    match (kept, DEVICE) {
+        (false, _) => xdp_action::XDP_DROP,
+        (true, true) => xdp_kept_device(ctx),
+        (true, false) => xdp_kept_core(ctx),
+    }
 }
 
+#[unsafe(no_mangle)]
 #[inline(never)]
-fn xdp_read(ctx: *mut xdp_md) -> bool {
-    let Some((h, rare)) = kept_rare() else { return false };
+extern "C" fn xdp_read(ctx: *mut xdp_md) -> u64 {
+    let Some((h, rare)) = kept_rare() else { return 0 };
     *h = Headers::default();
     parse_full::<_, true>(&XdpBytes(ctx), None, h, rare);
-    true
+    1
 }
 
+#[unsafe(no_mangle)]
 #[inline(never)]
+extern "C" fn xdp_kept_device(ctx: *mut xdp_md) -> u32 {
+    xdp_kept::<true>(ctx)
+}
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn xdp_kept_core(ctx: *mut xdp_md) -> u32 {
+    xdp_kept::<false>(ctx)
+}
+
+#[inline(always)]
 fn xdp_kept<const DEVICE: bool>(ctx: *mut xdp_md) -> u32 {
     let Some((h, rare)) = kept_rare() else {
         return xdp_action::XDP_DROP;
@@ -294,12 +339,34 @@ fn tc_fast<const PLACE: u8, const ETHERNET: bool>(skb: *mut __sk_buff, ifindex: 
     let kept = match parsed {
         Parsed::Done if h.version == 4 => return tc_decide::<PLACE>(skb, ifindex, &h),
         Parsed::Done => keep_plain(&h),
-        Parsed::Rare => tc_read::<ETHERNET>(skb),
+        Parsed::Rare if ETHERNET => tc_read_eth(skb) != 0,
+        Parsed::Rare => tc_read_ip(skb) != 0,
     };
-    if kept { tc_kept::<PLACE>(skb, ifindex) } else { TC_ACT_SHOT }
+    if !kept {
+        return TC_ACT_SHOT;
+    }
+    match PLACE {
+        DEVICE_ETH => tc_kept_device_eth(skb),
+        CORE_ETH => tc_kept_core_eth(skb),
+        DEVICE_IP => tc_kept_device_ip(skb),
+        CORE_IP => tc_kept_core_ip(skb),
+        EGRESS_ETH => tc_kept_egress_eth(skb),
+        _ => tc_kept_egress_ip(skb),
+    }
 }
 
+#[unsafe(no_mangle)]
 #[inline(never)]
+extern "C" fn tc_read_eth(skb: *mut __sk_buff) -> u64 {
+    tc_read::<true>(skb).into()
+}
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn tc_read_ip(skb: *mut __sk_buff) -> u64 {
+    tc_read::<false>(skb).into()
+}
+
+#[inline(always)]
 fn tc_read<const ETHERNET: bool>(skb: *mut __sk_buff) -> bool {
     let Some((h, rare)) = kept_rare() else { return false };
     *h = Headers::default();
@@ -309,9 +376,41 @@ fn tc_read<const ETHERNET: bool>(skb: *mut __sk_buff) -> bool {
     true
 }
 
+#[unsafe(no_mangle)]
 #[inline(never)]
-fn tc_kept<const PLACE: u8>(skb: *mut __sk_buff, ifindex: u32) -> i32 {
+extern "C" fn tc_kept_device_eth(skb: *mut __sk_buff) -> i32 {
+    tc_kept::<DEVICE_ETH>(skb)
+}
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn tc_kept_core_eth(skb: *mut __sk_buff) -> i32 {
+    tc_kept::<CORE_ETH>(skb)
+}
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn tc_kept_device_ip(skb: *mut __sk_buff) -> i32 {
+    tc_kept::<DEVICE_IP>(skb)
+}
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn tc_kept_core_ip(skb: *mut __sk_buff) -> i32 {
+    tc_kept::<CORE_IP>(skb)
+}
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn tc_kept_egress_eth(skb: *mut __sk_buff) -> i32 {
+    tc_kept::<EGRESS_ETH>(skb)
+}
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn tc_kept_egress_ip(skb: *mut __sk_buff) -> i32 {
+    tc_kept::<EGRESS_IP>(skb)
+}
+
+#[inline(always)]
+fn tc_kept<const PLACE: u8>(skb: *mut __sk_buff) -> i32 {
     let Some((h, rare)) = kept_rare() else { return TC_ACT_SHOT };
+    let ifindex = ifindex(skb);
     let place = at(PLACE, ifindex);
     let verdict = decide_rare(&Kernel, place, h, rare);
     tc_verdict::<PLACE, true>(skb, ifindex, place.hook, &verdict, h)

@@ -1,7 +1,7 @@
 //! How the parser reaches a packet: the host reads a slice, the kernel reads packet memory or calls a helper. What the bytes mean is the
 //! parser's business.
 
-use crate::wire::Wire;
+use crate::{parse::walk_options, wire::Wire};
 
 /// No header begins beyond this offset; it bounds every read for the verifier. Two VLAN tags, IPv6 and six extension headers of 2,048 bytes end
 /// at 12,350, and the packet that an ICMP error quotes ends soon behind.
@@ -14,6 +14,11 @@ pub trait Packet {
     fn size(&self) -> usize;
     /// What lies at `offset`; `None` past the end or past [`MAX_OFFSET`].
     fn load<T: Wire>(&self, offset: usize) -> Option<T>;
+    /// [`walk_options`] on it. The kernel's programs call a function for it.
+    #[inline(always)]
+    fn options(&self, at: usize, header: usize) -> u64 {
+        walk_options(self, at, header)
+    }
 }
 
 impl Packet for [u8] {

@@ -9,6 +9,8 @@
 mod chain;
 mod quote;
 
+pub use chain::walk_options;
+
 use crate::{
     headers::{ArpForm, Fragment, FragmentKind, Headers, Rare, protocol},
     packet::Packet,

@@ -121,7 +121,7 @@ pub fn group(policy: &Policy, version: u8, address: Address) -> u16 {
         4 => group4(policy, u32::from_be(address[0])),
         _ => {
             let [hi, lo] = words(address);
-            group6(policy, hi, lo)
+            group6(policy, hi, lo) as u16
         }
     }
 }
@@ -138,15 +138,21 @@ fn group4(policy: &Policy, address: u32) -> u16 {
     g
 }
 
+/// A global function in the kernel: the verifier follows it once, not once for each state in which it is called.
+#[cfg_attr(target_arch = "bpf", unsafe(no_mangle))]
 #[inline(never)]
-fn group6(policy: &Policy, hi: u64, lo: u64) -> u16 {
+extern "C" fn group6(policy: *const Policy, hi: u64, lo: u64) -> u64 {
+    // SAFETY: the callers have a reference.
+    let Some(policy) = (unsafe { policy.as_ref() }) else {
+        return 0;
+    };
     let count = read(&policy.dst6_count);
     for (i, dst) in policy.dst6.iter().enumerate() {
         if i as u64 >= count {
             break;
         }
         if (hi ^ read(&dst.prefix[0])) & read(&dst.mask[0]) == 0 && (lo ^ read(&dst.prefix[1])) & read(&dst.mask[1]) == 0 {
-            return read(&dst.group) as u16;
+            return read(&dst.group);
         }
     }
     0

@@ -13,33 +13,48 @@ use crate::{
 pub(super) const MAX_EXTENSIONS: u32 = 6;
 
 /// What is wrong with the options of an IPv4 header of `header` bytes at `at` (RFC 791; numbers of IANA's list of IP options).
-#[inline(never)]
+#[inline(always)]
 pub(super) fn options<P: Packet + ?Sized>(p: &P, at: usize, header: usize) -> Option<Reason> {
+    match p.options(at, header) {
+        0 => None,
+        CUT_SHORT => Some(Reason::Truncated),
+        SOURCE_ROUTE => Some(Reason::SourceRoute),
+        _ => Some(Reason::IpOptions),
+    }
+}
+
+const CUT_SHORT: u64 = 1;
+const SOURCE_ROUTE: u64 = 2;
+const WRONG: u64 = 3;
+
+/// Likewise, in a number that a function of the kernel's programs can give; 0: nothing.
+#[inline(always)]
+pub fn walk_options<P: Packet + ?Sized>(p: &P, at: usize, header: usize) -> u64 {
     let mut next = 20;
     for _ in 0..40 {
         if next >= header {
             break;
         }
         let Some(kind) = p.load::<u8>(at + next) else {
-            return Some(Reason::Truncated);
+            return CUT_SHORT;
         };
         match kind {
             0 => break,
             1 => next += 1,
             // Loose and strict source route, whatever their length.
-            131 | 137 => return Some(Reason::SourceRoute),
+            131 | 137 => return SOURCE_ROUTE,
             // Record route, timestamp, security, router alert.
             7 | 68 | 130 | 148 if next + 1 < header => {
                 let length = p.load::<u8>(at + next + 1).unwrap_or(0) as usize;
                 if length < 2 || next + length > header {
-                    return Some(Reason::IpOptions);
+                    return WRONG;
                 }
                 next += length;
             }
-            _ => return Some(Reason::IpOptions),
+            _ => return WRONG,
         }
     }
-    None
+    0
 }
 
 /// A header that is not a transport's: it leads to one, or is refused.

@@ -6,7 +6,7 @@ use std::{collections::BTreeMap, net::IpAddr};
 use crate::{
     config::{Config, Pool, PoolKind},
     kernel::{Assignment, Kernel, KernelError, Link},
-    model::{BootTime, Device, DeviceState, Now, PoolId, Session, SessionId},
+    model::{BootTime, Device, DeviceState, InterfaceName, Now, PoolId, Session, SessionId},
     transition::{lease_end, released_to},
 };
 
@@ -35,6 +35,8 @@ pub struct Held {
     pub pool: Option<PoolId>,
     /// Whose address.
     pub session: Option<SessionId>,
+    /// On which interface.
+    pub interface: Option<InterfaceName>,
     /// Until when.
     pub lease_end: Option<BootTime>,
 }
@@ -117,6 +119,7 @@ pub fn observe(kernel: &dyn Kernel, earliest: Option<BootTime>) -> Result<Observ
             Held {
                 pool: r.pool,
                 session: r.session,
+                interface: r.interface,
                 lease_end: r.lease_end,
             },
         );
@@ -145,6 +148,7 @@ pub fn plan(desired: &Desired, observed: &Observed, config: &Config) -> Vec<Op> 
             != Some(&Held {
                 pool: Some(wanted.pool),
                 session: Some(wanted.session),
+                interface: Some(wanted.interface.clone()),
                 lease_end: wanted.lease.map(|l| l.0),
             })
     };

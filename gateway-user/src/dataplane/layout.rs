@@ -3,7 +3,7 @@
 
 use std::net::{IpAddr, Ipv6Addr};
 
-use gateway_ebpf::abi::{Class, Home6, Homes6, MAX_HOMES6, VERSION};
+use gateway_ebpf::abi::{BUCKET_FRAGMENTS, Class, Home6, Homes6, MAX_HOMES6, VERSION};
 use ipnetwork::IpNetwork;
 
 use super::policy::CompileError;
@@ -89,7 +89,7 @@ impl Layout4 {
 fn ranges4(config: &Config) -> impl Iterator<Item = (Class, u32, u32)> {
     config.pools.iter().flat_map(|pool| {
         pool.prefixes.iter().filter_map(|n| match n {
-            IpNetwork::V4(n) => Some((config.resting(pool).0, u32::from(n.network()), u32::from(n.broadcast()))),
+            IpNetwork::V4(n) => Some((pool.id.0, u32::from(n.network()), u32::from(n.broadcast()))),
             IpNetwork::V6(_) => None,
         })
     })
@@ -116,7 +116,7 @@ pub(super) fn homes6(config: &Config) -> Result<Box<Homes6>, CompileError> {
             homes.push(Home6 {
                 prefix: network,
                 mask: words6(n.mask()),
-                class: u64::from(config.resting(pool).0),
+                class: u64::from(pool.id.0),
             });
         }
     }
@@ -150,6 +150,11 @@ pub(super) fn address6(words: [u64; 2]) -> Ipv6Addr {
 /// Buckets of HASH6: a power of two, at least one.
 pub(super) fn buckets6(config: &Config) -> u32 {
     config.tables.buckets6.max(1).checked_next_power_of_two().unwrap_or(1 << 31)
+}
+
+/// Buckets of FRAGMENTS: a power of two, at least one.
+pub(super) fn fragment_buckets(config: &Config) -> u32 {
+    (config.tables.fragments / BUCKET_FRAGMENTS as u32).max(1).next_power_of_two()
 }
 
 /// Digest of what the address tables depend on: pools, their order, prefixes and fallbacks, and table sizes. Policies are not in it:

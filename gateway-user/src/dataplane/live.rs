@@ -121,10 +121,11 @@ impl Live {
         };
         let config = &numbered;
         let (maps, programs) = load(config, adopted.then_some(&directory))?;
-        let tables = Tables::new(config, &maps).map_err(|e| match e {
+        let mut tables = Tables::new(config, &maps).map_err(|e| match e {
             TablesError::Compile(e) => Error::Compile(e),
             TablesError::System(e) => Error::system("mapping the tables")(e),
         })?;
+        tables.follow(&links::now().map_err(Error::system("listing interfaces"))?);
         if adopted {
             let repaired = tables.repair(&maps, &policies).map_err(|e| Error::Load(e.to_string()))?;
             if repaired != 0 {
@@ -309,7 +310,7 @@ impl Kernel for Live {
         Ok(AddressReading {
             pool: pool_now(entry, cold, tables::boot_now()),
             session: cold.map(|c| SessionId(c.session)),
-            interface: None,
+            interface: self.tables.interface(reading.class).cloned(),
             lease_end: cold.filter(|c| c.lease_end != u64::MAX).map(|c| BootTime(c.lease_end)),
             map_id: reading.map_id,
         })
@@ -324,6 +325,7 @@ impl Kernel for Live {
                 return;
             }
         };
+        self.tables.follow(&links);
         if let Err(e) = interfaces::set(&self.config, &self.tables, &self.maps, &links) {
             tracing::error!("an interface's pools and VLANs cannot be set, so that it has none: {e}");
         }
@@ -466,6 +468,7 @@ fn load(config: &Config, adopt: Option<&PathBuf>) -> Result<(Maps, HashMap<&'sta
         // At most MAX_CHUNKS + 1.
         .map_max_entries(map::CHUNKS4, chunks as u32)
         .map_max_entries(map::HASH6, layout::buckets6(config))
+        .map_max_entries(map::FRAGMENTS, layout::fragment_buckets(config))
         .map_max_entries(map::COLD, config.tables.addresses)
         .map_max_entries(map::DENIALS, config.tables.denials_bytes)
         .map_max_entries(map::CAPTURES, memory::CAPTURES_BYTES);

@@ -8,7 +8,7 @@ use gateway_ebpf::abi::map;
 use super::bpf::{self, Map};
 
 /// Every map of the object that programs of one start share with those of the next. What a program keeps for itself is not pinned.
-pub const NAMES: [&str; 17] = [
+pub const NAMES: [&str; 18] = [
     map::CONTROL,
     map::DIR4,
     map::CHUNKS4,
@@ -17,6 +17,7 @@ pub const NAMES: [&str; 17] = [
     map::COLD,
     map::POLICY,
     map::INTERFACES,
+    map::FRAGMENTS,
     map::COUNTERS,
     map::RULES,
     map::RULE_IDS,

@@ -2,8 +2,8 @@
 //! account (`memlock` in fdinfo, Linux 6.4 and later); 64-bit, 4 KiB pages.
 
 use gateway_ebpf::abi::{
-    Answers, Cold, ColdKey, Control, Count, Homes6, Interface, MAX_INTERFACES, MAX_POOLS, MAX_RULES, POLICIES, Policy, REASONS,
-    RuleCount, ShadowCount, map,
+    Answers, Cold, ColdKey, Control, Count, FragmentBucket, Homes6, Interface, MAX_INTERFACES, MAX_POOLS, MAX_RULES, POLICIES,
+    Policy, REASONS, RuleCount, ShadowCount, map,
 };
 
 use super::{
@@ -45,6 +45,10 @@ pub fn memory(config: &Config, cpus: usize) -> Result<Vec<(&'static str, u64)>, 
         ),
         (map::POLICY, mapped(u64::from(POLICIES) * size_of::<Policy>() as u64)),
         (map::INTERFACES, hash(MAX_INTERFACES as u64, 8 + size_of::<Interface>())),
+        (
+            map::FRAGMENTS,
+            u64::from(layout::fragment_buckets(config)) * size_of::<FragmentBucket>() as u64,
+        ),
         (map::COUNTERS, per_cpu(pools, REASONS * size_of::<Count>())),
         (map::RULES, per_cpu(MAX_RULES as u64, size_of::<RuleCount>())),
         (map::RULE_IDS, MAX_RULES as u64 * 8),
@@ -78,6 +82,7 @@ mod tests {
         config.tables.addresses = 1_000_000;
         config.tables.buckets6 = crate::config::Tables::buckets6_for(1_000_000);
         config.tables.denials_bytes = 262_144;
+        config.tables.fragments = 4096;
         let of = |name| memory(&config, 2).unwrap().iter().find(|(n, _)| *n == name).unwrap().1;
         assert_eq!(
             of(map::CHUNKS4),

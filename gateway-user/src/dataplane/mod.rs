@@ -5,6 +5,7 @@
 
 mod bpf;
 mod captures;
+mod classes;
 mod denials;
 mod detach;
 mod environment;

@@ -2,18 +2,19 @@
 //! is enough, system calls for the cold record beside it. At no moment is an address judged more loosely than before and after a change.
 
 use std::{
-    collections::HashSet,
+    collections::{HashMap, HashSet},
     io,
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
     os::fd::AsFd,
-    sync::atomic::{AtomicU8, AtomicU32, Ordering, fence},
+    sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering, fence},
 };
 
-use gateway_ebpf::abi::{self, CLASS_LEASED, CLASS_POOL, Class, Cold, Control, Homes6, POLICIES, Policy, VERSION};
+use gateway_ebpf::abi::{self, Class, ClassEntry, Cold, Control, ENTRY_LEASED, Homes6, POLICIES, Policy, VERSION};
 
 use super::{
     bpf::{self, Map},
-    force::{self, Policies, SHADOW_AT},
+    classes::{self, Classes, Key},
+    force::{self, Policies, SHADOW_AT, grace},
     layout::{self, CHUNK, Layout4},
     mapping::Mapping,
     maps::Maps,
@@ -21,9 +22,10 @@ use super::{
     table6::{Full, SharedBucket, Table6},
 };
 use crate::{
-    config::{Config, Mode},
+    config::{Config, Mode, PoolKind},
     kernel::{Assignment, KernelError},
-    model::BootTime,
+    links::LinkNow,
+    model::{BootTime, InterfaceName, PoolId},
 };
 
 /// The tables of one set of maps.
@@ -35,6 +37,9 @@ pub(super) struct Tables {
     chunks: Mapping,
     hash6: Mapping,
     pub(super) policy: Mapping,
+    classes: Classes,
+    /// As last told.
+    indexes: HashMap<InterfaceName, u32>,
 }
 
 impl Tables {
@@ -50,6 +55,8 @@ impl Tables {
                 layout::buckets6(config) as usize * size_of::<SharedBucket>(),
             )?,
             policy: Mapping::new(maps.get(abi::map::POLICY)?, POLICIES as usize * size_of::<Policy>())?,
+            classes: Classes::new(config),
+            indexes: HashMap::new(),
             config: config.clone(),
             layout,
         })
@@ -74,9 +81,9 @@ impl Tables {
             hash6_bits: layout::buckets6(&self.config).trailing_zeros(),
             earliest_lease_end: u64::MAX,
             config_digest: layout::digest(&self.config),
-            fragment_bits: 0,
+            fragment_bits: layout::fragment_buckets(&self.config).trailing_zeros(),
             spare: 0,
-            classes: abi::plain_classes(),
+            classes: self.classes.entries(),
         };
         self.control.copy_in(0, bpf::bytes_of(&control));
         fence(Ordering::SeqCst);
@@ -98,28 +105,41 @@ impl Tables {
             && control.hash6_bits == layout::buckets6(config).trailing_zeros()
             && maps.get(abi::map::CHUNKS4)?.info.max_entries as usize == layout.chunks()
             && maps.get(abi::map::HASH6)?.info.max_entries == layout::buckets6(config)
+            && control.fragment_bits == layout::fragment_buckets(config).trailing_zeros()
+            && maps.get(abi::map::FRAGMENTS)?.info.max_entries == layout::fragment_buckets(config)
             && bpf::bytes_of(&*held) == bpf::bytes_of(&*homes6)
             && directory[..] == layout.directory()[..])
     }
 
     /// Sets adopted maps right where they differ: classes of addresses without a session, the policy, the mode. Returns how many
     /// addresses were wrong.
-    pub(super) fn repair(&self, maps: &Maps, policies: &Policies) -> Result<usize, KernelError> {
+    pub(super) fn repair(&mut self, maps: &Maps, policies: &Policies) -> Result<usize, KernelError> {
         let assigned: HashSet<IpAddr> = assigned(maps)?.into_iter().collect();
         let resting = self.layout.resting(&self.config);
+        self.adopt_classes();
+        // A number that means nothing is no session's.
+        let means = |classes: &Classes, class: Class| classes.entry(class) != 0;
         let mut repaired = 0;
         for (place, want) in resting.iter().enumerate() {
             let byte = self.chunks.byte(place);
-            if byte.load(Ordering::Relaxed) == *want {
+            let class = byte.load(Ordering::Relaxed);
+            if class == *want {
                 continue;
             }
-            if !self.layout.address(place).is_some_and(|a| assigned.contains(&IpAddr::V4(a))) {
+            let held = self.layout.address(place).is_some_and(|a| assigned.contains(&IpAddr::V4(a)));
+            if held && means(&self.classes, class) {
+                self.classes.entered(class);
+            } else {
                 byte.store(*want, Ordering::Release);
                 repaired += 1;
             }
         }
-        self.table6().retain(|key, _| {
-            let keep = assigned.contains(&IpAddr::V6(layout::address6(key)));
+        let (hash6, classes) = (&self.hash6, &mut self.classes);
+        Table6(hash6.buckets()).retain(|key, class| {
+            let keep = assigned.contains(&IpAddr::V6(layout::address6(key))) && means(classes, class);
+            if keep {
+                classes.entered(class);
+            }
             repaired += usize::from(!keep);
             keep
         });
@@ -143,8 +163,7 @@ impl Tables {
     }
 
     /// See [`crate::kernel::Kernel::assign`].
-    pub(super) fn assign(&self, maps: &Maps, address: IpAddr, to: Assignment) -> Result<(), KernelError> {
-        let class = to.pool.0 & CLASS_POOL | if to.lease.is_some() { CLASS_LEASED } else { 0 };
+    pub(super) fn assign(&mut self, maps: &Maps, address: IpAddr, to: Assignment) -> Result<(), KernelError> {
         let cold = Cold {
             lease_end: to.lease.map_or(u64::MAX, |(end, _)| end.0),
             session: to.session.0,
@@ -153,6 +172,7 @@ impl Tables {
         let resting = self.resting(address).ok_or(KernelError::OutsidePools(address))?;
         let old = self.class(address, resting);
         let before = read_cold(maps, address)?;
+        let class = self.class_for(&to, before.is_some())?;
         let Some(before) = before else {
             // At rest: the cold record is not looked at, so it goes first, and back if there is no room for the class.
             write_cold(maps, address, &cold)?;
@@ -165,20 +185,35 @@ impl Tables {
             self.set_class(address, class)?;
             return write_cold(maps, address, &cold);
         }
-        if old & CLASS_LEASED != 0 && old != class {
+        if self.classes.entry(old) & ENTRY_LEASED != 0 && old != class {
             // Between two leased pools, the new lease must not prolong the old pool.
-            self.set_class(address, before.fallback as Class & CLASS_POOL)?;
+            let between = Assignment {
+                pool: PoolId(before.fallback as u8),
+                lease: None,
+                ..to
+            };
+            // Nobody uses the new class yet: it must not be taken for an idle one.
+            self.classes.entered(class);
+            let between = self.class_for(&between, true);
+            self.classes.left(class);
+            self.set_class(address, between?)?;
         }
         write_cold(maps, address, &cold)?;
         self.set_class(address, class)
     }
 
     /// See [`crate::kernel::Kernel::clear`].
-    pub(super) fn clear(&self, maps: &Maps, address: IpAddr) -> Result<(), KernelError> {
+    pub(super) fn clear(&mut self, maps: &Maps, address: IpAddr) -> Result<(), KernelError> {
         if let Some(resting) = self.resting(address) {
             match address {
                 IpAddr::V4(_) => self.set_class(address, resting)?,
-                IpAddr::V6(a) => self.table6().remove(layout::words6(a)),
+                IpAddr::V6(a) => {
+                    let key = layout::words6(a);
+                    if let Some(class) = self.table6().get(key).map(|b| b.load(Ordering::Relaxed)) {
+                        self.table6().remove(key);
+                        self.classes.left(class);
+                    }
+                }
             }
         }
         delete_cold(maps, address)
@@ -186,15 +221,80 @@ impl Tables {
 
     /// See [`crate::kernel::Kernel::set_earliest_lease_end`].
     pub(super) fn set_earliest_lease_end(&self, end: Option<BootTime>) {
-        // The clock that the programs can read cheaply stands still while the host is suspended: until the daemon sets it again, the
-        // word is then late by the time slept. Read in this order, the difference is if anything too large, and the word too early.
-        let word = end.map_or(u64::MAX, |end| {
-            let monotonic = clock(libc::CLOCK_MONOTONIC);
-            end.0.saturating_sub(boot_now().saturating_sub(monotonic))
-        });
         self.control
             .word64(std::mem::offset_of!(Control, earliest_lease_end))
-            .store(word, Ordering::SeqCst);
+            .store(end.map_or(u64::MAX, |end| end.0), Ordering::SeqCst);
+    }
+
+    /// Binds classes to the interfaces that exist now.
+    pub(super) fn follow(&mut self, links: &[LinkNow]) {
+        self.indexes = links.iter().map(|l| (l.link.name.clone(), l.link.ifindex)).collect();
+        for (class, entry) in self.classes.follow(&self.indexes) {
+            self.write_entry(class, entry);
+        }
+    }
+
+    /// What a class byte of this set of maps is bound to.
+    pub(super) fn interface(&self, class: Class) -> Option<&InterfaceName> {
+        self.classes.interface(class)
+    }
+
+    /// Takes over the numbers that are given out, and sets those of addresses at rest right.
+    fn adopt_classes(&mut self) {
+        let entries = std::array::from_fn(|i| self.entry_word(i as Class).load(Ordering::Acquire));
+        let names: HashMap<u32, &InterfaceName> = self.indexes.iter().map(|(name, index)| (*index, name)).collect();
+        self.classes.adopt(&entries, |index| names.get(&index).map(|n| (*n).clone()));
+        for (class, entry) in (0..=Class::MAX).zip(self.classes.entries()) {
+            if entries[usize::from(class)] != entry {
+                self.write_entry(class, entry);
+            }
+        }
+    }
+
+    /// The class of an assignment. Where none is free, what restricts an address that is assigned already takes the class of its pool at
+    /// rest, which is bound to no interface: rather that than not restricted.
+    fn class_for(&mut self, to: &Assignment, assigned: bool) -> Result<Class, KernelError> {
+        let key = Key {
+            pool: to.pool,
+            leased: to.lease.is_some(),
+            interface: to.interface.clone(),
+        };
+        if let Some(class) = self.classes.find(&key) {
+            return Ok(class);
+        }
+        if self.classes.free().is_none() && self.classes.any_idle() {
+            grace();
+            self.classes.forget_idle();
+        }
+        let Some(class) = self.classes.free() else {
+            let restricts = self
+                .config
+                .pool_by_id(to.pool)
+                .is_some_and(|p| p.kind != PoolKind::FullService);
+            if assigned && restricts && to.lease.is_none() {
+                tracing::error!(
+                    session = to.session.0,
+                    "{}; the address is restricted, but not bound",
+                    KernelError::ClassesFull
+                );
+                return Ok(to.pool.0);
+            }
+            return Err(KernelError::ClassesFull);
+        };
+        let ifindex = self.indexes.get(&to.interface).copied().unwrap_or(classes::NOWHERE);
+        let entry = self.classes.give(class, key, ifindex);
+        self.write_entry(class, entry);
+        Ok(class)
+    }
+
+    fn entry_word(&self, class: Class) -> &AtomicU64 {
+        self.control
+            .word64(std::mem::offset_of!(Control, classes) + usize::from(class) * size_of::<ClassEntry>())
+    }
+
+    /// Before a byte names it.
+    fn write_entry(&self, class: Class, entry: ClassEntry) {
+        self.entry_word(class).store(entry, Ordering::SeqCst);
     }
 
     fn flags(&self) -> u32 {
@@ -210,7 +310,7 @@ impl Tables {
 
     /// The class of an address without session; `None`: it is in no pool, or reserved.
     fn resting(&self, address: IpAddr) -> Option<Class> {
-        self.config.home(address).map(|home| self.config.resting(home).0)
+        self.config.home(address).map(|home| home.id.0)
     }
 
     fn class(&self, address: IpAddr, resting: Class) -> Class {
@@ -223,7 +323,11 @@ impl Tables {
         }
     }
 
-    fn set_class(&self, address: IpAddr, class: Class) -> Result<(), KernelError> {
+    fn set_class(&mut self, address: IpAddr, class: Class) -> Result<(), KernelError> {
+        let old = match address {
+            IpAddr::V4(a) => Some(self.byte4(a).load(Ordering::Relaxed)),
+            IpAddr::V6(a) => self.table6().get(layout::words6(a)).map(|b| b.load(Ordering::Relaxed)),
+        };
         match address {
             IpAddr::V4(a) => self.byte4(a).store(class, Ordering::SeqCst),
             IpAddr::V6(a) => {
@@ -232,6 +336,10 @@ impl Tables {
                     .map_err(|Full| KernelError::TableFull)?;
                 fence(Ordering::SeqCst);
             }
+        }
+        match old {
+            Some(old) => self.classes.moved(old, class),
+            None => self.classes.entered(class),
         }
         Ok(())
     }
@@ -271,7 +379,10 @@ pub(super) fn cold_record(cold: &Map, address: IpAddr) -> io::Result<Option<Cold
 
 /// The boot clock, nanoseconds.
 pub(super) fn boot_now() -> u64 {
-    clock(libc::CLOCK_BOOTTIME)
+    let mut t = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: `t` is a timespec that lives through the call; the clock exists on every kernel with TCX.
+    unsafe { libc::clock_gettime(libc::CLOCK_BOOTTIME, &raw mut t) };
+    t.tv_sec as u64 * 1_000_000_000 + t.tv_nsec as u64
 }
 
 fn read_cold(maps: &Maps, address: IpAddr) -> Result<Option<Cold>, KernelError> {
@@ -313,11 +424,4 @@ pub(super) fn system(what: &str, error: io::Error) -> KernelError {
         what: what.to_owned(),
         error,
     }
-}
-
-fn clock(id: libc::clockid_t) -> u64 {
-    let mut t = libc::timespec { tv_sec: 0, tv_nsec: 0 };
-    // SAFETY: `t` is a timespec that lives through the call; both clocks exist on every kernel with TCX.
-    unsafe { libc::clock_gettime(id, &raw mut t) };
-    t.tv_sec as u64 * 1_000_000_000 + t.tv_nsec as u64
 }

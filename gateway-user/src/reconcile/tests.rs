@@ -25,6 +25,7 @@ fn held(a: Assignment) -> Held {
     Held {
         pool: Some(a.pool),
         session: Some(a.session),
+        interface: Some(a.interface.clone()),
         lease_end: a.lease.map(|l| l.0),
     }
 }

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "a test ends at what it does not expect")]
 
 mod adopt;
+mod bound;
 mod floor;
 mod gateway;
 mod judge;

@@ -1,0 +1,247 @@
+//! Who has which class number. Pure: what it says is written into `Control::classes` by [`super::tables`].
+//!
+//! Numbers 1 to 63 are addresses at rest, by home pool. The others are given out for a pool, with or without lease, on the interface of a
+//! session, and go on meaning that until nobody uses them and another needs a number.
+
+use std::collections::HashMap;
+
+use gateway_ebpf::abi::{CLASSES, Class, ClassEntry, ENTRY_LEASED, MAX_POOLS, class_entry, entry_ifindex, entry_pool};
+
+use crate::{
+    config::Config,
+    model::{InterfaceName, PoolId},
+};
+
+/// What an address of a live session is bound to.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(super) struct Key {
+    pub(super) pool: PoolId,
+    pub(super) leased: bool,
+    pub(super) interface: InterfaceName,
+}
+
+/// An interface index that no interface has: the session's is not there.
+pub(super) const NOWHERE: u32 = u32::MAX;
+
+/// The first number that is given out.
+const FIRST: usize = MAX_POOLS as usize + 1;
+
+#[derive(Clone, Default)]
+struct Slot {
+    /// `None`: the number means nothing, or it was adopted and the name of its interface is not known any more.
+    key: Option<Key>,
+    /// 0: free, or at rest.
+    entry: ClassEntry,
+    /// Addresses of this class.
+    users: u32,
+}
+
+/// All numbers.
+pub(super) struct Classes {
+    slots: Vec<Slot>,
+    numbers: HashMap<Key, Class>,
+}
+
+impl Classes {
+    /// Nothing given out.
+    pub(super) fn new(config: &Config) -> Self {
+        let mut slots = vec![Slot::default(); CLASSES];
+        for pool in &config.pools {
+            if let Some(slot) = slots.get_mut(usize::from(pool.id.0)) {
+                slot.entry = class_entry(config.resting(pool).0, false, 0);
+            }
+        }
+        Self {
+            slots,
+            numbers: HashMap::new(),
+        }
+    }
+
+    /// Takes over what adopted maps mean; `interface` names an index.
+    pub(super) fn adopt(&mut self, entries: &[ClassEntry; CLASSES], interface: impl Fn(u32) -> Option<InterfaceName>) {
+        for (class, entry) in (0..=Class::MAX).zip(entries).skip(FIRST) {
+            let key = interface(entry_ifindex(*entry)).map(|interface| Key {
+                pool: PoolId(entry_pool(*entry)),
+                leased: entry & ENTRY_LEASED != 0,
+                interface,
+            });
+            let slot = &mut self.slots[usize::from(class)];
+            slot.entry = if entry_pool(*entry) == 0 { 0 } else { *entry };
+            // Of two numbers that mean the same one is enough.
+            slot.key = key.filter(|k| slot.entry != 0 && !self.numbers.contains_key(k));
+            if let Some(key) = &slot.key {
+                self.numbers.insert(key.clone(), class);
+            }
+        }
+    }
+
+    /// What a class means.
+    pub(super) fn entry(&self, class: Class) -> ClassEntry {
+        self.slots[usize::from(class)].entry
+    }
+
+    /// All of it.
+    pub(super) fn entries(&self) -> [ClassEntry; CLASSES] {
+        std::array::from_fn(|i| self.slots[i].entry)
+    }
+
+    /// The interface that a class is bound to, by name.
+    pub(super) fn interface(&self, class: Class) -> Option<&InterfaceName> {
+        self.slots[usize::from(class)].key.as_ref().map(|k| &k.interface)
+    }
+
+    /// The number of a key that has one.
+    pub(super) fn find(&self, key: &Key) -> Option<Class> {
+        self.numbers.get(key).copied()
+    }
+
+    /// A number that means nothing.
+    pub(super) fn free(&self) -> Option<Class> {
+        (FIRST..CLASSES)
+            .find(|n| self.slots[*n].entry == 0 && self.slots[*n].users == 0)
+            .map(|n| n as Class)
+    }
+
+    /// Whether there are numbers that mean something to nobody.
+    pub(super) fn any_idle(&self) -> bool {
+        self.slots[FIRST..].iter().any(|s| s.entry != 0 && s.users == 0)
+    }
+
+    /// Makes those free. No program may still be reading what it saw before they fell idle.
+    pub(super) fn forget_idle(&mut self) {
+        for slot in self.slots[FIRST..].iter_mut().filter(|s| s.users == 0) {
+            if let Some(key) = &slot.key {
+                self.numbers.remove(key);
+            }
+            *slot = Slot::default();
+        }
+    }
+
+    /// Gives a free number to a key.
+    pub(super) fn give(&mut self, class: Class, key: Key, ifindex: u32) -> ClassEntry {
+        let entry = class_entry(key.pool.0, key.leased, ifindex);
+        self.numbers.insert(key.clone(), class);
+        let users = self.slots[usize::from(class)].users;
+        self.slots[usize::from(class)] = Slot {
+            key: Some(key),
+            entry,
+            users,
+        };
+        entry
+    }
+
+    /// The entries that change as interfaces come, go and get other indexes. Only the index of an entry ever changes.
+    pub(super) fn follow(&mut self, indexes: &HashMap<InterfaceName, u32>) -> Vec<(Class, ClassEntry)> {
+        let mut changed = Vec::new();
+        for (class, slot) in (0..=Class::MAX).zip(&mut self.slots) {
+            let Some(key) = &slot.key else { continue };
+            let ifindex = indexes.get(&key.interface).copied().unwrap_or(NOWHERE);
+            if entry_ifindex(slot.entry) != ifindex {
+                slot.entry = class_entry(key.pool.0, key.leased, ifindex);
+                changed.push((class, slot.entry));
+            }
+        }
+        changed
+    }
+
+    /// An address changes its class.
+    pub(super) fn moved(&mut self, from: Class, to: Class) {
+        let from = &mut self.slots[usize::from(from)].users;
+        *from = from.saturating_sub(1);
+        self.entered(to);
+    }
+
+    /// An address has a class.
+    pub(super) fn entered(&mut self, class: Class) {
+        let users = &mut self.slots[usize::from(class)].users;
+        *users = users.saturating_add(1);
+    }
+
+    /// An address has lost its class.
+    pub(super) fn left(&mut self, class: Class) {
+        let users = &mut self.slots[usize::from(class)].users;
+        *users = users.saturating_sub(1);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{super::fixtures, *};
+
+    fn key(pool: u8, leased: bool, interface: &str) -> Key {
+        Key {
+            pool: PoolId(pool),
+            leased,
+            interface: interface.parse().unwrap(),
+        }
+    }
+    fn give(c: &mut Classes, key: Key, ifindex: u32) -> Class {
+        let class = c.free().unwrap();
+        c.give(class, key, ifindex);
+        class
+    }
+
+    #[test]
+    fn at_rest_a_home_pool_is_judged_by_its_fallback() {
+        let c = Classes::new(&fixtures::config());
+        assert_eq!(c.entries()[..5], [0, 1 << 32, 1 << 32, 3 << 32, 0]);
+    }
+
+    #[test]
+    fn numbers_are_given_kept_and_given_again_when_nobody_uses_them() {
+        let mut c = Classes::new(&fixtures::config());
+        let first = give(&mut c, key(1, false, "tun0"), 7);
+        assert_eq!(first, 64);
+        assert_eq!(c.entry(first), class_entry(1, false, 7));
+        assert_eq!(c.find(&key(1, false, "tun0")), Some(first));
+        c.entered(first);
+        for n in 1..192 {
+            give(&mut c, key(1, n % 2 == 0, &format!("tun{n}")), n);
+        }
+        assert_eq!((c.free(), c.any_idle()), (None, true));
+        c.forget_idle();
+        assert_eq!(c.find(&key(1, false, "tun0")), Some(first), "in use");
+        assert_eq!(c.find(&key(1, false, "tun1")), None);
+        assert_eq!((c.free(), c.any_idle()), (Some(65), false));
+        c.left(first);
+        assert!(c.any_idle());
+    }
+
+    #[test]
+    fn entries_follow_their_interfaces_and_keep_their_pools() {
+        let mut c = Classes::new(&fixtures::config());
+        let tun = give(&mut c, key(2, true, "tun0"), 7);
+        let other = give(&mut c, key(1, false, "tun1"), 8);
+        let at = |pairs: &[(&str, u32)]| pairs.iter().map(|(n, i)| (n.parse().unwrap(), *i)).collect::<HashMap<_, _>>();
+        assert_eq!(c.follow(&at(&[("tun0", 7), ("tun1", 8)])), []);
+        assert_eq!(
+            c.follow(&at(&[("tun0", 9)])),
+            [(tun, class_entry(2, true, 9)), (other, class_entry(1, false, NOWHERE))]
+        );
+    }
+
+    #[test]
+    fn adopted_entries_are_found_by_the_names_of_their_interfaces() {
+        let mut old = Classes::new(&fixtures::config());
+        let (here, gone) = (
+            give(&mut old, key(2, true, "tun0"), 7),
+            give(&mut old, key(1, false, "tun1"), 8),
+        );
+        let mut entries = old.entries();
+        entries[100] = class_entry(2, true, 7);
+        entries[200] = 5;
+        let mut c = Classes::new(&fixtures::config());
+        c.adopt(&entries, |index| (index == 7).then(|| "tun0".parse().unwrap()));
+        assert_eq!(c.find(&key(2, true, "tun0")), Some(here));
+        assert_eq!(
+            (c.entry(gone), c.interface(gone)),
+            (class_entry(1, false, 8), None),
+            "it is not there any more"
+        );
+        assert_eq!(c.interface(100), None, "a double");
+        assert_eq!(c.entry(200), 0, "no pool: it means nothing");
+        c.entered(gone);
+        c.forget_idle();
+        assert_eq!((c.entry(gone), c.entry(100)), (class_entry(1, false, 8), 0));
+    }
+}

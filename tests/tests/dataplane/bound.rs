@@ -1,0 +1,126 @@
+//! Addresses of sessions are bound to their interfaces, by classes of which there are so many.
+
+use gateway_ebpf::reason::Reason;
+use gateway_user::{
+    kernel::{Assignment, Kernel, KernelError},
+    model::{PoolId, SessionId},
+};
+use lazaret_tests::{
+    require,
+    site::{DEVICE, DEVICE6, MAIL, MAIL6, RESOLVER},
+};
+
+use crate::gateway::{Gateway, QUARANTINE, STAFF};
+
+fn on(interface: &str, pool: PoolId) -> Assignment {
+    Assignment {
+        pool,
+        session: SessionId(7),
+        interface: interface.parse().unwrap(),
+        lease: None,
+    }
+}
+
+#[test]
+fn a_session_on_another_interface_passes_nothing_and_one_made_again_is_followed() {
+    require!(Root, Bpf, Tun, Program("nft"));
+    let (mut g, mut tun) = Gateway::tun(|c| c);
+    g.open();
+    for (device, mail) in [(DEVICE, MAIL), (DEVICE6, MAIL6)] {
+        for pool in [QUARANTINE, STAFF] {
+            g.live(|l| l.assign(device, on("vpn9", pool))).unwrap();
+            let reading = g.live(|l| l.read(device)).unwrap();
+            assert_eq!((reading.pool, reading.interface), (Some(pool), Some("vpn9".parse().unwrap())));
+            let before = g.counted(pool.0, Reason::WrongInterface);
+            assert!(!g.reaches(&tun, device, mail, 53) && !g.host_sends(&tun, device));
+            assert!(g.counted(pool.0, Reason::WrongInterface) > before);
+        }
+        g.live(|l| l.assign(device, on("vpn0", STAFF))).unwrap();
+        assert!(g.reaches(&tun, device, mail, 25));
+    }
+    // Another index.
+    drop(tun);
+    tun = g.make_tun();
+    g.set_links();
+    assert!(g.reaches(&tun, DEVICE, MAIL, 25) && g.reaches(&tun, DEVICE6, MAIL6, 25));
+    // Also behind a restart, before and behind which it has another one.
+    g.live = None;
+    drop(tun);
+    tun = g.make_tun();
+    g.open();
+    assert!(g.live(|l| l.adopted()));
+    assert!(
+        !g.reaches(&tun, DEVICE, MAIL, 25),
+        "nobody knows any more whose the old index was"
+    );
+    assert_eq!(
+        g.live(|l| l.read(DEVICE)).unwrap().interface,
+        None,
+        "so the controller sets it anew"
+    );
+    g.assign(DEVICE, STAFF);
+    assert!(g.reaches(&tun, DEVICE, MAIL, 25));
+}
+
+#[test]
+fn at_rest_an_interface_has_the_pools_that_it_names() {
+    require!(Root, Bpf, Tun, Program("nft"));
+    let pools = |list: &str| {
+        let list = list.to_owned();
+        move |c: String| c.replace("role = \"device\"\n", &format!("role = \"device\"\npools = [{list}]\n"))
+    };
+    let (mut g, tun) = Gateway::tun(pools("\"staff\""));
+    g.open();
+    assert!(!g.reaches(&tun, DEVICE, RESOLVER, 53), "of pool quarantine");
+    assert_eq!(g.counted(1, Reason::WrongInterface), 1);
+    assert!(
+        g.reaches(&tun, [10, 67, 0, 5].into(), RESOLVER, 53),
+        "of pool staff, at its fallback"
+    );
+    g.assign(DEVICE, QUARANTINE);
+    assert!(g.reaches(&tun, DEVICE, RESOLVER, 53), "a session says where it is");
+    g.live(|l| l.clear(DEVICE)).unwrap();
+    // The file changes, the maps stay.
+    g.live = None;
+    g.config = crate::gateway::configuration("vpn0", &g.scratch, pools("\"quarantine\""));
+    g.open();
+    assert!(g.live(|l| l.adopted()));
+    assert!(g.reaches(&tun, DEVICE, RESOLVER, 53));
+    assert!(!g.reaches(&tun, [10, 67, 0, 5].into(), RESOLVER, 53));
+    g.live = None;
+    g.config = crate::gateway::configuration("vpn0", &g.scratch, |c| c);
+    g.open();
+    assert!(g.reaches(&tun, [10, 67, 0, 5].into(), RESOLVER, 53) && g.reaches(&tun, DEVICE, RESOLVER, 53));
+}
+
+#[test]
+fn without_a_free_class_nothing_loosens_and_restrictions_go() {
+    require!(Root, Bpf, Tun, Program("nft"));
+    let (mut g, tun) = Gateway::tun(|c| c);
+    g.open();
+    let address = |n: u8| std::net::IpAddr::from([10, 66, 0, n]);
+    for n in 2..=193_u8 {
+        g.live(|l| l.assign(address(n), on(&format!("vpn{n}"), STAFF))).unwrap();
+    }
+    let refused = |r: Result<(), KernelError>| matches!(r, Err(KernelError::ClassesFull));
+    assert!(refused(g.live(|l| l.assign(address(200), on("vpn0", QUARANTINE)))));
+    assert!(refused(g.live(|l| l.assign(address(200), on("vpn0", STAFF)))));
+    assert_eq!(g.live(|l| l.assigned()).unwrap().len(), 192, "nothing was changed");
+    // A restriction is not refused, whatever it costs.
+    g.live(|l| l.assign(address(5), on("vpn5", QUARANTINE))).unwrap();
+    let reading = g.live(|l| l.read(address(5))).unwrap();
+    assert_eq!((reading.pool, reading.interface), (Some(QUARANTINE), None));
+    assert!(!g.reaches(&tun, address(5), MAIL, 25));
+    // That class is idle now, and another's turn has come.
+    g.live(|l| l.assign(address(200), on("vpn0", STAFF))).unwrap();
+    assert!(g.reaches(&tun, address(200), MAIL, 25));
+    assert!(refused(g.live(|l| l.assign(address(201), on("vpn0", QUARANTINE)))));
+    g.live(|l| l.clear(address(9))).unwrap();
+    g.live(|l| l.assign(address(201), on("vpn0", QUARANTINE))).unwrap();
+    assert!(g.reaches(&tun, address(201), RESOLVER, 53) && !g.reaches(&tun, address(201), MAIL, 25));
+    // A restart counts who uses what.
+    g.live = None;
+    g.open();
+    assert!(g.live(|l| l.adopted()));
+    assert!(g.reaches(&tun, address(200), MAIL, 25));
+}

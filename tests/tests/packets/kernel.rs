@@ -205,7 +205,7 @@ fn events_say_what_was_denied() {
             src: address("192.0.2.1"),
             dst: address("10.66.0.5"),
             protocol: 1,
-            reason: Reason::IcmpError as u8,
+            reason: Reason::Redirect as u8,
             pool: 1,
             hook: hook::TC_EGRESS,
             version: 4,

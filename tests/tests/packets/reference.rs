@@ -1,18 +1,28 @@
 //! The naive reference beside the table of packets and beside the kernel: what an entry expects holds not only because the shipping
-//! decision says so, and sequences of fragments do to both, and to the kernel, what the table says.
+//! decision says so, and sequences of fragments do to both what the table says. Random gateways and packets run in the kernel too.
 
+use std::{collections::HashSet, env};
+
+use gateway_ebpf::abi::map;
 use ipnetwork::IpNetwork;
-use lazaret_tests::reference::{
-    Configuration, Judgment, Lease, Place, Reference, Session,
-    configuration::{Interface, Policy, Pool, Rule},
-    read,
+use lazaret_tests::{
+    differential::{
+        self,
+        host::{Host, place},
+        scenario::{START, Scenario, Step, scenario},
+    },
+    reference::{
+        Configuration, Judgment, Lease, Place, Reference, Session,
+        configuration::{Interface, Policy, Pool, Rule},
+        read,
+    },
 };
 use serde::Deserialize;
 use toml::{Table as Toml, Value};
 
 use crate::{
     frame::Packet,
-    object::{IFINDEX, open},
+    object::{IFINDEX, Object, open},
     table::{DATA, ENTRY_POINTS, Entry, EntryPoint, Table, agrees, applies, judge},
     world::World,
 };
@@ -212,4 +222,104 @@ fn sequences_by_all_three() {
         assert!(applied, "{} applies nowhere", sequence.name);
     }
     assert!(wrong.is_empty(), "\n{}", wrong.join("\n"));
+}
+
+/// A scenario as the kernel can be given it: one interface, no tag beside the frame, leases that have ended or never do, no waiting, and no
+/// answers, which take the packet's place and are limited by the clock.
+fn for_the_kernel(seed: u64, packets: usize) -> Scenario {
+    let mut scenario = scenario(seed, packets);
+    scenario.configuration = scenario.configuration.replace("deny = \"reject\"\n", "");
+    scenario
+        .steps
+        .retain(|s| s.place.interface == IFINDEX && s.tag.is_none() && runs(&s.bytes));
+    for step in &mut scenario.steps {
+        step.wait = 0;
+    }
+    for session in &mut scenario.sessions {
+        if let Some(lease) = &mut session.lease {
+            lease.end = if lease.end <= START { 1 } else { u64::MAX };
+        }
+    }
+    scenario
+}
+
+/// Whether the kernel takes a packet for a test run: with a whole Ethernet header, or what would be one, and behind two ethertypes a whole IP
+/// header. What it does not take must not be judged by the others either: a fragment would be known here and not there.
+fn runs(packet: &[u8]) -> bool {
+    match packet.get(12..14) {
+        Some([0x08, 0x00]) => packet.len() >= 14 + 20,
+        Some([0x86, 0xdd]) => packet.len() >= 14 + 40,
+        found => found.is_some(),
+    }
+}
+
+fn write(host: &Host, object: &Object, before: &mut HashSet<[u8; 16]>) {
+    object.set(map::DIR4, &0_u32, &*host.directory4);
+    for (i, chunk) in (0_u32..).zip(&host.chunks4) {
+        object.set(map::CHUNKS4, &i, chunk);
+    }
+    for (i, bucket) in (0_u32..).zip(&host.hash6) {
+        object.set(map::HASH6, &i, bucket);
+    }
+    object.set(map::HOMES6, &0_u32, &*host.homes6);
+    object.set(map::POLICY, &0_u32, &*host.policy);
+    for (index, interface) in &host.interfaces {
+        object.set(map::INTERFACES, index, interface);
+    }
+    for (i, bucket) in (0_u32..).zip(&host.fragments) {
+        object.set(map::FRAGMENTS, &i, bucket);
+    }
+    for key in before.drain() {
+        object.remove(map::COLD, &key);
+    }
+    for (key, cold) in &host.cold {
+        object.set(map::COLD, key, cold);
+        before.insert(*key);
+    }
+    object.set(map::CONTROL, &0_u32, &host.control);
+}
+
+/// Random gateways, through the real configuration parser and policy compiler, and random packets: the loaded programs, the host's build
+/// and the reference agree. `LAZARET_TEST_SEED` starts elsewhere; the nightly form judges one in 100 of its packets here.
+#[test]
+fn random_gateways_in_the_kernel() {
+    let Some(object) = open("random_gateways_in_the_kernel") else {
+        return;
+    };
+    let number = |name: &str, or: u64| env::var(name).map_or(or, |v| v.parse().unwrap());
+    let (first, cases) = (number("LAZARET_TEST_SEED", 1), number("LAZARET_TEST_CASES", 300_000) / 100);
+    let (mut done, mut keys) = (0, HashSet::new());
+    for seed in first..first + cases.div_ceil(200) {
+        let scenario = for_the_kernel(seed, 200);
+        let mut host = Host::new(&scenario).unwrap_or_else(|e| panic!("seed {seed:#x}: {e}"));
+        let mut reference = differential::reference(&scenario);
+        write(&host, &object, &mut keys);
+        for (i, step) in scenario.steps.iter().enumerate() {
+            // A packet that is judged at two hooks is remembered at both: one hook for one scenario.
+            let point = point(step, seed % 2 == 0);
+            let shown = || format!("seed {seed:#x}, packet {i} at {}: {:02x?}", point.name, step.bytes);
+            let (verdict, h) = host.judge(step);
+            if let Err((judgment, shipping)) = differential::agreed(&verdict, &h, &mut reference, step) {
+                panic!("{}\nreference: {judgment:?}\nshipping:  {shipping}", shown());
+            }
+            match agrees(&object, &point, &step.bytes, &verdict, &h) {
+                Ok(true) => done += 1,
+                Ok(false) => panic!("{}\nThe kernel does not take it.", shown()),
+                Err(e) => panic!("{}\n{verdict:?} of {h:?}\n{e}", shown()),
+            }
+        }
+    }
+    println!("{done} packets in the kernel");
+    assert!(done > cases / 3, "{done} of {cases} packets");
+}
+
+/// The entry point of a step; `xdp` where there is one.
+fn point(step: &Step, xdp: bool) -> EntryPoint {
+    let at = place(step);
+    let found = ENTRY_POINTS
+        .iter()
+        .filter(|p| p.place.role == at.role && p.place.direction == at.direction && p.place.ethernet == at.ethernet)
+        .max_by_key(|p| p.xdp == xdp)
+        .unwrap();
+    *found
 }

@@ -133,9 +133,9 @@ pub(crate) fn judge(world: &World, place: Place, packet: &[u8]) -> (Verdict, Hea
 pub(crate) fn agrees(object: &Object, point: &EntryPoint, packet: &[u8], verdict: &Verdict, h: &Headers) -> Result<bool, String> {
     let before = object.counters();
     let run = match object.run_with(point.name, packet, &crate::object::SkBuff::new()) {
-        // bpf_prog_test_run_skb wants an Ethernet header, and behind some ethertypes an IP header.
-        Err(_) if packet.len() < 54 && !point.xdp => return Ok(false),
-        other => other.map_err(|e| e.to_string())?,
+        // bpf_prog_test_run_skb wants an Ethernet header, and behind some ethertypes an IP header; bpf_prog_test_run_xdp the former.
+        Err(_) if packet.len() < if point.xdp { 14 } else { 54 } => return Ok(false),
+        other => other.map_err(|e| format!("{}: {e:?}", point.name))?,
     };
     let expected = expected(point, packet, verdict);
     if run != expected {

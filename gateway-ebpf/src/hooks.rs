@@ -12,13 +12,14 @@ use aya_ebpf::{
 };
 use gateway_ebpf::{
     abi::{
-        FLAG_CAPTURE, FLAG_OBSERVE, MARK_ANSWER, MARK_GRANT, MARK_GRANT_MASK, MARK_OURS, MARK_RESERVED, MARK_RESERVED_MASK,
-        MAX_POOLS, META_VLAN, hook, meta_magic, meta_vlan,
+        FLAG_CAPTURE, FLAG_INTERFACE_POOLS, FLAG_OBSERVE, MARK_ANSWER, MARK_GRANT, MARK_GRANT_MASK, MARK_OURS, MARK_RESERVED,
+        MARK_RESERVED_MASK, MAX_POOLS, META_VLAN, hook, meta_magic, meta_vlan,
     },
-    decide::{Direction, Outcome, Place, Role, Verdict, decide},
+    decide::{Direction, Outcome, Place, Role, Verdict},
     headers::Headers,
     packet::Packet as _,
     parse::{Parsed, parse_fast, parse_full},
+    quick::quick,
     rare::decide_rare,
     reason::Reason,
     tables::{Tables, read},
@@ -231,8 +232,20 @@ extern "C" fn write_trace(mark: u32, what: u32, rule: u32) -> u64 {
 fn xdp_judge<const DEVICE: bool>(ctx: *mut xdp_md) -> u32 {
     let mut h = Headers::default();
     let kept = match parse_fast::<_, true>(&Direct::xdp(ctx), &mut h) {
-        Parsed::Done if h.version == 4 => return xdp_decide::<DEVICE>(ctx, &h),
-        Parsed::Done => keep_plain(&h),
+        Parsed::Done => {
+            // SAFETY: the kernel gives a valid context.
+            let ifindex = unsafe { (*ctx).ingress_ifindex };
+            if let Some(verdict) = judge_quickly(xdp_place::<DEVICE>(ifindex), &h) {
+                return match verdict.outcome() {
+                    Outcome::Grant => {
+                        leave_word(ctx, ifindex, verdict.mark);
+                        xdp_action::XDP_PASS
+                    }
+                    _ => xdp_action::XDP_DROP,
+                };
+            }
+            keep_plain(&h)
+        }
         Parsed::Rare => xdp_read(ctx) != 0,
     };
     match (kept, DEVICE) {
@@ -240,6 +253,22 @@ fn xdp_judge<const DEVICE: bool>(ctx: *mut xdp_md) -> u32 {
         (true, true) => xdp_kept_device(ctx),
         (true, false) => xdp_kept_core(ctx),
     }
+}
+
+/// The verdict on a common packet, counted, and told of if it is a denial; `None`: the long way. While the mode, the shadow policy or a
+/// capture wants to know more, every packet goes that way.
+#[inline(always)]
+fn judge_quickly(place: Place, h: &Headers) -> Option<Verdict> {
+    let control = Kernel.control()?;
+    if probing() || read(&control.flags) & !FLAG_INTERFACE_POOLS != 0 {
+        return None;
+    }
+    let verdict = quick(&Kernel, control, place, h)?;
+    report::count(&verdict, h.length);
+    if !verdict.reason.passes() && report::may_tell() && keep(h) {
+        report::tell(Denied::new(&verdict, place.hook, false).word(), place.ifindex);
+    }
+    Some(verdict)
 }
 
 #[unsafe(no_mangle)]
@@ -272,15 +301,6 @@ fn xdp_kept<const DEVICE: bool>(ctx: *mut xdp_md) -> u32 {
     let place = xdp_place::<DEVICE>(ifindex);
     let verdict = decide_rare(&Kernel, place, h, rare);
     xdp_verdict::<true>(ctx, ifindex, place.hook, &verdict, h)
-}
-
-#[inline(always)]
-fn xdp_decide<const DEVICE: bool>(ctx: *mut xdp_md, h: &Headers) -> u32 {
-    // SAFETY: the kernel gives a valid context. Read in this one place: of two, the compiler makes one pointer into the context, which
-    // the verifier refuses.
-    let ifindex = unsafe { (*ctx).ingress_ifindex };
-    let place = xdp_place::<DEVICE>(ifindex);
-    xdp_verdict::<false>(ctx, ifindex, place.hook, &decide(&Kernel, place, h), h)
 }
 
 #[inline(always)]
@@ -337,8 +357,15 @@ fn tc_fast<const PLACE: u8, const ETHERNET: bool>(skb: *mut __sk_buff, ifindex: 
         parse_fast::<_, ETHERNET>(&Direct::skb(skb), &mut h)
     };
     let kept = match parsed {
-        Parsed::Done if h.version == 4 => return tc_decide::<PLACE>(skb, ifindex, &h),
-        Parsed::Done => keep_plain(&h),
+        Parsed::Done => {
+            if let Some(verdict) = judge_quickly(at(PLACE, ifindex), &h) {
+                return match verdict.outcome() {
+                    Outcome::Grant => set_mark(skb, verdict.mark),
+                    _ => TC_ACT_SHOT,
+                };
+            }
+            keep_plain(&h)
+        }
         Parsed::Rare if ETHERNET => tc_read_eth(skb) != 0,
         Parsed::Rare => tc_read_ip(skb) != 0,
     };
@@ -414,12 +441,6 @@ fn tc_kept<const PLACE: u8>(skb: *mut __sk_buff) -> i32 {
     let place = at(PLACE, ifindex);
     let verdict = decide_rare(&Kernel, place, h, rare);
     tc_verdict::<PLACE, true>(skb, ifindex, place.hook, &verdict, h)
-}
-
-#[inline(always)]
-fn tc_decide<const PLACE: u8>(skb: *mut __sk_buff, ifindex: u32, h: &Headers) -> i32 {
-    let place = at(PLACE, ifindex);
-    tc_verdict::<PLACE, false>(skb, ifindex, place.hook, &decide(&Kernel, place, h), h)
 }
 
 /// Drops what no judge has marked. A mark from the ingress of a core interface satisfies it too: that packet was judged by the same

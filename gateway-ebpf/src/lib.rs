@@ -13,6 +13,7 @@ pub mod headers;
 pub mod judge;
 pub mod packet;
 pub mod parse;
+pub mod quick;
 pub mod rare;
 pub mod reason;
 pub mod special;

@@ -384,12 +384,13 @@ fn transport<P: Packet + ?Sized, const FULL: bool>(p: &P, at: usize, length: usi
             let Some(udp) = load_within::<P, Udp>(p, at, length) else {
                 return problem::<FULL>(h, short);
             };
-            let said = u16::from_be(udp.length) as usize;
+            let said = (u32::from_be(udp.length_checksum) >> 16) as usize;
             if said < size_of::<Udp>() || said > length && !first {
                 return problem::<FULL>(h, Reason::UdpLength);
             }
-            h.source_port = u16::from_be(udp.source);
-            h.destination_port = u16::from_be(udp.destination);
+            let ports = u32::from_be(udp.ports);
+            h.source_port = (ports >> 16) as u16;
+            h.destination_port = ports as u16;
         }
         _ => {}
     }

@@ -63,8 +63,9 @@ pub fn classes<T: Tables>(t: &T, control: &Control, h: &Headers) -> Option<(Clas
     Some((source, destination))
 }
 
+/// The class of an IPv4 address, host byte order; `None`: a table cannot be read.
 #[inline(always)]
-fn class4<T: Tables>(t: &T, directory: &[u16; 65536], address: u32) -> Option<Class> {
+pub(crate) fn class4<T: Tables>(t: &T, directory: &[u16; 65536], address: u32) -> Option<Class> {
     match read(&directory[(address >> 16) as usize & 0xffff]) {
         0 => Some(0),
         chunk => t.chunk4(chunk, address as u16),

@@ -54,8 +54,8 @@ wire! {
     Tcp: 20 {
         source: u16, destination: u16, sequence: u32, acknowledgement: u32, offset: u8, flags: u8, window: u16, checksum: u16, urgent: u16,
     }
-    /// RFC 768.
-    Udp: 8 { source: u16, destination: u16, length: u16, checksum: u16, }
+    /// RFC 768, in words, which are loaded at once: source and destination; length and checksum.
+    Udp: 8 { ports: u32, length_checksum: u32, }
     /// RFC 792 and RFC 4443: what every message begins with.
     Icmp: 8 { kind: u8, code: u8, checksum: u16, rest: u32, }
 }

@@ -1,0 +1,253 @@
+//! The short way through the decision, for the packets that are most of the traffic: IPv4 without anything rare, one end in a pool, named by
+//! a from-device rule, or by none, or allowed everything. It is made of the decision's own look-ups, in a straight line; whatever else a packet
+//! or a table has, it says `None`, and [`crate::decide`] is asked. What it does say, the decision says too: tests compare.
+
+use crate::{
+    abi::{
+        Control, ENTRY_LEASED, FLAG_INTERFACE_POOLS, MAX_POOLS, POOL_ALL, POOL_BLOCKED, POOL_REJECT, POOL_TO_DEVICE,
+        entry_ifindex, entry_pool, mark,
+    },
+    clock::TOLERANCE,
+    decide::{Direction, Place, Role, Verdict, because},
+    headers::{Headers, protocol},
+    reason::Reason,
+    special::special,
+    tables::{Tables, class4, from_device, group, port_group, read},
+};
+
+/// What the decision says of a common packet; `None`: ask it.
+#[inline(always)]
+pub fn quick<T: Tables>(t: &T, control: &Control, place: Place, h: &Headers) -> Option<Verdict> {
+    if h.version != 4 || h.problem.is_some() || h.rare || matches!(h.protocol, protocol::ICMP | protocol::ICMPV6) {
+        return None;
+    }
+    // The end whose policy is asked; the other one is in no pool.
+    let from = matches!((place.role, place.direction), (Role::Device, Direction::Ingress));
+    let (own, other) = if from {
+        (h.source, h.destination)
+    } else {
+        (h.destination, h.source)
+    };
+    let directory = t.directory4()?;
+    if class4(t, directory, u32::from_be(other[0]))? != 0 {
+        return None;
+    }
+    let class = class4(t, directory, u32::from_be(own[0]))?;
+    let entry = read(&control.classes[class as usize]);
+    let pool = entry_pool(entry);
+    if pool == 0 {
+        return None;
+    }
+    if matches!(place.role, Role::Device) {
+        let bound = entry_ifindex(entry);
+        if bound != 0 && bound != place.ifindex || class <= MAX_POOLS && read(&control.flags) & FLAG_INTERFACE_POOLS != 0 {
+            return None;
+        }
+    }
+    if entry & ENTRY_LEASED != 0 && t.about_boot_now().saturating_add(TOLERANCE) >= read(&control.earliest_lease_end) {
+        return None;
+    }
+    let policy = t.policy(read(&control.generation) & 1)?;
+    let flags = read(&policy.pools[pool as usize & 63].flags);
+    if flags & POOL_BLOCKED != 0 {
+        return None;
+    }
+    let (reason, rule) = if flags & POOL_ALL != 0 {
+        (Reason::All, 0)
+    } else {
+        let port = if from { h.destination_port } else { h.source_port };
+        let number = from_device(policy, pool, group(policy, 4, other), port_group(policy, h.protocol, port));
+        if number == 0 {
+            if flags & (POOL_TO_DEVICE | POOL_REJECT) != 0 {
+                return None;
+            }
+            (Reason::NoRule, 0)
+        } else if from {
+            (Reason::Rule, number)
+        } else if h.opens_tcp() {
+            return None;
+        } else {
+            (Reason::Reply, number)
+        }
+    };
+    // What a rule names is not asked what it is, but for a source.
+    if (!from || rule == 0) && special(4, other).is_some() {
+        return None;
+    }
+    Some(Verdict {
+        rule,
+        mark: if reason.passes() { mark(pool, from) } else { 0 },
+        ..because(reason, pool)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{collections::BTreeMap, vec::Vec};
+
+    use super::*;
+    use crate::{
+        abi::{CLASS_LEASED, Class, FLAG_OBSERVE, class_entry, hook},
+        decide::{
+            decide,
+            tests::{ALL, BLOCKED, Memory, RULES, address, memory},
+        },
+        headers::Address,
+    };
+
+    /// The interface at which packets are judged in these tests.
+    const HERE: u32 = 7;
+
+    /// An IPv4 address.
+    const fn v4(octets: [u8; 4]) -> Address {
+        [u32::from_be_bytes(octets).to_be(), 0, 0, 0]
+    }
+
+    /// Compares on every packet of a small world; how often the short way was taken, by reason.
+    fn compare(memory: &Memory, now: u64, taken: &mut BTreeMap<&'static str, u32>) {
+        let ends: Vec<Address> = [RULES, ALL, BLOCKED, 200]
+            .map(|p| address(4, p))
+            .into_iter()
+            .chain(
+                [
+                    [8, 8, 8, 8],
+                    [224, 0, 0, 1],
+                    [127, 0, 0, 1],
+                    [0, 0, 0, 0],
+                    [169, 254, 0, 1],
+                    [255, 255, 255, 255],
+                    [240, 0, 0, 1],
+                    [192, 88, 99, 1],
+                ]
+                .map(v4),
+            )
+            .collect();
+        let places = [
+            (Role::Device, Direction::Ingress),
+            (Role::Core, Direction::Ingress),
+            (Role::Device, Direction::Egress),
+        ];
+        for (role, direction) in places {
+            let place = Place {
+                role,
+                direction,
+                ethernet: false,
+                ifindex: HERE,
+                hook: hook::TC_DEVICE,
+            };
+            for (source, destination) in ends.iter().flat_map(|s| ends.iter().map(move |d| (*s, *d))) {
+                for protocol in [1, 6, 17, 58, 47] {
+                    for (source_port, destination_port) in [(443, 40_000), (40_000, 443), (1, 2), (25, 443)] {
+                        for tcp_flags in [0x02, 0x12, 0x10, 0x04] {
+                            let ported = matches!(protocol, 6 | 17);
+                            let h = Headers {
+                                version: 4,
+                                source,
+                                destination,
+                                protocol,
+                                source_port: if ported { source_port } else { 0 },
+                                destination_port: if ported { destination_port } else { 0 },
+                                tcp_flags: if protocol == 6 { tcp_flags } else { 0 },
+                                icmp_type: 8,
+                                length: 40,
+                                ..Headers::default()
+                            };
+                            memory.with(None, now, |t| {
+                                if let Some(verdict) = quick(t, &memory.control, place, &h) {
+                                    assert_eq!(verdict, decide(t, place, &h), "{place:?} {h:?}");
+                                    *taken.entry(verdict.reason.name()).or_default() += 1;
+                                }
+                            });
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn it_says_what_the_decision_says() {
+        let mut taken = BTreeMap::new();
+        let leased: Class = ALL | CLASS_LEASED;
+        for ifindex in [0, HERE, HERE + 1] {
+            for flags in [0, FLAG_INTERFACE_POOLS, FLAG_OBSERVE] {
+                for pool_flags in [0, POOL_REJECT, POOL_TO_DEVICE] {
+                    for class in [ALL, leased, 100] {
+                        let mut memory = memory();
+                        memory.control.flags = flags;
+                        memory.control.earliest_lease_end = 100 + TOLERANCE;
+                        memory.control.classes[usize::from(leased)] = class_entry(ALL, true, ifindex);
+                        memory.control.classes[100] = class_entry(RULES, false, ifindex);
+                        memory.set(4, address(4, ALL), class);
+                        memory.policy.pools[usize::from(RULES)].flags = pool_flags;
+                        memory.policy.udp[443] = 7;
+                        memory.policy.protocols[47] = 7;
+                        memory.policy.to_device[usize::from(RULES)][0][9] = 3;
+                        memory.policy.tcp[25] = 9;
+                        for now in [99, 100] {
+                            compare(&memory, now, &mut taken);
+                        }
+                    }
+                }
+            }
+        }
+        for reason in ["rule", "reply", "all", "no_rule"] {
+            assert!(taken.get(reason).copied().unwrap_or(0) > 1000, "{reason}: {taken:?}");
+        }
+    }
+
+    #[test]
+    fn what_is_not_common_goes_the_long_way() {
+        let memory = memory();
+        let place = Place {
+            role: Role::Device,
+            direction: Direction::Ingress,
+            ethernet: true,
+            ifindex: HERE,
+            hook: hook::XDP_DEVICE,
+        };
+        let common = Headers {
+            version: 4,
+            source: address(4, RULES),
+            destination: v4([8, 8, 8, 8]),
+            protocol: protocol::TCP,
+            destination_port: 443,
+            tcp_flags: 2,
+            ..Headers::default()
+        };
+        let asked = |h: &Headers| memory.with(None, 0, |t| quick(t, &memory.control, place, h).map(|v| v.reason));
+        assert_eq!(asked(&common), Some(Reason::Rule));
+        assert_eq!(asked(&Headers { version: 6, ..common }), None);
+        assert_eq!(asked(&Headers { rare: true, ..common }), None);
+        assert_eq!(
+            asked(&Headers {
+                problem: Some(Reason::Truncated),
+                ..common
+            }),
+            None
+        );
+        assert_eq!(
+            asked(&Headers {
+                protocol: protocol::ICMP,
+                ..common
+            }),
+            None
+        );
+        assert_eq!(
+            asked(&Headers {
+                destination: address(4, ALL),
+                ..common
+            }),
+            None,
+            "both ends in pools"
+        );
+        assert_eq!(
+            asked(&Headers {
+                source: v4([9, 9, 9, 9]),
+                ..common
+            }),
+            None,
+            "no end in a pool"
+        );
+    }
+}

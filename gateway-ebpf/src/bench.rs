@@ -3,6 +3,9 @@
 #![cfg_attr(target_arch = "bpf", no_std, no_main)]
 
 #[cfg(target_arch = "bpf")]
+#[allow(dead_code, reason = "the shipping programs, whose file this is, use the rest")]
+mod access;
+#[cfg(target_arch = "bpf")]
 #[path = "bench/draw.rs"]
 mod draw;
 #[cfg(target_arch = "bpf")]
@@ -111,6 +114,12 @@ mod programs {
     #[xdp(frags)]
     fn bench_kernel_maps(ctx: XdpContext) -> u32 {
         crate::reference::kernel_maps(&ctx)
+    }
+
+    /// The shipping decision with a BPF hash for IPv6 addresses.
+    #[xdp(frags)]
+    fn bench_hash6(ctx: XdpContext) -> u32 {
+        crate::reference::hash6(&ctx)
     }
 
     #[inline(always)]

@@ -25,6 +25,11 @@ pub trait Tables {
     fn chunk4(&self, chunk: u16, lower: u16) -> Option<Class>;
     /// [`crate::abi::map::HASH6`] at an index.
     fn bucket6(&self, index: u32) -> Option<&Bucket6>;
+    /// The class of a single IPv6 address, below 256: from [`crate::abi::map::HASH6`]. The benchmark's reference has it elsewhere.
+    #[inline(always)]
+    fn single6(&self, hash6_bits: u32, hi: u64, lo: u64) -> Single6 {
+        in_buckets(self, hash6_bits, hi, lo)
+    }
     /// [`crate::abi::map::HOMES6`].
     fn homes6(&self) -> Option<&Homes6>;
     /// [`crate::abi::map::POLICY`]: of a generation, 0 or 1, or [`crate::abi::POLICY_SHADOW`].
@@ -77,27 +82,48 @@ const UNREADABLE: u32 = 0x100;
 /// A called function in the kernel: it keeps the IPv4 path small.
 #[inline(never)]
 fn class6<T: Tables>(t: &T, hash6_bits: u32, hi: u64, lo: u64) -> u32 {
+    match t.single6(hash6_bits, hi, lo) {
+        Single6::Class(class) => class as u32,
+        Single6::Unreadable => UNREADABLE,
+        Single6::None => t.homes6().map_or(UNREADABLE, |homes| home_class(homes, hi, lo)),
+    }
+}
+
+/// What is known of a single IPv6 address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Single6 {
+    /// It has a class of its own.
+    Class(Class),
+    /// It has none: its prefix decides.
+    None,
+    /// The table cannot be read.
+    Unreadable,
+}
+
+#[inline(always)]
+fn in_buckets<T: Tables + ?Sized>(t: &T, hash6_bits: u32, hi: u64, lo: u64) -> Single6 {
     // An empty slot has `hi == 0`, and what else it holds means nothing.
-    if hi != 0 {
-        let mixed = mix6([hi, lo]);
-        let mask = (1_u32 << (hash6_bits & 31)) - 1;
-        for index in [mixed as u32, (mixed >> 32) as u32] {
-            let Some(bucket) = t.bucket6(index & mask) else {
-                return UNREADABLE;
-            };
-            for slot in 0..BUCKET6_SLOTS {
-                let key = &bucket.keys[slot];
+    if hi == 0 {
+        return Single6::None;
+    }
+    let mixed = mix6([hi, lo]);
+    let mask = (1_u32 << (hash6_bits & 31)) - 1;
+    for index in [mixed as u32, (mixed >> 32) as u32] {
+        let Some(bucket) = t.bucket6(index & mask) else {
+            return Single6::Unreadable;
+        };
+        for slot in 0..BUCKET6_SLOTS {
+            let key = &bucket.keys[slot];
+            if read(&key[0]) == hi && read(&key[1]) == lo {
+                let class = read(&bucket.classes[slot]);
+                // Meanwhile the slot may have been given to another address, even of the same /64: then the class is that one's.
                 if read(&key[0]) == hi && read(&key[1]) == lo {
-                    let class = read(&bucket.classes[slot]);
-                    // Meanwhile the slot may have been given to another address, even of the same /64: then the class is that one's.
-                    if read(&key[0]) == hi && read(&key[1]) == lo {
-                        return class as u32;
-                    }
+                    return Single6::Class(class);
                 }
             }
         }
     }
-    t.homes6().map_or(UNREADABLE, |homes| home_class(homes, hi, lo))
+    Single6::None
 }
 
 #[inline(always)]

@@ -71,7 +71,7 @@ enum Task {
     /// Measure the programs against an empty one and against nftables, ipset and xdp-filter, as ratios; JSON goes to target/bench; needs root
     Bench {
         /// Only these groups
-        #[arg(value_name = "GROUP", value_parser = ["verdict", "drop", "tun", "stack"])]
+        #[arg(value_name = "GROUP", value_parser = ["verdict", "drop", "load", "move", "tun", "stack"])]
         groups: Vec<String>,
     },
     /// Check by machine what compilers do not: dependency arrows, module docs, sizes, words

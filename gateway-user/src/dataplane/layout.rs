@@ -17,6 +17,8 @@ pub(super) const MAX_CHUNKS: usize = 4096;
 /// The IPv4 side: the /16s that pools touch, in ascending order. The chunk number of a /16 is its place in it, from 1.
 pub(super) struct Layout4 {
     halves: Vec<u16>,
+    /// By upper half of an address: its chunk number, 0: none.
+    numbers: Vec<u16>,
 }
 
 impl Layout4 {
@@ -34,7 +36,11 @@ impl Layout4 {
                 most: MAX_CHUNKS,
             });
         }
-        Ok(Self { halves })
+        let mut numbers = vec![0; CHUNK];
+        for (number, half) in (1..).zip(&halves) {
+            numbers[usize::from(*half)] = number;
+        }
+        Ok(Self { halves, numbers })
     }
 
     /// How many chunks there are, the zero chunk included.
@@ -44,9 +50,8 @@ impl Layout4 {
 
     /// The chunk number of an address, and its place in the chunk; chunk 0: its /16 is in no pool.
     pub(super) fn place(&self, address: u32) -> (usize, usize) {
-        let half = (address >> 16) as u16;
         (
-            self.halves.binary_search(&half).map_or(0, |n| n + 1),
+            usize::from(self.numbers[(address >> 16) as usize]),
             (address & 0xffff) as usize,
         )
     }
@@ -59,12 +64,7 @@ impl Layout4 {
 
     /// Content of DIR4.
     pub(super) fn directory(&self) -> Vec<u16> {
-        let mut directory = vec![0; CHUNK];
-        for (n, half) in self.halves.iter().enumerate() {
-            // At most MAX_CHUNKS.
-            directory[usize::from(*half)] = n as u16 + 1;
-        }
-        directory
+        self.numbers.clone()
     }
 
     /// Content of CHUNKS4 with no session live: every address at rest.

@@ -169,6 +169,11 @@ impl Live {
         self.adopted
     }
 
+    /// For class bytes by themselves.
+    pub(super) fn tables(&mut self) -> &mut Tables {
+        &mut self.tables
+    }
+
     /// The ring buffer of denied packets, for [`super::pump`].
     ///
     /// # Errors

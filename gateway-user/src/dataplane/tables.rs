@@ -31,13 +31,13 @@ use crate::{
 /// The tables of one set of maps.
 pub(super) struct Tables {
     config: Config,
-    layout: Layout4,
+    pub(super) layout: Layout4,
     homes6: Box<Homes6>,
     control: Mapping,
-    chunks: Mapping,
+    pub(super) chunks: Mapping,
     hash6: Mapping,
     pub(super) policy: Mapping,
-    classes: Classes,
+    pub(super) classes: Classes,
     /// As last told.
     indexes: HashMap<InterfaceName, u32>,
 }
@@ -253,7 +253,7 @@ impl Tables {
 
     /// The class of an assignment. Where none is free, what restricts an address that is assigned already takes the class of its pool at
     /// rest, which is bound to no interface: rather that than not restricted.
-    fn class_for(&mut self, to: &Assignment, assigned: bool) -> Result<Class, KernelError> {
+    pub(super) fn class_for(&mut self, to: &Assignment, assigned: bool) -> Result<Class, KernelError> {
         let key = Key {
             pool: to.pool,
             leased: to.lease.is_some(),

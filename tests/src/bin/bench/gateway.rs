@@ -3,15 +3,16 @@
 use std::{
     fmt::Write as _,
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
-    path::Path,
+    path::{Path, PathBuf},
     time::Duration,
 };
 
 use anyhow::{Context as _, Result, anyhow, bail};
 use aya::programs::{ProgramFd, loaded_programs};
+use gateway_ebpf::abi::VERSION;
 use gateway_user::{
     config::{Config, InterfaceRole},
-    dataplane::Live,
+    dataplane::{Bound, Live, Mover},
     kernel::{Assignment, HookPoint, Kernel as _, Link},
     model::{BootTime, InterfaceName, PoolId, SessionId},
 };
@@ -41,6 +42,11 @@ const STAFF: PoolId = PoolId(POOLS as u8 + 1);
 /// The quarantine pool of an address in either million, from 0.
 pub(crate) const fn pool(address: u32) -> u32 {
     (address >> 15) & (POOLS - 1)
+}
+
+/// The id of a quarantine pool of this number, from 0.
+pub(crate) const fn quarantine(number: u32) -> PoolId {
+    PoolId(number as u8 + 1)
 }
 
 /// The number-th address of the benchmark's IPv6 devices, as the prologue draws it: the identifier is spread over all bits.
@@ -114,12 +120,16 @@ pub(crate) struct Gateway {
     /// Where the sessions are.
     interface: InterfaceName,
     namespace: Namespace,
+    maps: PathBuf,
+    number: u64,
     _scratch: Scratch,
 }
 
 /// Which sessions to open.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Sessions {
+    /// None: everything is at rest.
+    None,
     /// A million quarantined.
     Quarantined,
     /// A million quarantined, a million released, and a million quarantined with IPv6.
@@ -143,6 +153,8 @@ impl Gateway {
             live,
             interface,
             namespace: namespace.clone(),
+            maps: bpffs.join(format!("lazaret/v{VERSION}/maps")),
+            number: 0,
             _scratch: scratch,
         };
         gateway.open(sessions)?;
@@ -150,22 +162,11 @@ impl Gateway {
     }
 
     fn open(&mut self, sessions: Sessions) -> Result<()> {
-        let (mut number, interface) = (0, self.interface.clone());
-        let mut assign = |live: &mut Live, address: IpAddr, pool: PoolId, lease: Option<(BootTime, PoolId)>| {
-            number += 1;
-            let session = SessionId(number);
-            let interface = interface.clone();
-            let to = Assignment {
-                pool,
-                session,
-                interface,
-                lease,
-            };
-            live.assign(address, to)
-        };
+        if sessions == Sessions::None {
+            return Ok(());
+        }
         for i in 0..1_u32 << MILLION {
-            let home = PoolId(pool(i) as u8 + 1);
-            assign(&mut self.live, v4(QUARANTINED + i), home, None)?;
+            self.assign(v4(QUARANTINED + i), quarantine(pool(i)), None)?;
         }
         if sessions == Sessions::Quarantined {
             return Ok(());
@@ -173,11 +174,40 @@ impl Gateway {
         let end = lease_end();
         self.live.set_earliest_lease_end(Some(end));
         for i in 0..1_u32 << MILLION {
-            let home = PoolId(pool(i) as u8 + 1);
-            assign(&mut self.live, v4(RELEASED + i), STAFF, Some((end, home)))?;
-            assign(&mut self.live, address6(i).into(), PoolId(1), None)?;
+            self.assign(v4(RELEASED + i), STAFF, Some((end, quarantine(pool(i)))))?;
+            self.assign(address6(i).into(), quarantine(0), None)?;
         }
         Ok(())
+    }
+
+    /// Binds an address to a pool, as the controller does, with the record of its session.
+    pub(crate) fn assign(&mut self, address: IpAddr, pool: PoolId, lease: Option<(BootTime, PoolId)>) -> Result<()> {
+        self.number += 1;
+        let to = Assignment {
+            pool,
+            session: SessionId(self.number),
+            interface: self.interface.clone(),
+            lease,
+        };
+        Ok(self.live.assign(address, to)?)
+    }
+
+    /// A mover of class bytes, and the classes of the quarantine pools.
+    pub(crate) fn mover(&mut self) -> Result<(Mover<'_>, Vec<Bound>)> {
+        let interface = self.interface.clone();
+        let mut mover = self.live.mover();
+        let classes: Result<Vec<Bound>, _> = (0..POOLS).map(|p| mover.class(quarantine(p), &interface)).collect();
+        Ok((mover, classes?))
+    }
+
+    /// The pool that judges an address, read by system call.
+    pub(crate) fn judged_by(&self, address: u32) -> Result<Option<PoolId>> {
+        Ok(self.live.read(v4(address))?.pool)
+    }
+
+    /// Where the maps are pinned.
+    pub(crate) fn maps(&self) -> &Path {
+        &self.maps
     }
 
     /// The program of ours that is attached now.

@@ -83,7 +83,7 @@ pub(crate) struct Rig {
 impl Rig {
     /// A rig that sends what `draw` says.
     pub(crate) fn new(name: &'static str, line: Line, draw: Draw, expect: Expect, gateway: Option<Gateway>) -> Result<Self> {
-        let mut bench = Bench::load(1)?;
+        let mut bench = Bench::load(1, None)?;
         line.sink.run(|| bench.sink("k0"))?;
         bench.draw(&Draw {
             ifindex: line.source.ifindex("s0")?,

@@ -1,11 +1,14 @@
-//! `cargo xtask bench [verdict|drop|tun|stack]`: the shipping programs against an empty one and against their peers, in one run, as ratios
+//! `cargo xtask bench [verdict|drop|load|move|tun|stack]`: the shipping programs against an empty one and against their peers, in one run, as ratios
 //! round by round. Figures of one machine mean little elsewhere; ratios mean more. The result is also JSON, in `target/bench/`. How to read
 //! it: `docs/bench.md`.
 
 mod drop;
 mod gateway;
 mod host;
+mod libnftables;
 mod line;
+mod load;
+mod moves;
 mod peers;
 mod programs;
 mod report;
@@ -80,7 +83,7 @@ struct Group {
     measure: fn(&mut report::Report, usize) -> Result<()>,
 }
 
-const GROUPS: [Group; 4] = [
+const GROUPS: [Group; 6] = [
     Group {
         name: "verdict",
         of: "packet",
@@ -90,6 +93,16 @@ const GROUPS: [Group; 4] = [
         name: "drop",
         of: "packet",
         measure: |report, rounds| drop::measure(report, rounds, FRAMES),
+    },
+    Group {
+        name: "load",
+        of: "address",
+        measure: load::measure,
+    },
+    Group {
+        name: "move",
+        of: "move",
+        measure: moves::measure,
     },
     Group {
         name: "tun",

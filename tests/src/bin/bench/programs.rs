@@ -1,6 +1,9 @@
 //! The benchmark's own programs: loaded, told what to draw, and read.
 
-use std::path::PathBuf;
+use std::{
+    net::Ipv6Addr,
+    path::{Path, PathBuf},
+};
 
 use anyhow::{Context as _, Result, bail};
 use aya::{
@@ -8,6 +11,8 @@ use aya::{
     maps::{Array, HashMap, LpmTrie, MapData, PerCpuArray, ProgramArray, lpm_trie::Key},
     programs::{Program, ProgramFd, SchedClassifier, TcAttachType, Xdp, xdp::XdpMode},
 };
+
+use gateway_ebpf::abi::map;
 
 use crate::gateway::{PORT, PORT_BITS};
 
@@ -54,11 +59,21 @@ pub(crate) const DESTINATIONS: u32 = 32;
 pub(crate) struct Bench(aya::Ebpf);
 
 impl Bench {
-    /// Loads them. `reference`: with maps for this many addresses in the hash reference.
-    pub(crate) fn load(reference: u32) -> Result<Self> {
-        let mut ebpf = EbpfLoader::new()
-            .map_max_entries("K_CLASS", reference.max(1))
-            .load(&std::fs::read(object()?)?)?;
+    /// Loads them. `reference`: with room for this many addresses in the references. `maps`: where the maps of the gateway are pinned that
+    /// the reference for IPv6 shares.
+    pub(crate) fn load(reference: u32, maps: Option<&Path>) -> Result<Self> {
+        let mut loader = EbpfLoader::new();
+        for name in ["K_CLASS", "H_CLASS"] {
+            loader.map_max_entries(name, reference.max(1));
+        }
+        let shared: Vec<_> = maps
+            .into_iter()
+            .flat_map(|maps| [map::CONTROL, map::HOMES6, map::POLICY].map(|name| (name, maps.join(name))))
+            .collect();
+        for (name, path) in &shared {
+            loader.map_pin_path(name, path.as_path());
+        }
+        let mut ebpf = loader.load(&std::fs::read(object()?)?)?;
         for (name, program) in ebpf.programs_mut() {
             match program {
                 Program::Xdp(p) => p.load(),
@@ -131,6 +146,15 @@ impl Bench {
             *count = map.get(&slot, 0)?.iter().sum();
         }
         Ok(all)
+    }
+
+    /// Fills the reference for IPv6.
+    pub(crate) fn fill_hash6(&mut self, classes: impl Iterator<Item = (Ipv6Addr, u64)>) -> Result<()> {
+        let mut map: HashMap<&mut MapData, [u8; 16], u64> = self.0.map_mut("H_CLASS").context("H_CLASS")?.try_into()?;
+        for (address, class) in classes {
+            map.insert(address.octets(), class, 0)?;
+        }
+        Ok(())
     }
 
     /// Fills the hash + LPM + hash reference: a class for each address, and for each class all destinations and ports.

@@ -15,6 +15,8 @@ use nix::{
 
 /// The CPU that does everything: the last one, farthest from the boot CPU's interrupts.
 pub(crate) const CPU: usize = 1;
+/// Another one.
+pub(crate) const OTHER_CPU: usize = 0;
 /// `BPF_PROG_TEST_RUN` in the kernel's `enum bpf_cmd`.
 const BPF_PROG_TEST_RUN: libc::c_long = 10;
 /// `BPF_F_TEST_XDP_LIVE_FRAMES`: redirected frames really leave.

@@ -47,7 +47,7 @@ impl Rig {
         gateway.ip("route add 10.64.0.0/11 dev tun0")?;
         gateway.ip("neigh replace 10.9.0.2 lladdr 02:00:00:00:00:04 dev g1 nud permanent")?;
         let live = prepare(&gateway)?;
-        let mut bench = Bench::load(1)?;
+        let mut bench = Bench::load(1, None)?;
         sink.run(|| bench.sink("k0"))?;
         Ok(Self {
             name,

@@ -1,15 +1,22 @@
 //! What a verdict costs: a prologue draws a packet and tail-calls the attached program. The empty program pays for the prologue too.
 
-use std::{os::fd::AsFd as _, time::Duration};
+use std::{
+    net::Ipv4Addr,
+    os::fd::AsFd as _,
+    sync::atomic::{AtomicBool, Ordering},
+    time::{Duration, Instant},
+};
 
-use anyhow::{Result, ensure};
+use anyhow::{Result, anyhow, ensure};
 use aya::programs::ProgramFd;
 use gateway_ebpf::reason::Reason;
 use gateway_user::kernel::HookPoint;
 use lazaret_tests::netns::{Namespace, veth};
 
 use crate::{
-    gateway::{Gateway, MILLION, OTHER_PORT, PORT, PORT_BITS, QUARANTINED, RELEASED, RESTING, Sessions, link, pool},
+    gateway::{
+        Gateway, MILLION, OTHER_PORT, POOLS, PORT, PORT_BITS, QUARANTINED, RELEASED, RESTING, Sessions, address6, link, pool,
+    },
     programs::{Bench, Draw},
     report::{Goal, Report},
     run,
@@ -106,6 +113,10 @@ fn cases() -> Vec<Case> {
             prologue: "bench_prologue6",
             ..ours("verdict.class6.1M", Draw::sources(0, MILLION, PORT), Reason::Rule)
         },
+        Case {
+            prologue: "bench_prologue6",
+            ..peer("verdict.hash6.1M", "bench_hash6", Draw::sources(0, MILLION, PORT))
+        },
         peer("verdict.kernel_maps.1", "bench_kernel_maps", class(0)),
         peer("verdict.kernel_maps.1M", "bench_kernel_maps", class(MILLION)),
         Case {
@@ -133,7 +144,8 @@ impl Rig {
         let interfaces = format!("[[interface]]\nname = \"{INTERFACE}\"\nrole = \"device\"\n");
         let links = [link(namespace, INTERFACE, true)?];
         let gateway = Gateway::new(namespace, &interfaces, &links, Sessions::All)?;
-        let mut bench = Bench::load(1 << MILLION)?;
+        let mut bench = Bench::load(1 << MILLION, Some(gateway.maps()))?;
+        bench.fill_hash6(shuffled(0).map(|i| (address6(i), 1)))?;
         bench.fill_reference(shuffled(QUARANTINED).map(|a| (a, pool(a) + 1)))?;
         Ok(Self {
             gateway,
@@ -212,6 +224,9 @@ fn measure_in(namespace: &Namespace, report: &mut Report, rounds: usize, packets
                 take("verdict.prologue", ns - direct);
             }
             take(case.name, ns);
+            if case.name == "verdict.class.1M" {
+                take("verdict.class.1M.moving", rig.moving(case, packets)?);
+            }
         }
     }
 
@@ -278,6 +293,29 @@ const SINGLES: u32 = 48;
 const BLOCKS: u32 = 16;
 
 impl Rig {
+    /// The same while another CPU moves a million devices a second from pool to pool, by the code that the daemon runs.
+    fn moving(&mut self, case: &Case, packets: u32) -> Result<f64> {
+        let program = self.program(case.program)?;
+        self.bench.under_test(&program, false)?;
+        self.bench.draw(&case.draw)?;
+        let (prologue, frame, ifindex) = (self.bench.fd(case.prologue)?, run::frame(), self.ifindex);
+        let stop = AtomicBool::new(false);
+        let moved = std::thread::scope(|scope| -> Result<(Duration, f64)> {
+            let gateway = &mut self.gateway;
+            let mover = scope.spawn(|| keep_moving(gateway, &stop));
+            std::thread::sleep(Duration::from_millis(20));
+            let run = run::test_run(prologue.as_fd(), &frame, packets, run::Mode::On(ifindex));
+            stop.store(true, Ordering::Relaxed);
+            let rate = mover.join().map_err(|_| anyhow!("the mover panicked"))??;
+            let (verdict, time) = run?;
+            ensure!(verdict == case.verdict, "moving: verdict {verdict}, not {}", case.verdict);
+            Ok((time, rate))
+        })?;
+        // A busy machine may keep the mover from its rate; far below it, the row would mean nothing.
+        ensure!(moved.1 > 0.5e6, "only {:.0} moves a second", moved.1);
+        Ok(moved.0.as_nanos() as f64 / f64::from(packets))
+    }
+
     /// The verdict of ours on the last of some packets, and how many passed.
     fn passed(&mut self, draw: &Draw, packets: u32) -> Result<(u32, u64)> {
         let passing = [Reason::Rule, Reason::All].map(|r| r as u8);
@@ -295,8 +333,8 @@ impl Rig {
     }
 }
 
-/// An xorshift generator of a fixed seed, to put addresses into a map in no order.
-fn shuffled(first: u32) -> std::vec::IntoIter<u32> {
+/// A million addresses in no order.
+pub(crate) fn shuffled(first: u32) -> std::vec::IntoIter<u32> {
     let mut all: Vec<u32> = (first..first + (1 << MILLION)).collect();
     let mut x = 88_172_645_463_325_252_u64;
     for i in (1..all.len()).rev() {
@@ -306,4 +344,25 @@ fn shuffled(first: u32) -> std::vec::IntoIter<u32> {
         all.swap(i, (x % (i as u64 + 1)) as usize);
     }
     all.into_iter()
+}
+
+/// Moves devices, a million a second, until told to stop; gives how many a second it were. Each move is in force at once.
+fn keep_moving(gateway: &mut Gateway, stop: &AtomicBool) -> Result<f64> {
+    run::pin(run::OTHER_CPU)?;
+    let (mut mover, classes) = gateway.mover()?;
+    let order: Vec<u32> = shuffled(QUARANTINED).collect();
+    let (start, mut moves) = (Instant::now(), 0_u32);
+    while !stop.load(Ordering::Relaxed) {
+        for _ in 0..100 {
+            let address = order[moves as usize % order.len()];
+            // There and back: all policies allow the same.
+            let turn = moves >> MILLION & 1;
+            mover.set(Ipv4Addr::from(address), classes[((pool(address) + turn) % POOLS) as usize])?;
+            moves += 1;
+        }
+        while start.elapsed() < Duration::from_micros(moves.into()) && !stop.load(Ordering::Relaxed) {
+            std::hint::spin_loop();
+        }
+    }
+    Ok(f64::from(moves) / start.elapsed().as_secs_f64())
 }

@@ -2,7 +2,7 @@
 //! [`crate::decide`], which they share, and the ones between them that only such packets take.
 
 use crate::{
-    abi::{Control, Interface, MAX_VLANS},
+    abi::{Control, Interface},
     decide::{Place, Verdict, because, finish, link_icmp, misplaced, without_addresses},
     fragment::{Answer, Ask, ask},
     headers::{FragmentKind, Headers, Judged, Rare},
@@ -213,8 +213,8 @@ fn has_vlan<T: Tables>(t: &T, ifindex: u32, vlan: u32) -> bool {
     let Some(Interface { vlans, .. }) = t.interface(ifindex) else {
         return false;
     };
-    for i in 0..MAX_VLANS {
-        let known = read(&vlans[i]);
+    for known in vlans {
+        let known = read(known);
         if known == 0 {
             break;
         }

@@ -232,7 +232,7 @@ fn chains_of_ipv6() {
 fn piece(version: u8, from: u8, to: u8, protocol: u8, offset: u16, more: bool, data: &[u8]) -> Vec<u8> {
     if version == 4 {
         let mut p = ip(4, from, to, protocol, data);
-        p[6..8].copy_from_slice(&(offset / 8 | if more { 0x2000 } else { 0 }).to_be_bytes());
+        p[6..8].copy_from_slice(&((offset / 8) | if more { 0x2000 } else { 0 }).to_be_bytes());
         return p;
     }
     let field = (offset | u16::from(more)).to_be_bytes();

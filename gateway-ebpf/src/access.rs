@@ -4,13 +4,13 @@
 use core::mem::MaybeUninit;
 
 use aya_ebpf::{
-    bindings::{__sk_buff, xdp_md},
-    helpers::generated::{bpf_skb_load_bytes, bpf_xdp_get_buff_len, bpf_xdp_load_bytes},
+    bindings::{__sk_buff, bpf_hdr_start_off::BPF_HDR_START_NET, xdp_md},
+    helpers::generated::{bpf_skb_load_bytes, bpf_skb_load_bytes_relative, bpf_xdp_get_buff_len, bpf_xdp_load_bytes},
 };
 use gateway_ebpf::{
     packet::{MAX_OFFSET, Packet},
     parse::walk_options,
-    wire::Wire,
+    wire::{Ethernet, Wire},
 };
 
 /// Packet memory between two pointers that the verifier knows as packet pointers. Offsets must be constants after inlining, so this must
@@ -104,6 +104,25 @@ impl Packet for SkbBytes {
             || unsafe { bpf_skb_load_bytes(self.0.cast(), offset as u32, t.as_mut_ptr().cast(), size_of::<T>() as u32) } != 0;
         // SAFETY: the helper has written all of it, and every bit pattern is a `T`.
         if failed { None } else { Some(unsafe { t.assume_init() }) }
+    }
+    /// By the last byte of the linear part that there would be behind an Ethernet header: counted from the kernel's network header, it is there if
+    /// none stands in front. A test run always has one in front (bpf_prog_test_run_skb), so there nobody can tell.
+    #[inline(always)]
+    fn is_ip_first(&self) -> bool {
+        const ETHERNET: usize = size_of::<Ethernet>();
+        let linear = Direct::skb(self.0).size();
+        let mut byte = 0_u8;
+        // SAFETY: the helper writes the byte in any case.
+        linear < ETHERNET
+            || unsafe {
+                bpf_skb_load_bytes_relative(
+                    self.0.cast(),
+                    (linear - ETHERNET) as u32,
+                    (&raw mut byte).cast(),
+                    1,
+                    BPF_HDR_START_NET,
+                )
+            } == 0
     }
     #[inline(always)]
     fn options(&self, at: usize, header: usize) -> u64 {

@@ -14,6 +14,11 @@ pub trait Packet {
     fn size(&self) -> usize;
     /// What lies at `offset`; `None` past the end or past [`MAX_OFFSET`].
     fn load<T: Wire>(&self, offset: usize) -> Option<T>;
+    /// Whether the kernel's own IP header is what lies at offset 0, whatever that looks like; `false`: it is elsewhere, or nobody can tell.
+    #[inline(always)]
+    fn is_ip_first(&self) -> bool {
+        false
+    }
     /// [`walk_options`] on it. The kernel's programs call a function for it.
     #[inline(always)]
     fn options(&self, at: usize, header: usize) -> u64 {

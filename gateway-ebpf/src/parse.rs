@@ -96,7 +96,7 @@ fn parse<P: Packet + ?Sized, const ETHERNET: bool, const FULL: bool>(
             rare.vlan = (tci & VLAN_ID).into();
             h.rare = rare.vlan != 0;
         }
-        if FULL && !exact(p, 0, size) && stale_ethernet(p, size) {
+        if FULL && !exact(p, 0, size) && stale_ethernet(p, size) && !p.is_ip_first() {
             at = ETHERNET_HEADER;
         }
         // A word, not a byte: at offset 0 a one-byte bound becomes `p >= end`, from which the verifier learns nothing.

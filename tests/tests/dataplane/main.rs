@@ -9,4 +9,5 @@ mod gateway;
 mod judge;
 mod links;
 mod memory;
+mod offset;
 mod routes;

@@ -30,22 +30,22 @@ use crate::{
 /// Packets of the table that go through one place one after the other.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Sequence {
+pub(crate) struct Sequence {
     name: String,
     at: String,
     link: Option<String>,
-    packets: Vec<Piece>,
+    pub(crate) packets: Vec<Piece>,
 }
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Piece {
+pub(crate) struct Piece {
     is: Packet,
-    expect: String,
+    pub(crate) expect: String,
     pool: Option<String>,
 }
 
-fn all_sequences() -> Vec<Sequence> {
+pub(crate) fn all_sequences() -> Vec<Sequence> {
     #[derive(Deserialize)]
     struct Sequences {
         sequence: Vec<Sequence>,
@@ -207,7 +207,9 @@ fn sequences_by_all_three() {
                 let said = say(&mut reference, point, &packet);
                 let (verdict, h) = judge(&host, point.place, &packet);
                 let expected = (piece.expect.as_str(), pool);
-                if (said.reason, said.pool) != expected || (verdict.reason.name(), verdict.pool) != expected {
+                // The reference has room for everything.
+                let full = piece.expect == "fragment_table_full";
+                if !full && (said.reason, said.pool) != expected || (verdict.reason.name(), verdict.pool) != expected {
                     let name = &sequence.name;
                     wrong.push(format!(
                         "{name}, {i}, at {}: {said:?} and {verdict:?} instead of {expected:?}",

@@ -81,7 +81,7 @@ pub fn ask<T: Tables>(t: &T, ask: Ask, place: Place, fragment: &Fragment, h: &mu
     if !lock(t, bucket) {
         return Answer::Full;
     }
-    let answer = locked(bucket, ask, &key, fragment, h, t.coarse_now());
+    let answer = locked(bucket, ask, &key, fragment, h, t.coarse_now(), t.remembers());
     t.exchange(&bucket.lock, 0);
     answer
 }
@@ -97,7 +97,15 @@ fn lock<T: Tables>(t: &T, bucket: &FragmentBucket) -> bool {
 }
 
 #[inline(always)]
-fn locked(bucket: &FragmentBucket, ask: Ask, key: &Key, fragment: &Fragment, h: &mut Headers, now: u64) -> Answer {
+fn locked(
+    bucket: &FragmentBucket,
+    ask: Ask,
+    key: &Key,
+    fragment: &Fragment,
+    h: &mut Headers,
+    now: u64,
+    remembers: bool,
+) -> Answer {
     const NONE: u64 = BUCKET_FRAGMENTS as u64;
     let work = &bucket.work;
     work.known.set(NONE);
@@ -119,16 +127,24 @@ fn locked(bucket: &FragmentBucket, ask: Ask, key: &Key, fragment: &Fragment, h: 
     let chosen = if known { &work.known } else { &work.free };
     let record = &bucket.records[chosen.get() as usize % BUCKET_FRAGMENTS];
     if known && (ask != Ask::Later || record.poisoned.get() != 0) {
-        record.poisoned.set(1);
+        if remembers {
+            record.poisoned.set(1);
+        }
         return Answer::Overlap;
     }
     if !known {
+        if !remembers {
+            // With nothing there, it is in nothing's way.
+            return Answer::Fine;
+        }
         begin(record, key, h);
         record.expires.set(now.saturating_add(FRAGMENT_LIFE));
     }
-    match enter(work, record, fragment) {
+    match enter(work, record, fragment, remembers) {
         Entered::Overlap => {
-            record.poisoned.set(1);
+            if remembers {
+                record.poisoned.set(1);
+            }
             return Answer::Overlap;
         }
         Entered::NoRoom => return Answer::Full,
@@ -193,7 +209,7 @@ enum Entered {
 }
 
 #[inline(always)]
-fn enter(work: &FragmentWork, record: &FragmentRecord, fragment: &Fragment) -> Entered {
+fn enter(work: &FragmentWork, record: &FragmentRecord, fragment: &Fragment, remembers: bool) -> Entered {
     let begin = u64::from(fragment.offset);
     let end = begin + u64::from(fragment.length);
     let (total, highest) = (u64::from(record.total.get()), u64::from(record.highest.get()));
@@ -224,6 +240,9 @@ fn enter(work: &FragmentWork, record: &FragmentRecord, fragment: &Fragment) -> E
         ROOM => {}
         0 => return Entered::NoRoom,
         _ => return Entered::Overlap,
+    }
+    if !remembers {
+        return Entered::Part;
     }
     let [from, to] = work.joined.each_ref().map(Shared::get);
     if !fragment.more {

@@ -220,6 +220,10 @@ impl Tables for Kernel {
         FRAGMENTS.get(index)
     }
     #[inline(always)]
+    fn remembers(&self) -> bool {
+        !probing()
+    }
+    #[inline(always)]
     fn exchange(&self, word: &Shared<u64>, to: u64) -> u64 {
         let mut value = to;
         // SAFETY: an atomic exchange (BPF_XCHG, kernel 5.12) with a word of a map. The target's core library has no atomic operations.

@@ -38,6 +38,11 @@ pub trait Tables {
     fn interface(&self, ifindex: u32) -> Option<&Interface>;
     /// [`crate::abi::map::FRAGMENTS`] at an index.
     fn fragments(&self, index: u32) -> Option<&FragmentBucket>;
+    /// Whether fragments are remembered; otherwise they are looked up only.
+    #[inline(always)]
+    fn remembers(&self) -> bool {
+        true
+    }
     /// Stores a word and gives what was there, as one.
     fn exchange(&self, word: &Shared<u64>, to: u64) -> u64;
     /// [`crate::abi::map::COLD`]; here `None` is no entry.

@@ -28,12 +28,14 @@ pub(crate) const XDP_DROP: i32 = 1;
 pub(crate) const XDP_PASS: i32 = 2;
 
 /// The maps that a probing twin shares with the programs that are attached: all but its own.
-pub(crate) const SHARED: [&str; 17] = [
+pub(crate) const SHARED: [&str; 19] = [
     map::CONTROL,
     map::DIR4,
     map::CHUNKS4,
     map::HASH6,
     map::HOMES6,
+    map::INTERFACES,
+    map::FRAGMENTS,
     map::COLD,
     map::POLICY,
     map::COUNTERS,

@@ -12,7 +12,7 @@ use lazaret_tests::{
 
 use crate::{
     frames::{ACK, SYN, ethernet, padded, tcp, udp},
-    kernel::{IFINDEX, Kernel, TC_ACT_SHOT, XDP_DROP},
+    kernel::{IFINDEX, Kernel, TC_ACT_SHOT, XDP_DROP, XDP_PASS},
     world::{self, RULE},
 };
 
@@ -172,4 +172,39 @@ fn a_trace_says_how_it_was_judged() {
     assert_eq!(trace(&twin), expected);
     twin.run(program::TC_DEVICE_ETH, &[0; 64], 0);
     assert_eq!((trace(&twin).classes, trace(&twin).reason), ([0, 0], Reason::Llc as u8));
+}
+
+/// A packet that somebody asks about takes no room in the memory of fragments, is in no real fragment's way, and spoils no datagram.
+#[test]
+fn the_twin_remembers_no_fragments() {
+    if !or_skip("the_twin_remembers_no_fragments", &[Need::Root, Need::Bpf]) {
+        return;
+    }
+    let mut scratch = Scratch::new("fragments").unwrap();
+    let pins = scratch.bpffs("bpf").unwrap();
+    let kernel = Kernel::load();
+    world::write(&kernel, 0, false);
+    kernel.pin(&pins);
+    let twin = Kernel::twin(&pins);
+    let whole = udp("10.66.0.5:40000", "10.77.0.1:53", &[7; 64]);
+    let mut first = whole.clone();
+    first[6] = 0x20;
+    let mut last = whole;
+    last[7] = 72 / 8;
+    let [first, last] = [first, last].map(|p| ethernet(&p));
+    let asked = |packet: &[u8]| {
+        twin.run(program::XDP_DEVICE, packet, 0);
+        trace(&twin).reason
+    };
+    let own = |packet: &[u8]| kernel.run(program::XDP_DEVICE, packet, 0).action;
+
+    assert_eq!(asked(&first), Reason::Rule as u8);
+    assert_eq!(asked(&first), Reason::Rule as u8, "it was not remembered");
+    assert_eq!(asked(&last), Reason::Fragment as u8);
+    assert_eq!(own(&first), XDP_PASS);
+    assert_eq!(asked(&first), Reason::FragmentOverlap as u8);
+    assert_eq!(asked(&last), Reason::Rule as u8);
+    assert_eq!(asked(&last), Reason::Rule as u8, "it was not entered");
+    assert_eq!(own(&last), XDP_PASS, "the questions have not spoiled it");
+    assert_eq!(asked(&last), Reason::Fragment as u8, "the datagram is complete");
 }

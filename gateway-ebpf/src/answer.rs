@@ -16,7 +16,7 @@ use aya_ebpf::{
 };
 use gateway_ebpf::{
     abi::{ANSWERS_A_SECOND, answer_mark, mix6},
-    headers::{Headers, protocol, words},
+    headers::{protocol, words},
     packet::Packet as _,
     wire::{Ethernet, Icmp, Ipv4, Ipv6, Tcp},
 };
@@ -62,9 +62,6 @@ const ACK: u8 = 16;
 #[inline(never)]
 pub(crate) extern "C" fn may_answer(pool: u32) -> u64 {
     let Some(h) = kept() else { return 0 };
-    if !answerable(h) {
-        return 0;
-    }
     let slot = mix6(words(h.source)) as u32 % SLOTS;
     let Some(slot) = ANSWERED.get_ptr_mut(slot) else { return 0 };
     // SAFETY: a helper without arguments.
@@ -83,18 +80,6 @@ pub(crate) extern "C" fn may_answer(pool: u32) -> u64 {
         unsafe { (*answers).limited += 1 };
     }
     0
-}
-
-/// Never a reset, an ICMP error, or what does not go to one host.
-#[inline(always)]
-fn answerable(h: &Headers) -> bool {
-    let to = u32::from_be(h.destination[0]);
-    let special = match h.version {
-        4 => to >> 24 == 0 || to >> 24 == 127 || to >> 24 >= 224 || to >> 16 == 0xa9fe,
-        // ::/32, which holds loopback, unspecified and what stands for an IPv4 address; fe80::/10; ff00::/8.
-        _ => to == 0 || to >> 22 == 0x3fa || to >> 24 == 0xff,
-    };
-    !special && !h.is_icmp_error() && !(h.protocol == protocol::TCP && h.tcp_flags & RST != 0)
 }
 
 /// Turns a denied packet into its answer and sends it; what cannot be answered is dropped. Gives the program's action.

@@ -6,30 +6,28 @@
 
 use aya_ebpf::{
     bindings::{__sk_buff, TC_ACT_SHOT, xdp_action, xdp_md},
-    helpers::generated::bpf_xdp_adjust_meta,
     macros::{classifier, xdp},
     programs::{TcContext, XdpContext},
 };
 use gateway_ebpf::{
     abi::{
-        FLAG_CAPTURE, FLAG_INTERFACE_POOLS, FLAG_OBSERVE, MARK_ANSWER, MARK_GRANT, MARK_GRANT_MASK, MARK_OURS, MARK_RESERVED,
-        MARK_RESERVED_MASK, MAX_POOLS, META_VLAN, hook, meta_magic, meta_vlan,
+        FLAG_CAPTURE, FLAG_INTERFACE_POOLS, FLAG_OBSERVE, FLAG_SHADOW, MARK_ANSWER, MARK_GRANT, MARK_GRANT_MASK, MARK_OURS,
+        MARK_RESERVED, MARK_RESERVED_MASK, MAX_POOLS, META_VLAN, hook,
     },
-    decide::{Direction, Outcome, Place, Role, Verdict},
-    headers::Headers,
-    packet::Packet as _,
+    decide::{Direction, Outcome, Place, Role, Verdict, shadow},
+    headers::{Headers, Judged},
     parse::{Parsed, parse_fast, parse_full},
     quick::quick,
-    rare::decide_rare,
+    rare::{decide_rare, wrong_vlan},
     reason::Reason,
     tables::{Tables, read},
-    wire::{Ethernet, Vlan},
 };
 
 use crate::{
     access::{Direct, SkbBytes, XdpBytes},
     answer, capture,
     maps::{Kernel, keep, keep_plain, kept_rare, probing},
+    note::{is_tagged, leave_word, metadata, tag, vlan},
     report::{self, Denied},
     trace,
 };
@@ -78,11 +76,8 @@ fn tc_guard(ctx: TcContext) -> i32 {
 #[inline(always)]
 fn xdp_verdict<const KEPT: bool>(ctx: *mut xdp_md, ifindex: u32, hook: u8, verdict: &Verdict, h: &Headers) -> u32 {
     let flags = flags();
-    if probing() {
-        trace::<KEPT>(hook, verdict, h);
-    } else {
-        report::count(verdict, h.length);
-    }
+    let place = if hook == hook::XDP_DEVICE { DEVICE_ETH } else { CORE_ETH };
+    account::<KEPT>(flags, place, ifindex, hook, verdict, h);
     let pass = match verdict.outcome() {
         Outcome::Grant => Some(verdict.mark),
         Outcome::Link | Outcome::NotOurs => Some(0),
@@ -130,11 +125,7 @@ fn tc_verdict<const PLACE: u8, const KEPT: bool>(
     h: &Headers,
 ) -> i32 {
     let flags = flags();
-    if probing() {
-        trace::<KEPT>(hook, verdict, h);
-    } else {
-        report::count(verdict, h.length);
-    }
+    account::<KEPT>(flags, PLACE, ifindex, hook, verdict, h);
     let pass = match verdict.outcome() {
         Outcome::Grant => Some(verdict.mark),
         // On its way out nothing is forwarded any more: the mark only tells the guard that we have judged.
@@ -156,7 +147,7 @@ fn tc_verdict<const PLACE: u8, const KEPT: bool>(
                 }
             }
             if observed {
-                Some(0)
+                Some(if hook == hook::TC_EGRESS { MARK_GRANT } else { 0 })
             } else if (PLACE == DEVICE_ETH || PLACE == DEVICE_IP)
                 && verdict.answer
                 && !probing()
@@ -214,18 +205,44 @@ extern "C" fn capture_ip(skb: *mut __sk_buff, what: u32, ifindex: u32) -> u64 {
     capture::skb::<false>(skb, what, ifindex)
 }
 
+/// Counts; and with a shadow policy, what it would have done. The probing twin writes its trace instead.
 #[inline(always)]
-fn trace<const KEPT: bool>(hook: u8, verdict: &Verdict, h: &Headers) {
-    if KEPT || keep(h) {
-        let (what, rule) = trace::packed(verdict, hook);
-        write_trace(verdict.mark, what, rule);
+fn account<const KEPT: bool>(flags: u32, place: u8, ifindex: u32, hook: u8, verdict: &Verdict, h: &Headers) {
+    let score = flags & FLAG_SHADOW != 0;
+    if probing() {
+        if KEPT || keep(h) {
+            let (what, rule) = trace::packed(verdict, hook);
+            let would = if score { would(place.into(), ifindex) } else { 0 };
+            write_trace(verdict.mark, what, rule, would);
+        }
+        return;
+    }
+    report::count(verdict, h.length);
+    if score && (KEPT || keep(h)) {
+        let passed = verdict.reason.passes();
+        report::differ(
+            passed.into(),
+            would(place.into(), ifindex),
+            verdict.rule.into(),
+            verdict.pool.into(),
+        );
     }
 }
 
 #[unsafe(no_mangle)]
 #[inline(never)]
-extern "C" fn write_trace(mark: u32, what: u32, rule: u32) -> u64 {
-    trace::write(mark, what, rule)
+extern "C" fn write_trace(mark: u32, what: u32, rule: u32, would: u32) -> u64 {
+    trace::write(mark, what, rule, would as u8)
+}
+
+/// What the shadow policy says of the packet whose headers were kept last: see [`shadow`].
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn would(place: u32, ifindex: u32) -> u32 {
+    match kept_rare() {
+        Some((h, rare)) => shadow(&Kernel, at(place as u8, ifindex), h, Some(rare)),
+        None => 0,
+    }
 }
 
 #[inline(always)]
@@ -329,7 +346,41 @@ fn tc_companion<const PLACE: u8>(skb: *mut __sk_buff) -> i32 {
                 set_mark(skb, word & !META_VLAN)
             }
         }
-        _ => tc_fast::<PLACE, true>(skb, ifindex),
+        Some(word) if PLACE == DEVICE_ETH => tc_retagged_device(skb, word),
+        Some(word) => tc_retagged_core(skb, word),
+        None => tc_fast::<PLACE, true>(skb, ifindex),
+    }
+}
+
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn tc_retagged_device(skb: *mut __sk_buff, word: u32) -> i32 {
+    tc_retagged::<DEVICE_ETH>(skb, word)
+}
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn tc_retagged_core(skb: *mut __sk_buff, word: u32) -> i32 {
+    tc_retagged::<CORE_ETH>(skb, word)
+}
+
+/// The companion where XDP has seen another tag than there is: the card has taken one off. XDP has judged and counted all but the VLAN.
+#[inline(always)]
+fn tc_retagged<const PLACE: u8>(skb: *mut __sk_buff, word: u32) -> i32 {
+    if tc_read_eth(skb) == 0 {
+        return TC_ACT_SHOT;
+    }
+    let Some((h, rare)) = kept_rare() else { return TC_ACT_SHOT };
+    let ifindex = ifindex(skb);
+    let denied = word & MARK_GRANT_MASK == MARK_ANSWER;
+    match wrong_vlan(&Kernel, at(PLACE, ifindex), h, rare) {
+        // A denial is counted already.
+        Some(_) if denied => TC_ACT_SHOT,
+        Some(verdict) => {
+            rare.judged = Judged::Nothing;
+            tc_verdict::<PLACE, true>(skb, ifindex, at(PLACE, ifindex).hook, &verdict, h)
+        }
+        None if denied => send_answer::<PLACE>(skb, ifindex, (word >> 16) as u8 & MAX_POOLS),
+        None => set_mark(skb, word & !META_VLAN),
     }
 }
 
@@ -492,22 +543,6 @@ fn ifindex(skb: *mut __sk_buff) -> u32 {
     unsafe { (*skb).ifindex }
 }
 
-#[inline(always)]
-fn is_tagged(skb: *mut __sk_buff) -> bool {
-    // SAFETY: the kernel gives a valid context.
-    unsafe { (*skb).vlan_present != 0 }
-}
-
-/// The VLAN tag in the buffer's own field, as metadata tells it: the kernel has put there what was the frame's first.
-#[inline(always)]
-fn vlan(skb: *mut __sk_buff) -> u32 {
-    if !is_tagged(skb) {
-        return 0;
-    }
-    // SAFETY: the kernel gives a valid context.
-    meta_vlan(unsafe { (*skb).vlan_tci } as u16)
-}
-
 /// Passes a packet with a grant, or with 0 without one: other people's marks stay, unless they look like one of ours.
 #[inline(always)]
 fn set_mark(skb: *mut __sk_buff, grant: u32) -> i32 {
@@ -519,53 +554,4 @@ fn set_mark(skb: *mut __sk_buff, grant: u32) -> i32 {
         }
     }
     TCX_NEXT
-}
-
-/// Two words in front of the frame: ours, for this interface, and what was decided.
-type Meta = [u32; 2];
-
-/// The VLAN tag of a frame as metadata tells it, if the kernel will take it for one (IEEE 802.1Q and 802.1ad). The fast parser takes frames
-/// without only.
-#[inline(always)]
-fn tag<const KEPT: bool>(ctx: *mut xdp_md) -> u32 {
-    if !KEPT {
-        return 0;
-    }
-    let frame = Direct::xdp(ctx);
-    match frame.load::<Ethernet>(0).map(|e| u16::from_be(e.ethertype)) {
-        Some(0x8100 | 0x88a8) => frame
-            .load::<Vlan>(size_of::<Ethernet>())
-            .map_or(0, |t| meta_vlan(u16::from_be(t.tci))),
-        _ => 0,
-    }
-}
-
-/// Leaves a word for the companion; `false`: there is no room.
-#[inline(always)]
-fn leave_word(ctx: *mut xdp_md, ifindex: u32, word: u32) -> bool {
-    // SAFETY: the context is the one that the kernel gave.
-    if unsafe { bpf_xdp_adjust_meta(ctx, -(size_of::<Meta>() as i32)) } != 0 {
-        return false;
-    }
-    // SAFETY: likewise.
-    let (meta, data) = unsafe { ((*ctx).data_meta as usize, (*ctx).data as usize) };
-    if meta + size_of::<Meta>() > data {
-        return false;
-    }
-    // SAFETY: the comparison proves the room; the kernel aligns metadata to 4 bytes.
-    unsafe { *(meta as *mut Meta) = [meta_magic(ifindex), word] };
-    true
-}
-
-/// What [`leave_word`] wrote on this interface: exactly two words, directly in front of the frame.
-#[inline(always)]
-fn metadata(skb: *mut __sk_buff, ifindex: u32) -> Option<u32> {
-    // SAFETY: the kernel gives a valid context.
-    let (meta, data) = unsafe { ((*skb).data_meta as usize, (*skb).data as usize) };
-    if meta + size_of::<Meta>() > data || meta + size_of::<Meta>() + 1 <= data {
-        return None;
-    }
-    // SAFETY: the first comparison proves the words; the kernel aligns metadata to 4 bytes.
-    let [magic, word] = unsafe { *(meta as *const Meta) };
-    (magic == meta_magic(ifindex)).then_some(word)
 }

@@ -207,14 +207,32 @@ fn may_quote<T: Tables>(t: &T, control: &Control, ends: &Ends, h: &Headers, quot
     }
 }
 
+/// Only whether a packet is in a VLAN that its interface has not, the third step of the specification; `None`: that is not what is wrong with
+/// it. For a packet that has been judged without its outermost tag.
+#[inline(always)]
+pub fn wrong_vlan<T: Tables>(t: &T, place: Place, h: &Headers, rare: &Rare) -> Option<Verdict> {
+    let foreign = h.rare && rare.vlan != 0 && !has_vlan(t, place.ifindex, rare.vlan) || h.problem == Some(Reason::Vlan);
+    if !foreign {
+        return None;
+    }
+    if h.version == 0 {
+        return (!place.is_core()).then(|| because(Reason::Vlan, 0));
+    }
+    let ends = t.control().and_then(|control| Ends::called(t, control, h));
+    match ends.map(|ends| ends.touched()) {
+        None => Some(because(Reason::Internal, 0)),
+        Some(0) if place.is_core() => None,
+        Some(touched) => Some(because(Reason::Vlan, touched)),
+    }
+}
+
 /// Whether an interface has a VLAN. A called function in the kernel.
 #[inline(never)]
 fn has_vlan<T: Tables>(t: &T, ifindex: u32, vlan: u32) -> bool {
     let Some(Interface { vlans, .. }) = t.interface(ifindex) else {
         return false;
     };
-    for known in vlans {
-        let known = read(known);
+    for known in vlans.iter().map(read) {
         if known == 0 {
             break;
         }

@@ -10,7 +10,7 @@ use gateway_ebpf::{
 };
 
 use crate::{
-    maps::{COUNTERS, DENIALS, EVENTS_LOST, RULES, TOLD as TOLD_MAP, kept},
+    maps::{COUNTERS, DENIALS, EVENTS_LOST, RULES, SHADOW, TOLD as TOLD_MAP, kept},
     rate::{self, EVENTS},
 };
 
@@ -100,6 +100,28 @@ pub(crate) fn tally(reason: Reason, pool: u8, length: u32) {
     let i = read(&(reason as u8)) as usize % REASONS;
     // SAFETY: as in `count`.
     unsafe { add(&raw mut (*counts)[i], length) };
+}
+
+/// Counts how the shadow policy differs about the packet whose headers were kept last. `passed`: 1, the policy in force passed it; `would`: 1,
+/// the shadow policy would pass it; 2, it would drop it; 0, it has no say.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub(crate) extern "C" fn differ(passed: u32, would: u32, rule: u32, pool: u32) -> u64 {
+    let (Some(h), Some(shadow)) = (kept(), SHADOW.get_ptr_mut(pool)) else {
+        return 0;
+    };
+    if passed != 0 && would == 2 {
+        // SAFETY: as in `count`.
+        unsafe { add(&raw mut (*shadow).would_drop, h.length) };
+        if let Some(rule) = RULES.get_ptr_mut(rule % MAX_RULES as u32) {
+            // SAFETY: as in `count`.
+            unsafe { add(&raw mut (*rule).shadow_drops, h.length) };
+        }
+    } else if passed == 0 && would == 1 {
+        // SAFETY: as in `count`.
+        unsafe { add(&raw mut (*shadow).would_pass, h.length) };
+    }
+    0
 }
 
 /// Whether this CPU can tell of a denial now. It counts what it keeps back.

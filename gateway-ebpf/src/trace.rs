@@ -20,7 +20,7 @@ pub(crate) fn packed(verdict: &Verdict, hook: u8) -> (u32, u32) {
 
 /// Writes the record of the packet whose headers were kept last. The rest: [`packed`].
 #[inline(always)]
-pub(crate) fn write(mark: u32, what: u32, rule: u32) -> u64 {
+pub(crate) fn write(mark: u32, what: u32, rule: u32, shadow: u8) -> u64 {
     let (Some(h), Some(trace), Some(control)) = (kept(), TRACE.get_ptr_mut(0), Kernel.control()) else {
         return 0;
     };
@@ -40,7 +40,7 @@ pub(crate) fn write(mark: u32, what: u32, rule: u32) -> u64 {
             pool,
             hook,
             answer,
-            shadow: 0,
+            shadow,
             observed: (read(&control.flags) & FLAG_OBSERVE != 0).into(),
             spare: [0; 6],
         };

@@ -10,7 +10,7 @@ use std::{
 
 use aya::programs::tc::TcAttachType::{Egress, Ingress};
 use gateway_ebpf::{
-    abi::{MARK_ANSWER, map, program},
+    abi::{Control, MARK_ANSWER, class_entry, map, program},
     reason::Reason,
 };
 use lazaret_tests::{
@@ -180,6 +180,31 @@ fn the_rest_is_prohibited() {
         assert_eq!(icmp[8..], packet[..n], "{source} to {destination}");
     }
     assert_eq!(answers(&kernel, 1)[0] + answers(&kernel, 3)[0], 9 + odd.len() as u64);
+}
+
+/// What the end of a lease denies is answered by the flag of the pool that denied.
+#[test]
+fn the_end_of_a_lease_is_answered() {
+    if !or_skip("the_end_of_a_lease_is_answered", &NEEDS) {
+        return;
+    }
+    let (_gateway, answering, kernel) = tun(true);
+    let control = Control {
+        earliest_lease_end: 0,
+        classes: {
+            let mut classes = Control::default().classes;
+            classes[2] = class_entry(2, true, 0);
+            classes
+        },
+        ..kernel.get(map::CONTROL, 0)
+    };
+    kernel.set(map::CONTROL, &0_u32, &control);
+    let packet = tcp("10.67.0.5:40000", "10.77.0.1:25", SYN, [1, 0], b"");
+    let answer = ask(&answering, &packet).unwrap();
+    assert_eq!(answer[9], 6);
+    assert_eq!(answer[33], RST | ACK);
+    assert_eq!(kernel.counted(2, Reason::LeaseEnded).packets, 1);
+    assert_eq!(answers(&kernel, 2), [1, 0]);
 }
 
 /// Errors, fragments and multicast never; nor a pool that does not say so, nor what a device may not have sent.

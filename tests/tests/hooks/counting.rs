@@ -1,7 +1,7 @@
 //! Counters are exact; events are told once a second for the same flow, and what is not told is counted.
 
 use gateway_ebpf::{
-    abi::{Count, FLAG_OBSERVE, hook, map, program},
+    abi::{Count, FLAG_OBSERVE, MARK_GRANT, hook, map, program},
     reason::Reason,
 };
 use lazaret_tests::require::{Need, or_skip};
@@ -145,6 +145,12 @@ fn observe_mode() {
         told.iter().map(|d| (d.observed, d.hook)).collect::<Vec<_>>(),
         [(1, hook::TC_DEVICE)]
     );
+    // On its way out, what is let through has been judged: the guard has nothing to say.
+    let out = padded(&udp("192.0.2.1:25", "10.68.0.5:1000", b""));
+    let run = kernel.run(program::TC_EGRESS_IP, &out, 0);
+    assert_eq!((run.action, run.mark), (TCX_NEXT, MARK_GRANT));
+    assert_eq!(kernel.run(program::TC_GUARD, &out, run.mark).action, TCX_NEXT);
+    assert_eq!(kernel.counted(0, Reason::Unjudged), count(0, 0));
     world::set_flags(&kernel, 0);
     assert_eq!(kernel.run(program::TC_DEVICE_IP, &padded(&denied), 0).action, TC_ACT_SHOT);
 }

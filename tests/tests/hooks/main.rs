@@ -8,4 +8,6 @@ mod counting;
 mod frames;
 mod kernel;
 mod probe;
+mod shadow;
+mod vlan;
 mod world;

@@ -3,7 +3,7 @@
 
 use std::net::Ipv6Addr;
 
-use gateway_ebpf::abi::{Control, Dst6, Home6, Homes6, POOL_ALL, POOL_BLOCKED, POOL_REJECT, Policy, VERSION, map};
+use gateway_ebpf::abi::{Control, Dst6, Home6, Homes6, POLICY_SHADOW, POOL_ALL, POOL_BLOCKED, POOL_REJECT, Policy, VERSION, map};
 
 use crate::kernel::Kernel;
 
@@ -29,8 +29,7 @@ pub(crate) fn write(kernel: &Kernel, flags: u32, reject: bool) {
     kernel.set(map::DIR4, &0_u32, &*directory);
     kernel.set(map::HOMES6, &0_u32, &homes);
 
-    // SAFETY: the layout is that of a policy, for which zeros are a value.
-    let mut policy: Box<Policy> = unsafe { Box::from_raw(std::alloc::alloc_zeroed(std::alloc::Layout::new::<Policy>()).cast()) };
+    let mut policy = zeroed();
     let answered = if reject { POOL_REJECT } else { 0 };
     policy.pools[1].flags = answered;
     policy.pools[2].flags = POOL_ALL | answered;
@@ -47,6 +46,28 @@ pub(crate) fn write(kernel: &Kernel, flags: u32, reject: bool) {
     policy.rules[1][1][1] = RULE;
     kernel.set(map::POLICY, &0_u32, &*policy);
     set_flags(kernel, flags);
+}
+
+/// Writes a shadow policy: pool 1 may reach DM by TCP 25, by rule 9, and nothing else; pool 2 may do nothing, pool 3 everything.
+pub(crate) fn shadow(kernel: &Kernel) {
+    let mut policy = zeroed();
+    policy.pools[2].flags = POOL_BLOCKED;
+    policy.pools[3].flags = POOL_ALL;
+    policy.level1[0x0a4d] = 1;
+    policy.dst6_count = 1;
+    policy.dst6[0] = Dst6 {
+        prefix: [high(0xfd77), 0],
+        mask: [u64::MAX, 0],
+        group: 1,
+    };
+    policy.tcp[25] = 1;
+    policy.rules[1][1][1] = 9;
+    kernel.set(map::POLICY, &POLICY_SHADOW, &*policy);
+}
+
+fn zeroed() -> Box<Policy> {
+    // SAFETY: the layout is that of a policy, for which zeros are a value.
+    unsafe { Box::from_raw(std::alloc::alloc_zeroed(std::alloc::Layout::new::<Policy>()).cast()) }
 }
 
 /// Sets [`Control::flags`].

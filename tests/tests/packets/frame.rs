@@ -137,7 +137,7 @@ impl Packet {
         let words = 5 + options.len() as u8 / 4;
         let total = u16::from(words) * 4 + transport.len() as u16;
         let (id, flags) = match self.part {
-            Some(_) => (self.id, offset / 8 | if more { 0x2000 } else { 0 }),
+            Some(_) => (self.id, (offset / 8) | if more { 0x2000 } else { 0 }),
             None => (0x1234, 0x4000),
         };
         let mut ip = vec![self.version.unwrap_or(4) << 4 | self.header_words.unwrap_or(words), 0];

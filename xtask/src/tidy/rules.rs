@@ -72,6 +72,7 @@ const ARROWS: &[Arrow] = &[
             "gateway-ebpf/src/report",
             "gateway-ebpf/src/hooks",
             "gateway-ebpf/src/maps",
+            "gateway-ebpf/src/note",
             "gateway-ebpf/src/bench",
         ],
         never: &["tokio", "tonic", "aya", "aya_ebpf", "rtnetlink", "gateway_user"],

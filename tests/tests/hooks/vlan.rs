@@ -1,0 +1,246 @@
+//! XDP, its companion and VLAN tags: where the tag is in the frame, both see the same one; where the card has taken it off, only the companion
+//! sees it. Either way the packet is counted once, and passes only in a VLAN that the interface has.
+
+use std::{
+    io,
+    net::UdpSocket,
+    os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd},
+    time::{Duration, Instant},
+};
+
+use aya::programs::tc::TcAttachType::Ingress;
+use gateway_ebpf::{
+    abi::{Interface, map, program},
+    reason::Reason,
+};
+use lazaret_tests::{
+    netns::{Namespace, veth},
+    require::{Need, or_skip},
+};
+
+use crate::{
+    kernel::Kernel,
+    world::{self, RULE},
+};
+
+/// A device and a gateway that has VLAN 7, and 9 in 100, on the interface between them; and behind our programs, a counter of what they let
+/// through with a grant.
+struct Site {
+    device: Namespace,
+    gateway: Namespace,
+    kernel: Kernel,
+    sender: UdpSocket,
+}
+
+/// What has happened.
+#[derive(Debug, PartialEq, Eq)]
+struct Seen {
+    /// By the rule.
+    rule: u64,
+    /// Dropped for its VLAN.
+    vlan: u64,
+    /// Come through with a grant.
+    granted: u64,
+}
+
+impl Site {
+    fn new() -> Self {
+        let (device, gateway) = (Namespace::new("device").unwrap(), Namespace::new("gateway").unwrap());
+        veth((&device, "vpn"), (&gateway, "inside")).unwrap();
+        device.address("vpn", "10.66.0.5/16").unwrap();
+        device.address("vpn", "fd66::5/64").unwrap();
+        device.route("10.77.0.0/16", "10.66.0.1".parse().unwrap()).unwrap();
+        device.route("fd77::/64", "fd66::1".parse().unwrap()).unwrap();
+        // Address resolution would be tagged as well, and nobody answers in a VLAN.
+        let shown = gateway.ip("-o link show inside").unwrap();
+        let mac = shown.split("link/ether ").nth(1).unwrap().split(' ').next().unwrap();
+        for neighbour in ["10.66.0.1", "fd66::1"] {
+            device
+                .ip(&format!("neighbour replace {neighbour} lladdr {mac} dev vpn nud permanent"))
+                .unwrap();
+        }
+        gateway.exec("nft add table netdev seen").unwrap();
+        gateway
+            .exec("nft add chain netdev seen in { type filter hook ingress device inside priority 0 ; }")
+            .unwrap();
+        gateway
+            .exec("nft add rule netdev seen in meta mark & 0xff000000 == 0x1a000000 counter")
+            .unwrap();
+
+        let mut kernel = Kernel::load();
+        world::write(&kernel, 0, false);
+        let mut vlans = [0; 16];
+        vlans[..2].copy_from_slice(&[7, 100 | 9 << 16]);
+        let interface = Interface { pools: !0, vlans };
+        kernel.set(map::INTERFACES, &gateway.ifindex("inside").unwrap(), &interface);
+        gateway.run(|| {
+            kernel.attach_tc(program::TC_DEVICE_ETH, "inside", Ingress);
+            kernel.attach_xdp(program::XDP_DEVICE, "inside");
+        });
+        let sender = device.run(|| UdpSocket::bind("[::]:0")).unwrap();
+        Self {
+            device,
+            gateway,
+            kernel,
+            sender,
+        }
+    }
+
+    /// Sends a packet of each family that the rule allows, with these tags, outermost first, the last in the buffer's own field if the card takes
+    /// tags; and tells what came of it.
+    fn send(&self, tags: &[u16]) -> Seen {
+        let pushers: Vec<_> = tags.iter().rev().map(|tci| push_tag(&self.device, "vpn", *tci)).collect();
+        let before = self.seen();
+        for to in ["::ffff:10.77.0.53", "fd77::53"] {
+            self.sender
+                .send_to(b"who", (to.parse::<std::net::Ipv6Addr>().unwrap(), 53))
+                .unwrap();
+        }
+        // A packet over veth takes a softirq, not more.
+        let limit = Instant::now() + Duration::from_secs(2);
+        loop {
+            let now = self.seen();
+            let seen = Seen {
+                rule: now.rule - before.rule,
+                vlan: now.vlan - before.vlan,
+                granted: now.granted - before.granted,
+            };
+            if seen.granted + seen.vlan >= 2 || Instant::now() > limit {
+                drop(pushers);
+                return seen;
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    fn seen(&self) -> Seen {
+        let listed = self.gateway.exec("nft list table netdev seen").unwrap();
+        let packets = listed.split("counter packets ").nth(1).unwrap().split(' ').next().unwrap();
+        let counted = |reason| (0..4).map(|pool| self.kernel.counted(pool, reason).packets).sum();
+        assert_eq!(
+            self.kernel.sum::<4>(map::RULES, RULE.into())[0],
+            self.kernel.counted(1, Reason::Rule).packets
+        );
+        Seen {
+            rule: counted(Reason::Rule),
+            vlan: counted(Reason::Vlan),
+            granted: packets.parse().unwrap(),
+        }
+    }
+
+    /// Whether the card of the device adds the tags, so that they do not lie in the frame.
+    fn offload(&self, on: bool) {
+        let on = if on { "on" } else { "off" };
+        self.device.exec(&format!("ethtool -K vpn txvlan {on}")).unwrap();
+    }
+}
+
+const GRANTED: Seen = Seen {
+    rule: 2,
+    vlan: 0,
+    granted: 2,
+};
+
+#[test]
+fn tags_in_the_frame() {
+    if !or_skip("tags_in_the_frame", &[Need::Root, Need::Bpf]) {
+        return;
+    }
+    let site = Site::new();
+    site.offload(false);
+    assert_eq!(site.send(&[]), GRANTED);
+    assert_eq!(site.send(&[7]), GRANTED);
+    // A priority tag, and a priority in a tag.
+    assert_eq!(site.send(&[5 << 13]), GRANTED);
+    assert_eq!(site.send(&[5 << 13 | 7]), GRANTED);
+    assert_eq!(site.send(&[100, 9]), GRANTED);
+    for foreign in [&[8][..], &[100], &[9], &[9, 100], &[7, 7], &[4095]] {
+        assert_eq!(
+            site.send(foreign),
+            Seen {
+                rule: 0,
+                vlan: 2,
+                granted: 0
+            },
+            "{foreign:?}"
+        );
+    }
+}
+
+/// XDP judges what it sees, an untagged frame; the companion has the last word about the tag.
+#[test]
+fn a_tag_that_the_card_took_off() {
+    if !or_skip("a_tag_that_the_card_took_off", &[Need::Root, Need::Bpf]) {
+        return;
+    }
+    let site = Site::new();
+    site.offload(true);
+    assert_eq!(site.send(&[]), GRANTED);
+    assert_eq!(site.send(&[7]), GRANTED);
+    assert_eq!(site.send(&[5 << 13]), GRANTED);
+    assert_eq!(site.send(&[5 << 13 | 7]), GRANTED);
+    for foreign in [8, 100, 9, 4095] {
+        assert_eq!(
+            site.send(&[foreign]),
+            Seen {
+                rule: 2,
+                vlan: 2,
+                granted: 0
+            },
+            "{foreign}"
+        );
+    }
+    // XDP sees the inner tag alone, which the interface does not have: closed.
+    assert_eq!(
+        site.send(&[100, 9]),
+        Seen {
+            rule: 0,
+            vlan: 2,
+            granted: 0
+        }
+    );
+    // It sees one that the interface has; the two together it has not.
+    assert_eq!(
+        site.send(&[100, 7]),
+        Seen {
+            rule: 2,
+            vlan: 2,
+            granted: 0
+        }
+    );
+}
+
+/// Tags what leaves through an interface: `bpf_skb_vlan_push(skb, htons(0x8100), tci)`, assembled by hand, for as long as the link lives. A tag
+/// that is there already goes into the frame.
+fn push_tag(namespace: &Namespace, interface: &str, tci: u16) -> OwnedFd {
+    const BPF_PROG_LOAD: libc::c_long = 5;
+    const BPF_LINK_CREATE: libc::c_long = 28;
+    const BPF_PROG_TYPE_SCHED_CLS: u64 = 3;
+    const BPF_TCX_EGRESS: u64 = 47;
+    // Opcode, registers, offset, immediate: r2 = 0x0081; r3 = tci; call 18; r0 = TCX_NEXT; exit.
+    let [low, high] = tci.to_le_bytes();
+    let code: [[u8; 8]; 5] = [
+        [0xb7, 2, 0, 0, 0x81, 0, 0, 0],
+        [0xb7, 3, 0, 0, low, high, 0, 0],
+        [0x85, 0, 0, 0, 18, 0, 0, 0],
+        [0xb7, 0, 0, 0, 0xff, 0xff, 0xff, 0xff],
+        [0x95, 0, 0, 0, 0, 0, 0, 0],
+    ];
+    let bpf = |command: libc::c_long, attribute: [u64; 16]| {
+        // SAFETY: the attribute is longer than the command needs and zero behind; what it points at outlives the call.
+        let fd = unsafe { libc::syscall(libc::SYS_bpf, command, attribute.as_ptr(), size_of_val(&attribute)) };
+        assert!(fd >= 0, "{}", io::Error::last_os_error());
+        // SAFETY: the call succeeded, so this is a new descriptor of ours.
+        unsafe { OwnedFd::from_raw_fd(fd as i32) }
+    };
+    let mut load = [0; 16];
+    load[0] = BPF_PROG_TYPE_SCHED_CLS | (code.len() as u64) << 32;
+    load[1] = code.as_ptr() as u64;
+    load[2] = c"GPL".as_ptr() as u64;
+    let program = bpf(BPF_PROG_LOAD, load);
+    let ifindex = namespace.ifindex(interface).unwrap();
+    let mut create = [0; 16];
+    create[0] = program.as_raw_fd() as u64 | u64::from(ifindex) << 32;
+    create[1] = BPF_TCX_EGRESS;
+    namespace.run(|| bpf(BPF_LINK_CREATE, create))
+}

@@ -16,16 +16,24 @@ pub(super) fn set(config: &Config, tables: &Tables, maps: &Maps, links: &[LinkNo
     if !restricts {
         tables.set_flag(abi::FLAG_INTERFACE_POOLS, false);
     }
-    let map = maps.get(abi::map::INTERFACES)?.fd.as_fd();
-    for link in links {
-        if let Some(rule) = wanted(config, link) {
-            bpf::update(map, &link.link.ifindex.to_ne_bytes(), bpf::bytes_of(&entry(rule)))?;
-        }
-    }
+    let written = maps.get(abi::map::INTERFACES).and_then(|map| write(config, map, links));
+    // With an entry missing, its interface has no pools; without the flag it would have all.
     if restricts {
         tables.set_flag(abi::FLAG_INTERFACE_POOLS, true);
     }
-    Ok(())
+    written
+}
+
+/// Writes every entry that it can; the first error of those that it cannot.
+fn write(config: &Config, map: &bpf::Map, links: &[LinkNow]) -> io::Result<()> {
+    let mut written = Ok(());
+    for link in links {
+        if let Some(rule) = wanted(config, link) {
+            let result = bpf::update(map.fd.as_fd(), &link.link.ifindex.to_ne_bytes(), bpf::bytes_of(&entry(rule)));
+            written = written.and(result);
+        }
+    }
+    written
 }
 
 /// Removes what [`set`] would not write now.

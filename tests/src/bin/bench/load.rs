@@ -36,7 +36,7 @@ pub(crate) fn measure(report: &mut Report, rounds: usize) -> Result<()> {
         Ok(path.display().to_string())
     };
     let ours = file("ours", &text)?;
-    let vmap = file("vmap", &peers::same_policy())?;
+    let vmap = file("vmap", &peers::only_classes())?;
     let ipset = file("ipset", &peers::ipset())?;
     let each = |time: Duration| time.as_nanos() as f64 / f64::from(1_u32 << MILLION);
 

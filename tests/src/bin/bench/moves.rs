@@ -27,7 +27,7 @@ pub(crate) fn measure(report: &mut Report, rounds: usize) -> Result<()> {
     let links = [link(&namespace, "dev0", true)?];
     let interfaces = "[[interface]]\nname = \"dev0\"\nrole = \"device\"\n";
     let mut gateway = Gateway::new(&namespace, interfaces, &links, Sessions::Quarantined)?;
-    peers::load(&namespace, &peers::same_policy())?;
+    peers::load(&namespace, &peers::only_classes())?;
     let order: Vec<u32> = shuffled(QUARANTINED).collect();
 
     for round in 0..=rounds {

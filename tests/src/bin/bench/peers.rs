@@ -32,8 +32,18 @@ pub(crate) fn same_policy() -> String {
     s
 }
 
+/// The map alone, with chains to go to. Without the sets of destinations: the library reads all interval sets of a table before it changes an
+/// element, and `nft -f` would load them too, neither of which is the price of a class.
+pub(crate) fn only_classes() -> String {
+    let mut s = String::from("table ip peer {\n");
+    for p in 0..POOLS {
+        let _ = writeln!(s, " chain quarantine{p} {{ accept\n }}");
+    }
+    s + &vmap() + "}\n"
+}
+
 /// The map of a million addresses to their classes.
-pub(crate) fn vmap() -> String {
+fn vmap() -> String {
     let mut s = String::from(" map classes { type ipv4_addr : verdict; size 2097152; elements = {\n");
     for a in QUARANTINED..QUARANTINED + (1 << MILLION) {
         let _ = writeln!(s, "{} : goto quarantine{},", Ipv4Addr::from(a), pool(a));

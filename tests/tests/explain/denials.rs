@@ -77,7 +77,10 @@ fn counters_by_rule_are_exact_and_say_which_rule() {
         rules.iter().find(|r| r["number"] == number).cloned().unwrap_or_default()
     };
     // It listens and is silent: an ICMP error about the query would count under the rule, too, as `related`.
-    let _resolver = stage.site.core.run(|| std::net::UdpSocket::bind((site::RESOLVER, 53)).unwrap());
+    let _resolver = stage
+        .site
+        .core
+        .run(|| std::net::UdpSocket::bind((site::RESOLVER, 53)).unwrap());
     let dns = |_: &Namespace| {
         let socket = stage.site.device.run(|| std::net::UdpSocket::bind("10.66.0.5:0")).unwrap();
         for _ in 0..3 {

@@ -203,6 +203,8 @@ impl Flows {
             let counts = || self.observers.of(*kind, *peer).map(|seen| seen.len());
             let before = counts();
             let mut now = before;
+            // The kernel may send what was written in many pieces as a few long segments.
+            let n = if *kind == Kind::Tcp { 1 } else { n };
             let done = until(LIMIT, "the flow runs", || {
                 now = counts();
                 Ok((0..3).all(|i| now[i] >= before[i] + n))

@@ -203,9 +203,9 @@ impl Flows {
             let counts = || self.observers.of(*kind, *peer).map(|seen| seen.len());
             let before = counts();
             let mut now = before;
-            // The kernel may send what was written in many pieces as a few long segments.
-            let n = if *kind == Kind::Tcp { 1 } else { n };
-            let done = until(LIMIT, "the flow runs", || {
+            // The kernel may send what was written in many pieces as a few long segments, and after an outage waits for as long again.
+            let (n, limit) = if *kind == Kind::Tcp { (1, LIMIT * 4) } else { (n, LIMIT) };
+            let done = until(limit, "the flow runs", || {
                 now = counts();
                 Ok((0..3).all(|i| now[i] >= before[i] + n))
             });

@@ -4,6 +4,8 @@ pub mod clock;
 pub mod config;
 pub mod model;
 
+pub mod audit;
+
 pub mod access;
 pub mod api;
 

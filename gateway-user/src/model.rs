@@ -1,6 +1,6 @@
 //! The words of the domain, as types that cannot hold a wrong value. No I/O; every other module speaks in these.
 
-use std::{fmt, net::IpAddr, str::FromStr};
+use std::{fmt, net::IpAddr, str::FromStr, sync::Arc};
 
 use serde::{Deserialize, Serialize};
 
@@ -10,7 +10,7 @@ macro_rules! name {
         $(#[$doc])*
         #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
         #[serde(try_from = "String", into = "String")]
-        pub struct $name(String);
+        pub struct $name(Arc<str>);
 
         impl $name {
             /// As text.
@@ -26,7 +26,7 @@ macro_rules! name {
         }
         impl From<$name> for String {
             fn from(n: $name) -> Self {
-                n.0
+                n.0.as_ref().to_owned()
             }
         }
         impl TryFrom<String> for $name {
@@ -34,7 +34,7 @@ macro_rules! name {
             fn try_from(s: String) -> Result<Self, InvalidName> {
                 let ok = |c: char| c.is_ascii_alphanumeric() || $extra.contains(c);
                 let bad = s.len() > $max || !s.starts_with(|c: char| c.is_ascii_alphanumeric()) || !s.chars().all(ok);
-                if bad { Err(InvalidName { what: $what, max: $max, extra: $extra }) } else { Ok(Self(s)) }
+                if bad { Err(InvalidName { what: $what, max: $max, extra: $extra }) } else { Ok(Self(s.into())) }
             }
         }
         impl FromStr for $name {
@@ -158,6 +158,27 @@ impl FromStr for Fingerprint {
     }
 }
 
+/// A VPN public key (WireGuard: Curve25519), in text base64 with padding.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct VpnKey(pub [u8; 32]);
+
+/// SHA-256 of a policy key. The key itself is nowhere kept.
+#[derive(Clone, Copy)]
+pub struct KeyHash(pub [u8; 32]);
+
+impl PartialEq for KeyHash {
+    /// In constant time.
+    fn eq(&self, other: &Self) -> bool {
+        self.0.iter().zip(other.0).fold(0, |d, (a, b)| d | (a ^ b)) == 0
+    }
+}
+impl Eq for KeyHash {}
+impl fmt::Debug for KeyHash {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("KeyHash")
+    }
+}
+
 /// Not a SHA-256 fingerprint.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("a certificate fingerprint must be 64 hexadecimal digits (SHA-256), with or without colons")]
@@ -215,18 +236,49 @@ pub struct Lease {
 }
 
 /// State of a device; see `DeviceState` in types.proto.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum DeviceState {
     /// Known, never connected or signalled.
     Registered,
     /// Judged by a quarantine policy.
     Quarantined,
+    /// Quarantined, and a policy is offered to it.
+    PolicyPending,
     /// Policy applied.
     Released,
+    /// Quarantined again: its wave of a newer policy revision has come.
+    Stale,
     /// Judged by a pool of kind blocked.
     Blocked,
     /// No longer managed.
     Retired,
+}
+
+impl DeviceState {
+    /// Every state.
+    pub const ALL: [Self; 7] = [
+        Self::Registered,
+        Self::Quarantined,
+        Self::PolicyPending,
+        Self::Released,
+        Self::Stale,
+        Self::Blocked,
+        Self::Retired,
+    ];
+
+    /// As a word: in the store, the documentation and on the command line.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Registered => "registered",
+            Self::Quarantined => "quarantined",
+            Self::PolicyPending => "policy-pending",
+            Self::Released => "released",
+            Self::Stale => "stale",
+            Self::Blocked => "blocked",
+            Self::Retired => "retired",
+        }
+    }
 }
 
 /// A device of the registry.
@@ -242,6 +294,18 @@ pub struct Device {
     pub common_names: Vec<DeviceId>,
     /// Its VPN certificates, if pinned.
     pub certificates: Vec<Fingerprint>,
+    /// Its VPN public keys.
+    pub vpn_keys: Vec<VpnKey>,
+    /// When it may enrol.
+    pub window: Window,
+    /// When it was first released by proof since its registration or its last new window.
+    pub enrolled_at: Option<WallTime>,
+    /// When it first arrived.
+    pub arrived_at: Option<WallTime>,
+    /// When it last arrived outside its window.
+    pub arrived_outside: Option<WallTime>,
+    /// Since when its deadline in quarantine runs, and how long it is; `None`: it does not run.
+    pub deadline: Option<Lease>,
     /// State.
     pub state: DeviceState,
     /// Why, for programs.
@@ -252,12 +316,131 @@ pub struct Device {
     pub policy_revision: Option<PolicyRevision>,
     /// When the source observed the last restriction; a release must be newer.
     pub restricted_at: Option<WallTime>,
+    /// When its last proof was accepted, on both clocks.
+    pub proved: Option<Now>,
     /// Lease of the release; `None`: without end, or not released.
     pub lease: Option<Lease>,
+    /// A policy that is offered.
+    pub offer: Option<Offer>,
+    /// Its final key.
+    pub final_key: Option<FinalKey>,
+    /// An exception in force.
+    pub exception: Option<Exception>,
     /// The VPN gateway name that it must use from now on.
     pub gateway_uri: String,
     /// The store's revision at which it last changed.
     pub revision: Revision,
+}
+
+impl Device {
+    /// A device that was just registered; no aliases, no window, no GatewayURI yet.
+    #[must_use]
+    pub fn new(id: DeviceId, full_service_pool: PoolName, at: WallTime) -> Self {
+        Self {
+            id,
+            owner: String::new(),
+            full_service_pool,
+            common_names: Vec::new(),
+            certificates: Vec::new(),
+            vpn_keys: Vec::new(),
+            window: Window::default(),
+            enrolled_at: None,
+            arrived_at: None,
+            arrived_outside: None,
+            deadline: None,
+            state: DeviceState::Registered,
+            state_reason: "registered".to_owned(),
+            state_since: at,
+            policy_revision: None,
+            restricted_at: None,
+            proved: None,
+            lease: None,
+            offer: None,
+            final_key: None,
+            exception: None,
+            gateway_uri: String::new(),
+            revision: Revision(0),
+        }
+    }
+}
+
+/// When a device may enrol. A missing bound does not bind.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Window {
+    /// Not before.
+    pub not_before: Option<WallTime>,
+    /// Not after.
+    pub not_after: Option<WallTime>,
+}
+
+/// A policy that is offered: its temporary key is out.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Offer {
+    /// Of the temporary key.
+    pub key: KeyHash,
+    /// Which policy.
+    pub revision: PolicyRevision,
+    /// How long the temporary key holds.
+    pub holds: Lease,
+}
+
+/// A final key.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FinalKey {
+    /// Of the key.
+    pub key: KeyHash,
+    /// The only revision that it proves.
+    pub revision: PolicyRevision,
+}
+
+/// What an exception does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum ExceptionKind {
+    /// Releases without proof.
+    Release,
+    /// Blocks, whatever is signalled.
+    Block,
+}
+
+/// An operator's exception in force.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Exception {
+    /// What it does.
+    pub kind: ExceptionKind,
+    /// Why, in the operator's words.
+    pub reason: String,
+    /// Who.
+    pub by: String,
+    /// How long.
+    pub holds: Lease,
+}
+
+/// How well a session's device is known; the better, the greater.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Trust {
+    /// A name that the VPN server passes on.
+    #[default]
+    Name,
+    /// A registered VPN public key.
+    VpnKey,
+    /// A registered certificate.
+    Certificate,
+}
+
+/// A published policy revision.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Publication {
+    /// The MDM's name for it.
+    pub revision: PolicyRevision,
+    /// When.
+    pub at: WallTime,
+    /// Most devices stale at a time; 0: no ceiling.
+    pub ceiling: u32,
+    /// Most devices that become stale in a minute; 0: no limit.
+    pub rate: u32,
+    /// No wave comes while it is.
+    pub paused: bool,
 }
 
 /// A live VPN connection.
@@ -273,6 +456,8 @@ pub struct Session {
     pub interface: InterfaceName,
     /// Who reported it.
     pub source: SourceName,
+    /// How well its device is known.
+    pub trust: Trust,
     /// When it opened.
     pub opened_at: WallTime,
 }

@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-use crate::model::{DeviceId, SessionId, SourceName};
+use crate::model::{DeviceId, PolicyRevision, RequestId, SessionId, SourceName};
 
 /// Why a command was refused: what the API turns into a gRPC status.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -30,6 +30,74 @@ pub enum Refusal {
     /// Dated more than two minutes ahead.
     #[error("the signal is dated more than two minutes ahead of this gateway's clock")]
     SignalFromFuture,
+    /// Observed longer ago than is accepted.
+    #[error("the signal was observed {age_s} s ago; at most {most_s} s are accepted")]
+    SignalTooOld {
+        /// Its age, seconds.
+        age_s: u64,
+        /// `proof.max_signal_age`, seconds.
+        most_s: u64,
+    },
+    /// Its window opens later.
+    #[error("device {0} may not enrol yet")]
+    EnrolmentNotOpen(DeviceId),
+    /// Its window is over.
+    #[error("the enrolment of device {0} is over; register it with a new window")]
+    EnrolmentClosed(DeviceId),
+    /// It was in quarantine for too long.
+    #[error("device {0} has passed its deadline in quarantine; register it with a new window")]
+    QuarantineDeadline(DeviceId),
+    /// Shut by an operator or a deadline.
+    #[error("device {0} is blocked: {1}; a signal does not release it")]
+    DeviceBlocked(DeviceId, String),
+    /// Older than the revision that is required of the device.
+    #[error("policy revision {found} is older than {required}, which is required of device {device}")]
+    StalePolicyRevision {
+        /// Which.
+        device: DeviceId,
+        /// What is required.
+        required: PolicyRevision,
+        /// What was reported.
+        found: PolicyRevision,
+    },
+    /// Not among those published.
+    #[error("policy revision {0} was never published")]
+    UnknownPolicyRevision(PolicyRevision),
+    /// The configuration does not take signals without a key.
+    #[error("a release needs the final policy key (proof.direct_signal = false)")]
+    PolicyKeyRequired,
+    /// Never given to this device, superseded, or used.
+    #[error("the policy key is not the current one of device {0}")]
+    PolicyKeyUnknown(DeviceId),
+    /// Its time is over.
+    #[error("the temporary policy key of device {0} is over; offer the policy again")]
+    PolicyKeyExpired(DeviceId),
+    /// A temporary key where the final one is needed.
+    #[error("the key is device {0}'s temporary one; acknowledge it first")]
+    PolicyKeyTemporary(DeviceId),
+    /// Bound to another revision.
+    #[error("the policy key of device {device} is bound to revision {bound}")]
+    PolicyKeyRevision {
+        /// Which.
+        device: DeviceId,
+        /// To what.
+        bound: PolicyRevision,
+    },
+    /// There is none.
+    #[error("device {0} has no exception")]
+    NoException(DeviceId),
+    /// Longer than the configuration allows.
+    #[error("an exception lasts at most {0} s (devices.max_exception)")]
+    ExceptionTooLong(u64),
+    /// The same id came with another body.
+    #[error("request id {0} was used for another request")]
+    RequestIdReused(RequestId),
+    /// The identity is limited to other devices or sources.
+    #[error("{0} is outside what this identity may act on")]
+    OutsideScope(String),
+    /// There is none.
+    #[error("no policy revision is published")]
+    NothingPublished,
     /// In no pool.
     #[error("{0} is in no pool of this gateway")]
     AddressOutsidePools(IpAddr),

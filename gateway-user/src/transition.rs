@@ -82,7 +82,11 @@ pub fn step(device: &Device, signal: Signal<'_>, now: Now, config: &Config) -> R
         Signal::Connected => match device.state {
             DeviceState::Retired => return Err(Refusal::DeviceRetired(device.id.clone())),
             DeviceState::Registered => enter(&mut after, DeviceState::Quarantined, "connected", now),
-            DeviceState::Quarantined | DeviceState::Released | DeviceState::Blocked => {}
+            DeviceState::Quarantined
+            | DeviceState::PolicyPending
+            | DeviceState::Released
+            | DeviceState::Stale
+            | DeviceState::Blocked => {}
         },
         Signal::LeaseEnded => {
             if device.state == DeviceState::Released {

@@ -234,12 +234,7 @@ fn end(config: &Config, e: &EndView) -> v1::ExplainedEnd {
         session_id: session.map_or(0, |s| s.id.0),
         session_interface: session.map(|s| s.interface.to_string()).unwrap_or_default(),
         device_id: e.device.as_ref().map(|d| d.id.to_string()).unwrap_or_default(),
-        device_state: e
-            .device
-            .as_ref()
-            .map(|d| advice::state_name(d.state))
-            .unwrap_or_default()
-            .into(),
+        device_state: e.device.as_ref().map(|d| d.state.as_str()).unwrap_or_default().into(),
         lease_ends_at: e.lease_ends_at.map(render::timestamp),
         reserved: advice::is_reserved(config, e.address),
     }

@@ -145,7 +145,9 @@ pub(super) fn state_filter(state: i32) -> Result<Option<DeviceState>, Invalid> {
         v1::DeviceState::Unspecified => None,
         v1::DeviceState::Registered => Some(DeviceState::Registered),
         v1::DeviceState::Quarantined => Some(DeviceState::Quarantined),
+        v1::DeviceState::PolicyPending => Some(DeviceState::PolicyPending),
         v1::DeviceState::Released => Some(DeviceState::Released),
+        v1::DeviceState::Stale => Some(DeviceState::Stale),
         v1::DeviceState::Blocked => Some(DeviceState::Blocked),
         v1::DeviceState::Retired => Some(DeviceState::Retired),
     })

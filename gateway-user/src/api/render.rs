@@ -362,7 +362,9 @@ fn state(s: DeviceState) -> v1::DeviceState {
     match s {
         DeviceState::Registered => v1::DeviceState::Registered,
         DeviceState::Quarantined => v1::DeviceState::Quarantined,
+        DeviceState::PolicyPending => v1::DeviceState::PolicyPending,
         DeviceState::Released => v1::DeviceState::Released,
+        DeviceState::Stale => v1::DeviceState::Stale,
         DeviceState::Blocked => v1::DeviceState::Blocked,
         DeviceState::Retired => v1::DeviceState::Retired,
     }

@@ -39,6 +39,25 @@ fn entry(refusal: &Refusal) -> Entry {
         Refusal::DeviceRetired(d) => (Code::FailedPrecondition, "DEVICE_RETIRED", about("device", d)),
         Refusal::UnknownPool(p) => (Code::InvalidArgument, "UNKNOWN_POOL", about("pool", p)),
         Refusal::AliasTaken { owner, .. } => (Code::AlreadyExists, "ALIAS_TAKEN", about("owner", owner)),
+        Refusal::SignalTooOld { most_s, .. } => (Code::FailedPrecondition, "SIGNAL_TOO_OLD", about("most_s", most_s)),
+        Refusal::EnrolmentNotOpen(d) => (Code::FailedPrecondition, "ENROLMENT_NOT_OPEN", about("device", d)),
+        Refusal::EnrolmentClosed(d) => (Code::FailedPrecondition, "ENROLMENT_CLOSED", about("device", d)),
+        Refusal::QuarantineDeadline(d) => (Code::FailedPrecondition, "QUARANTINE_DEADLINE", about("device", d)),
+        Refusal::DeviceBlocked(d, _) => (Code::FailedPrecondition, "DEVICE_BLOCKED", about("device", d)),
+        Refusal::StalePolicyRevision { required, .. } => {
+            (Code::FailedPrecondition, "STALE_POLICY_REVISION", about("required", required))
+        }
+        Refusal::UnknownPolicyRevision(r) => (Code::FailedPrecondition, "UNKNOWN_POLICY_REVISION", about("revision", r)),
+        Refusal::PolicyKeyRequired => (Code::FailedPrecondition, "POLICY_KEY_REQUIRED", about("field", &"policy_key")),
+        Refusal::PolicyKeyUnknown(d) => (Code::PermissionDenied, "POLICY_KEY_UNKNOWN", about("device", d)),
+        Refusal::PolicyKeyExpired(d) => (Code::FailedPrecondition, "POLICY_KEY_EXPIRED", about("device", d)),
+        Refusal::PolicyKeyTemporary(d) => (Code::FailedPrecondition, "POLICY_KEY_TEMPORARY", about("device", d)),
+        Refusal::PolicyKeyRevision { bound, .. } => (Code::FailedPrecondition, "POLICY_KEY_REVISION", about("bound", bound)),
+        Refusal::NoException(d) => (Code::FailedPrecondition, "NO_EXCEPTION", about("device", d)),
+        Refusal::ExceptionTooLong(s) => (Code::InvalidArgument, "EXCEPTION_TOO_LONG", about("most_s", s)),
+        Refusal::RequestIdReused(r) => (Code::AlreadyExists, "REQUEST_ID_REUSED", about("request_id", r)),
+        Refusal::OutsideScope(what) => (Code::PermissionDenied, "OUTSIDE_SCOPE", about("subject", what)),
+        Refusal::NothingPublished => (Code::FailedPrecondition, "NOTHING_PUBLISHED", about("part", &"policy")),
         Refusal::StaleSignal => (
             Code::FailedPrecondition,
             "STALE_SIGNAL",

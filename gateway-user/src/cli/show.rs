@@ -405,7 +405,9 @@ pub(super) fn state(number: i32) -> &'static str {
     match v1::DeviceState::try_from(number) {
         Ok(v1::DeviceState::Registered) => "registered",
         Ok(v1::DeviceState::Quarantined) => "quarantined",
+        Ok(v1::DeviceState::PolicyPending) => "policy-pending",
         Ok(v1::DeviceState::Released) => "released",
+        Ok(v1::DeviceState::Stale) => "stale",
         Ok(v1::DeviceState::Blocked) => "blocked",
         Ok(v1::DeviceState::Retired) => "retired",
         Ok(v1::DeviceState::Unspecified) | Err(_) => "unknown",

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 use super::{
-    Allow, Api, Config, Devices, InterfaceRule, Log, Paths, Policy, Pool, Route, RouteTable, Rule, Socket, Tables,
+    Allow, Api, Config, Devices, InterfaceRule, Keep, Log, Paths, Policy, Pool, Proofs, Route, RouteTable, Rule, Socket, Tables,
     raw::{RawApi, RawInterface, RawPolicy, RawPool, RawRule, RawSettings, Word},
     read::At,
 };
@@ -52,7 +52,11 @@ pub(super) fn config(
         devices: Devices {
             unknown: or(settings.unknown, devices.unknown),
             sessions: or(settings.sessions, devices.sessions),
+            ..devices
         },
+        proofs: Proofs::default(),
+        sources: Vec::new(),
+        keep: Keep::default(),
         tables,
         interfaces: interfaces
             .into_iter()
@@ -118,6 +122,7 @@ fn build_pool(raw: RawPool, numbers: &HashMap<PoolName, PoolId>) -> Option<Pool>
         },
         gateway_uri: raw.gateway_uri?.value,
         lease: raw.lease.map(|l| l.value),
+        min_trust: Default::default(),
         table: raw.table.map(|t| RouteTable { number: t.value, routes }),
     })
 }

@@ -27,7 +27,7 @@ pub use self::{
     error::{ConfigError, ConfigErrors},
     interface::{InterfacePattern, InterfaceRole, InterfaceRule, Vlan, XdpMode},
 };
-use crate::model::{InterfaceName, PoolId, PoolName};
+use crate::model::{InterfaceName, PoolId, PoolName, SourceName, Trust};
 
 /// A whole, checked configuration.
 #[derive(Clone, Debug)]
@@ -44,6 +44,12 @@ pub struct Config {
     pub log: Log,
     /// What is done with devices.
     pub devices: Devices,
+    /// What releases them.
+    pub proofs: Proofs,
+    /// VPN servers that have to go on reporting.
+    pub sources: Vec<Source>,
+    /// What the store keeps how long.
+    pub keep: Keep,
     /// Table sizes.
     pub tables: Tables,
     /// In the order of the file; the first that matches an interface's name counts.
@@ -230,6 +236,14 @@ pub struct Devices {
     pub unknown: UnknownDevice,
     /// Most live sessions of a device (`sessions_per_device`). Default 1.
     pub sessions: u32,
+    /// A session outside its device's window (`outside_window`). Default: refuse.
+    pub outside_window: OutsideWindow,
+    /// Longest time in quarantine (`quarantine_deadline`); `None`: "off". Default 48 h.
+    pub deadline: Option<Duration>,
+    /// What then (`after_deadline`). Default: block.
+    pub after_deadline: AfterDeadline,
+    /// Longest exception (`max_exception`). Default 30 days.
+    pub max_exception: Duration,
 }
 
 impl Default for Devices {
@@ -237,6 +251,83 @@ impl Default for Devices {
         Self {
             unknown: UnknownDevice::Refuse,
             sessions: 1,
+            outside_window: OutsideWindow::Refuse,
+            deadline: Some(Duration::from_hours(48)),
+            after_deadline: AfterDeadline::Block,
+            max_exception: Duration::from_hours(30 * 24),
+        }
+    }
+}
+
+/// `devices.outside_window`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum OutsideWindow {
+    /// The session is refused: ENROLMENT_NOT_OPEN, ENROLMENT_CLOSED.
+    #[default]
+    Refuse,
+    /// It opens; the device is blocked.
+    Block,
+}
+
+/// `devices.after_deadline`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum AfterDeadline {
+    /// The device is blocked.
+    #[default]
+    Block,
+    /// It stays in quarantine, and is listed.
+    Report,
+}
+
+/// `[proof]`: what releases.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Proofs {
+    /// A direct signal, without key (`direct_signal`). Default: yes.
+    pub direct_signal: bool,
+    /// Oldest signal that releases (`max_signal_age`). Default 24 h.
+    pub max_signal_age: Duration,
+    /// How long a temporary key holds (`offer_ttl`). Default 15 min.
+    pub offer_ttl: Duration,
+}
+
+impl Default for Proofs {
+    fn default() -> Self {
+        Self {
+            direct_signal: true,
+            max_signal_age: Duration::from_hours(24),
+            offer_ttl: Duration::from_mins(15),
+        }
+    }
+}
+
+/// `[[source]]`: a VPN server that has to go on reporting.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Source {
+    /// Its name.
+    pub name: SourceName,
+    /// Longest time between two lists of all its sessions; after it they end.
+    pub heartbeat: Duration,
+}
+
+/// `[store]`: what is kept how long.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Keep {
+    /// How long answers are remembered by request id (`request_memory`). Default 24 h.
+    pub requests: Duration,
+    /// Most entries of the audit (`audit_entries`). Default 1,000,000.
+    pub audit: u64,
+    /// File to which audit entries are appended as JSON lines (`audit_log`).
+    pub audit_log: Option<PathBuf>,
+}
+
+impl Default for Keep {
+    fn default() -> Self {
+        Self {
+            requests: Duration::from_hours(24),
+            audit: 1_000_000,
+            audit_log: None,
         }
     }
 }
@@ -312,6 +403,8 @@ pub struct Pool {
     pub gateway_uri: String,
     /// Of a full-service pool: how long a release holds; `None`: until revoked.
     pub lease: Option<Duration>,
+    /// Of a full-service pool: how well a session's device must be known for a release to hold for it (`min_trust`). Default: by name.
+    pub min_trust: Trust,
     /// Its route table, if it has one.
     pub table: Option<RouteTable>,
 }

@@ -16,7 +16,7 @@ use super::{
 use crate::{
     config::UnknownDevice,
     kernel::KernelError,
-    model::{Device, DeviceId, DeviceState, Session, SessionId, SourceName},
+    model::{Device, DeviceId, DeviceState, Session, SessionId, SourceName, Trust},
     reconcile::{self, Op},
     store::ChangeSet,
     transition::{self, Directory as _, Signal, Step},
@@ -224,6 +224,7 @@ impl Writer {
             addresses,
             interface: report.interface,
             source: source.clone(),
+            trust: Trust::Name,
             opened_at: self.clock.now().wall,
         };
         batch.open(index, session);

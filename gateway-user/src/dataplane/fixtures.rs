@@ -26,6 +26,7 @@ pub(crate) fn config() -> Config {
         fallback: fallback.map(PoolId),
         gateway_uri: format!("vpn-{name}.example.org"),
         lease: None,
+        min_trust: crate::model::Trust::Name,
         table: None,
     };
     let rule = |id, to: &[&str], protocol, ports: &[std::ops::RangeInclusive<u16>]| Rule {
@@ -63,7 +64,11 @@ pub(crate) fn config() -> Config {
         devices: Devices {
             unknown: UnknownDevice::Refuse,
             sessions: 1,
+            ..Devices::default()
         },
+        proofs: crate::config::Proofs::default(),
+        sources: Vec::new(),
+        keep: crate::config::Keep::default(),
         tables: Tables {
             addresses: 1024,
             buckets6: 2048,

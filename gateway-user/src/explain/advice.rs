@@ -195,7 +195,7 @@ impl<'a> Case<'a> {
             return None;
         }
         let helps = rules::allows(self.config, full, pair);
-        let state = state_name(device.state);
+        let state = device.state.as_str();
         Some(match (helps, device.state) {
             (_, DeviceState::Retired) => format!("device {} is retired: nothing releases it any more", device.id),
             (true, _) => format!(
@@ -295,18 +295,6 @@ fn named_special(case: &Case<'_>, reason: Reason) -> Vec<String> {
             )]
         }
         _ => Vec::new(),
-    }
-}
-
-/// A state as a word.
-#[must_use]
-pub fn state_name(state: DeviceState) -> &'static str {
-    match state {
-        DeviceState::Registered => "registered",
-        DeviceState::Quarantined => "quarantined",
-        DeviceState::Released => "released",
-        DeviceState::Blocked => "blocked",
-        DeviceState::Retired => "retired",
     }
 }
 
@@ -424,24 +412,14 @@ protocol = "any"
                     addresses: vec![e.address],
                     interface: interface.parse().unwrap(),
                     source: "vpn".parse().unwrap(),
+                    trust: crate::model::Trust::Name,
                     opened_at: WallTime(0),
                 },
                 current_pool: PoolId(1),
             });
             e.device = Some(Device {
-                id: "phone".parse().unwrap(),
-                owner: String::new(),
-                full_service_pool: "staff".parse().unwrap(),
-                common_names: vec![],
-                certificates: vec![],
                 state,
-                state_reason: String::new(),
-                state_since: WallTime(0),
-                policy_revision: None,
-                restricted_at: None,
-                lease: None,
-                gateway_uri: String::new(),
-                revision: crate::model::Revision(1),
+                ..Device::new("phone".parse().unwrap(), "staff".parse().unwrap(), WallTime(0))
             });
             self
         }

@@ -12,7 +12,10 @@ use std::{
 
 pub use sqlite::SqliteStore;
 
-use crate::model::{Device, DeviceId, Revision, Session, SessionId, UriChange};
+use crate::{
+    audit::{Entry, Head},
+    model::{Device, DeviceId, Publication, RequestId, Revision, Session, SessionId, UriChange, WallTime},
+};
 
 /// Changes of GatewayURIs that are kept for watchers that come back.
 pub const KEPT_URI_CHANGES: u64 = 100_000;
@@ -50,6 +53,27 @@ pub struct Snapshot {
     pub devices: Vec<Device>,
     /// By number.
     pub sessions: Vec<Session>,
+    /// Published policy revisions, oldest first; the last is in force.
+    pub publications: Vec<Publication>,
+    /// Wall clock of the last commit.
+    pub committed_at: Option<WallTime>,
+    /// The audit's last entry; `None`: it has none.
+    pub audit_head: Option<Head>,
+}
+
+/// A request that was answered, or whose change was committed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Request {
+    /// The caller: [`crate::model::Identity::name`].
+    pub client: String,
+    /// Its id for the request.
+    pub id: RequestId,
+    /// SHA-256 of the request's method and body.
+    pub digest: [u8; 32],
+    /// When.
+    pub at: WallTime,
+    /// The first answer, encoded; `None`: the process ended before it was known, and what is so now is the answer.
+    pub answer: Option<Vec<u8>>,
 }
 
 /// A change.
@@ -63,13 +87,25 @@ pub struct ChangeSet {
     pub opened: BTreeMap<SessionId, Session>,
     /// GatewayURIs that changed.
     pub uris: Vec<UriChange>,
+    /// The publication in force, if it changed. The list of all that were published is kept, in order.
+    pub publication: Option<Publication>,
+    /// Requests that are remembered, and answers to those that were.
+    pub requests: Vec<Request>,
+    /// What the audit is to have, by number, ascending, without gaps.
+    pub audit: Vec<Entry>,
 }
 
 impl ChangeSet {
     /// Whether there is nothing to do.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.devices.is_empty() && self.closed.is_empty() && self.opened.is_empty() && self.uris.is_empty()
+        self.devices.is_empty()
+            && self.closed.is_empty()
+            && self.opened.is_empty()
+            && self.uris.is_empty()
+            && self.publication.is_none()
+            && self.requests.is_empty()
+            && self.audit.is_empty()
     }
 
     /// Adds what happened after it.
@@ -78,6 +114,9 @@ impl ChangeSet {
         self.closed.extend(later.closed);
         self.opened.extend(later.opened);
         self.uris.extend(later.uris);
+        self.publication = later.publication.or_else(|| self.publication.take());
+        self.requests.extend(later.requests);
+        self.audit.extend(later.audit);
     }
 }
 

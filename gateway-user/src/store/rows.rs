@@ -4,7 +4,9 @@ use std::net::IpAddr;
 
 use rusqlite::{Row, types::Type};
 
-use crate::model::{BootTime, Device, DeviceState, Fingerprint, Lease, Now, Revision, Session, SessionId, UriChange, WallTime};
+use crate::model::{
+    BootTime, Device, DeviceState, Fingerprint, Lease, Now, Revision, Session, SessionId, Trust, UriChange, WallTime, Window,
+};
 
 /// SQLite's integers are signed: the same 64 bits.
 pub(super) const fn signed(n: u64) -> i64 {
@@ -14,17 +16,6 @@ pub(super) const fn signed(n: u64) -> i64 {
 /// The same 64 bits.
 pub(super) const fn unsigned(n: i64) -> u64 {
     n.cast_unsigned()
-}
-
-/// As stored.
-pub(super) const fn state(state: DeviceState) -> &'static str {
-    match state {
-        DeviceState::Registered => "registered",
-        DeviceState::Quarantined => "quarantined",
-        DeviceState::Released => "released",
-        DeviceState::Blocked => "blocked",
-        DeviceState::Retired => "retired",
-    }
 }
 
 /// 4 or 16 bytes, network order.
@@ -60,12 +51,22 @@ pub(super) fn device(row: &Row<'_>) -> rusqlite::Result<Device> {
         full_service_pool: parse(row, 2)?,
         common_names: Vec::new(),
         certificates: Vec::new(),
+        vpn_keys: Vec::new(),
+        window: Window::default(),
+        enrolled_at: None,
+        arrived_at: None,
+        arrived_outside: None,
+        deadline: None,
         state: state_of(&row.get::<_, String>(3)?)?,
         state_reason: row.get(4)?,
         state_since: WallTime(row.get(5)?),
         policy_revision: row.get::<_, Option<String>>(6)?.map(|_| parse(row, 6)).transpose()?,
         restricted_at: row.get::<_, Option<i64>>(7)?.map(WallTime),
+        proved: None,
         lease,
+        offer: None,
+        final_key: None,
+        exception: None,
         gateway_uri: row.get(12)?,
         revision: Revision(unsigned(row.get(13)?)),
     })
@@ -79,6 +80,7 @@ pub(super) fn session(row: &Row<'_>) -> rusqlite::Result<Session> {
         addresses: Vec::new(),
         interface: parse(row, 2)?,
         source: parse(row, 3)?,
+        trust: Trust::default(),
         opened_at: WallTime(row.get(4)?),
     })
 }
@@ -120,16 +122,8 @@ where
 }
 
 fn state_of(text: &str) -> rusqlite::Result<DeviceState> {
-    let all = [
-        DeviceState::Registered,
-        DeviceState::Quarantined,
-        DeviceState::Released,
-        DeviceState::Blocked,
-        DeviceState::Retired,
-    ];
-    all.into_iter()
-        .find(|s| state(*s) == text)
-        .ok_or_else(|| damaged(3, "devices: an unknown state"))
+    let found = DeviceState::ALL.into_iter().find(|s| s.as_str() == text);
+    found.ok_or_else(|| damaged(3, "devices: an unknown state"))
 }
 
 fn damaged(column: usize, what: &'static str) -> rusqlite::Error {

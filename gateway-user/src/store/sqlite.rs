@@ -154,6 +154,9 @@ impl SqliteStore {
             next_session,
             devices,
             sessions,
+            publications: Vec::new(),
+            committed_at: None,
+            audit_head: None,
         })
     }
 
@@ -234,7 +237,7 @@ fn write_devices(t: &Transaction<'_>, changes: &ChangeSet, revision: u64) -> rus
             d.id.as_str(),
             d.owner,
             d.full_service_pool.as_str(),
-            rows::state(d.state),
+            d.state.as_str(),
             d.state_reason,
             d.state_since.0,
             d.policy_revision.as_ref().map(|r| r.as_str()),

@@ -15,9 +15,7 @@ fn directory() -> (TempDir, PathBuf) {
 
 fn device(id: &str) -> Device {
     Device {
-        id: id.parse().unwrap(),
         owner: "Zoë \u{1f600} 'quoted'; DROP TABLE devices".to_owned(),
-        full_service_pool: "office".parse().unwrap(),
         common_names: vec![format!("{id}-cn").parse().unwrap()],
         certificates: vec![Fingerprint::new([id.len() as u8; 32])],
         state: DeviceState::Released,
@@ -34,7 +32,7 @@ fn device(id: &str) -> Device {
             length_ms: 9,
         }),
         gateway_uri: "office.example".to_owned(),
-        revision: Revision(0),
+        ..Device::new(id.parse().unwrap(), "office".parse().unwrap(), WallTime(5))
     }
 }
 
@@ -45,6 +43,7 @@ fn session(id: u64, device: Option<&str>, addresses: &[&str]) -> Session {
         addresses: addresses.iter().map(|a| a.parse::<IpAddr>().unwrap()).collect(),
         interface: "tun0".parse().unwrap(),
         source: "vpn-1".parse().unwrap(),
+        trust: crate::model::Trust::Name,
         opened_at: WallTime(11),
     }
 }

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use super::{Step, full_service, shorter, uri};
 use crate::{
     config::{Config, PoolKind},
-    model::{Device, DeviceId, DeviceState, Fingerprint, Now, PoolName, Revision},
+    model::{Device, DeviceId, DeviceState, Fingerprint, Now, PoolName},
     refusal::Refusal,
 };
 
@@ -55,21 +55,9 @@ fn one(known: Option<&Device>, registration: &Registration, now: Now, config: &C
     let full_service_pool = pool(registration.full_service_pool.as_ref(), config)?;
     let names: BTreeSet<&DeviceId> = registration.common_names.iter().filter(|n| **n != registration.id).collect();
     let certificates: BTreeSet<Fingerprint> = registration.certificates.iter().copied().collect();
-    let mut device = known.cloned().unwrap_or_else(|| Device {
-        id: registration.id.clone(),
-        owner: String::new(),
-        full_service_pool: full_service_pool.clone(),
-        common_names: Vec::new(),
-        certificates: Vec::new(),
-        state: DeviceState::Registered,
-        state_reason: "registered".to_owned(),
-        state_since: now.wall,
-        policy_revision: None,
-        restricted_at: None,
-        lease: None,
-        gateway_uri: String::new(),
-        revision: Revision(0),
-    });
+    let mut device = known
+        .cloned()
+        .unwrap_or_else(|| Device::new(registration.id.clone(), full_service_pool.clone(), now.wall));
     if device.state == DeviceState::Retired {
         return Err(Refusal::DeviceRetired(registration.id.clone()));
     }

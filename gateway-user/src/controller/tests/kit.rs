@@ -60,6 +60,7 @@ pub(crate) fn config() -> Config {
         fallback,
         gateway_uri: format!("{name}.vpn.example"),
         lease,
+        min_trust: crate::model::Trust::Name,
         table: None,
     };
     let interface = |name: &str, role| InterfaceRule {
@@ -88,7 +89,11 @@ pub(crate) fn config() -> Config {
         devices: Devices {
             unknown: UnknownDevice::Refuse,
             sessions: 1,
+            ..Devices::default()
         },
+        proofs: crate::config::Proofs::default(),
+        sources: Vec::new(),
+        keep: crate::config::Keep::default(),
         tables: Tables {
             addresses: 64,
             buckets6: 64,

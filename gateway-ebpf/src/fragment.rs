@@ -2,13 +2,15 @@
 //! another has brought. It decides nothing beyond that.
 //!
 //! The memory is an array of [`FragmentBucket`]s. The device's end of a packet chooses the bucket, so that one device fills its own share
-//! only. A live record is never evicted; one that has expired, or whose datagram is complete, is free. A bucket that another CPU is at is
+//! only. Addresses at rest, which anyone on their interface may put on, have a quarter of the buckets and share one by /64; sessions have the
+//! rest. A live record is never evicted; one that has expired, or whose datagram is complete, is free. A bucket that another CPU is at is
 //! tried a few times, and then counts as full.
 
 use crate::{
-    abi::{BUCKET_FRAGMENTS, Control, FRAGMENT_LIFE, FragmentBucket, FragmentRecord, FragmentWork, Shared, mix6},
+    abi::{BUCKET_FRAGMENTS, Control, FRAGMENT_LIFE, FragmentBucket, FragmentRecord, FragmentWork, MAX_POOLS, Shared, mix6},
     decide::{Direction, Place, Role},
     headers::{Fragment, Headers, words},
+    judge::Ends,
     tables::{Tables, read},
 };
 
@@ -16,7 +18,8 @@ use crate::{
 const TRIES: u32 = 64;
 
 /// What tells datagrams apart: source, destination; interface and identification; hook, version and, for IPv4, protocol (RFC 791; the
-/// protocol in IPv6's fragment header counts only in the first one, RFC 8200, 4.5).
+/// protocol in IPv6's fragment header counts only in the first one, RFC 8200, 4.5). The interfaces of role `core` count as one: a router may
+/// spread the fragments of a datagram over several.
 pub type Key = [u64; 6];
 
 /// The key of a fragment's datagram.
@@ -25,23 +28,64 @@ pub type Key = [u64; 6];
 pub fn key(place: Place, h: &Headers, fragment: &Fragment) -> Key {
     let ([a, b], [c, d]) = (words(h.source), words(h.destination));
     let protocol = if h.version == 4 { u64::from(h.protocol) } else { 0 };
+    let interface = if place.is_core() { 0 } else { place.ifindex };
     [
         a,
         b,
         c,
         d,
-        u64::from(place.ifindex) << 32 | u64::from(fragment.id),
+        u64::from(interface) << 32 | u64::from(fragment.id),
         u64::from(place.hook) << 16 | u64::from(h.version) << 8 | protocol,
     ]
 }
 
+/// Whose share of the memory a datagram takes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Share {
+    /// A session's.
+    Session,
+    /// That of addresses without one.
+    AtRest,
+}
+
+impl Share {
+    /// By the end that is a device at this place.
+    #[inline(always)]
+    #[must_use]
+    pub fn of(place: Place, ends: &Ends) -> Self {
+        let class = if is_from_device(place) {
+            ends.source_class
+        } else {
+            ends.destination_class
+        };
+        if class > MAX_POOLS { Self::Session } else { Self::AtRest }
+    }
+}
+
+#[inline(always)]
+const fn is_from_device(place: Place) -> bool {
+    matches!((place.role, place.direction), (Role::Device, Direction::Ingress))
+}
+
 /// The bucket of a datagram: by the end that is a device at this place.
 #[inline(always)]
-fn bucket_of(control: &Control, place: Place, key: &Key) -> u32 {
-    let from_device = matches!((place.role, place.direction), (Role::Device, Direction::Ingress));
-    let device = if from_device { [key[0], key[1]] } else { [key[2], key[3]] };
-    let bits = read(&control.fragment_bits) & 31;
-    mix6(device) as u32 & ((1 << bits) - 1)
+fn bucket_of(control: &Control, place: Place, share: Share, key: &Key) -> u32 {
+    let device = if is_from_device(place) {
+        [key[0], key[1]]
+    } else {
+        [key[2], key[3]]
+    };
+    let session = matches!(share, Share::Session);
+    // An IPv4 address is all in the first word.
+    let mixed = mix6(if session { device } else { [device[0], 0] });
+    let buckets = 1_u32 << (read(&control.fragment_bits) & 31);
+    let quarter = buckets / 4;
+    if quarter == 0 {
+        return mixed as u32 & (buckets - 1);
+    }
+    // The first quarter, or one of the other three.
+    let which = if session { 1 + (mixed >> 32) as u32 % 3 } else { 0 };
+    which * quarter + (mixed as u32 & (quarter - 1))
 }
 
 /// What is asked of the memory.
@@ -70,12 +114,12 @@ pub enum Answer {
 
 /// Asks; with [`Ask::Later`], `h` gets the first one's transport. A called function in the kernel.
 #[inline(never)]
-pub fn ask<T: Tables>(t: &T, ask: Ask, place: Place, fragment: &Fragment, h: &mut Headers) -> Answer {
+pub fn ask<T: Tables>(t: &T, ask: Ask, share: Share, place: Place, fragment: &Fragment, h: &mut Headers) -> Answer {
     let Some(control) = t.control() else {
         return Answer::Full;
     };
     let key = key(place, h, fragment);
-    let Some(bucket) = t.fragments(bucket_of(control, place, &key)) else {
+    let Some(bucket) = t.fragments(bucket_of(control, place, share, &key)) else {
         return Answer::Full;
     };
     if !lock(t, bucket) {

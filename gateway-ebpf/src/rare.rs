@@ -4,7 +4,7 @@
 use crate::{
     abi::{Control, Interface},
     decide::{Place, Verdict, because, finish, link_icmp, misplaced, without_addresses},
-    fragment::{Answer, Ask, ask},
+    fragment::{Answer, Ask, Share, ask},
     headers::{FragmentKind, Headers, Judged, Rare},
     judge::{Ends, both_apart, no_source},
     packet::Packet,
@@ -126,7 +126,7 @@ fn in_its_datagram<T: Tables>(t: &T, place: Place, h: &mut Headers, rare: &mut R
         FragmentKind::First => Ask::First,
         FragmentKind::Later => Ask::Later,
     };
-    let reason = match ask(t, what, place, &rare.fragment, h) {
+    let reason = match ask(t, what, Share::of(place, &rare.ends), place, &rare.fragment, h) {
         Answer::Fine => return true,
         Answer::Unknown => Reason::Fragment,
         Answer::Overlap => Reason::FragmentOverlap,
@@ -167,11 +167,13 @@ fn policies<T: Tables>(t: &T, h: &Headers, rare: &mut Rare) {
 #[inline(always)]
 fn remember<T: Tables>(t: &T, place: Place, h: &mut Headers, rare: &mut Rare) {
     if rare.fragment.kind == FragmentKind::First && rare.verdict.reason.passes() {
-        let reason = match ask(t, Ask::Remember, place, &rare.fragment, h) {
+        let reason = match ask(t, Ask::Remember, Share::of(place, &rare.ends), place, &rare.fragment, h) {
             Answer::Fine => return,
             Answer::Overlap => Reason::FragmentOverlap,
             Answer::Unknown | Answer::Full => Reason::FragmentTableFull,
         };
+        // It is not the policy's denial, so the shadow policy has no other.
+        rare.judged = Judged::Nothing;
         rare.verdict = because(reason, rare.verdict.pool);
     }
 }

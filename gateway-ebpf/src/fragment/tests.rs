@@ -50,7 +50,7 @@ fn later_headers() -> Headers {
 }
 
 fn asked(memory: &Memory, now: u64, ask_for: Ask, f: Fragment, h: &mut Headers) -> Answer {
-    memory.with(None, now, |t| ask(t, ask_for, FROM_DEVICE(), &f, h))
+    memory.with(None, now, |t| ask(t, ask_for, Share::Session, FROM_DEVICE(), &f, h))
 }
 
 fn later(memory: &Memory, f: Fragment) -> Answer {
@@ -110,7 +110,14 @@ fn a_later_fragment_gets_what_the_first_had() {
     }
     let elsewhere = |place: Place| {
         memory.with(None, 1_000, |t| {
-            ask(t, Ask::Later, place, &fragment(1, 1488, 8, true), &mut later_headers())
+            ask(
+                t,
+                Ask::Later,
+                Share::Session,
+                place,
+                &fragment(1, 1488, 8, true),
+                &mut later_headers(),
+            )
         })
     };
     assert_eq!(
@@ -306,7 +313,14 @@ fn a_device_fills_its_share() {
             ..first_headers()
         };
         memory.with(None, 1_000, |t| {
-            ask(t, Ask::Remember, FROM_CORE(), &fragment(id, 0, 64, true), &mut back)
+            ask(
+                t,
+                Ask::Remember,
+                Share::Session,
+                FROM_CORE(),
+                &fragment(id, 0, 64, true),
+                &mut back,
+            )
         });
     }
     let used = memory
@@ -315,6 +329,63 @@ fn a_device_fills_its_share() {
         .filter(|b| b.records.iter().any(|r| r.expires.get() != 0))
         .count();
     assert_eq!((used, live(&memory)), (1, 16));
+}
+
+/// Whoever puts on every address of a pool, or of a /64, fills what is at rest, and takes nothing from a session.
+#[test]
+fn addresses_at_rest_leave_the_sessions_their_room() {
+    let mut memory = memory();
+    memory.control.fragment_bits = 6;
+    // SAFETY: integers only.
+    memory.fragments = (0..64).map(|_| unsafe { zeroed() }).collect();
+    let flood = |version: u8, share: Share, source: &dyn Fn(u32) -> [u32; 4]| {
+        let mut passed = 0;
+        for i in 0..20_000 {
+            let mut h = Headers {
+                version,
+                source: source(i),
+                ..first_headers()
+            };
+            let f = fragment(i, 0, 64, true);
+            passed +=
+                u32::from(memory.with(None, 1_000, |t| ask(t, Ask::Remember, share, FROM_DEVICE(), &f, &mut h)) == Answer::Fine);
+        }
+        passed
+    };
+    // One /64: one bucket. Every IPv4 address: the quarter, no more.
+    assert_eq!(flood(6, Share::AtRest, &|i| [1, 2, i, i * 7]), 16);
+    assert_eq!(flood(4, Share::AtRest, &|i| [i * 256, 0, 0, 0]), 15 * 16);
+    assert_eq!(flood(6, Share::AtRest, &|i| [i, 2, 3, 4]), 0);
+    // Sessions have three quarters, all of them.
+    assert_eq!(flood(4, Share::Session, &|_| [7, 0, 0, 0]), 16);
+    assert_eq!(flood(6, Share::Session, &|i| [1, 2, i, i * 7]), 47 * 16);
+}
+
+/// Fragments of one datagram that a router spreads over two core interfaces belong together, and the hooks do not mix.
+#[test]
+fn core_interfaces_count_as_one() {
+    let memory = memory();
+    let at = |ask_for, place: Place, f: Fragment, mut h: Headers| {
+        memory.with(None, 1_000, |t| ask(t, ask_for, Share::Session, place, &f, &mut h))
+    };
+    let core = |ifindex| Place { ifindex, ..FROM_CORE() };
+    assert_eq!(
+        at(Ask::Remember, core(3), fragment(1, 0, 64, true), first_headers()),
+        Answer::Fine
+    );
+    assert_eq!(
+        at(Ask::Later, core(4), fragment(1, 64, 64, true), later_headers()),
+        Answer::Fine
+    );
+    assert_eq!(
+        at(Ask::First, core(5), fragment(1, 0, 64, true), first_headers()),
+        Answer::Overlap
+    );
+    let other = Place { hook: 9, ..core(3) };
+    assert_eq!(
+        at(Ask::Later, other, fragment(1, 128, 8, true), later_headers()),
+        Answer::Unknown
+    );
 }
 
 #[test]
@@ -356,7 +427,7 @@ fn several_cpus_at_one_bucket() {
                 for round in 0..2_000 {
                     let id = thread << 16 | round;
                     let until = |ask_for, f, h: Headers| loop {
-                        match ask(&tables, ask_for, FROM_DEVICE(), &f, &mut h.clone()) {
+                        match ask(&tables, ask_for, Share::Session, FROM_DEVICE(), &f, &mut h.clone()) {
                             Answer::Full => thread::yield_now(),
                             other => break other,
                         }

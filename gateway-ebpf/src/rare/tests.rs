@@ -333,6 +333,26 @@ fn fragments() {
     }
 }
 
+/// What finds no room passes by no policy, so the shadow policy is not asked; what a policy denies, it is asked about.
+#[test]
+fn without_room_the_shadow_policy_has_no_say() {
+    for version in [4, 6] {
+        let memory = world();
+        for id in 0..17_u8 {
+            let mut first = piece(version, DEVICE, SERVER, 17, 0, true, &udp([9, 443], 8));
+            first[if version == 4 { 5 } else { 47 }] = id + 100;
+            let (verdict, rare) = at(&memory, FROM_DEVICE(), &first, 1_000);
+            let expected = match id {
+                16 => ("fragment_table_full", RULES, Judged::Nothing),
+                _ => ("rule", RULES, Judged::Packet),
+            };
+            assert_eq!((verdict.reason.name(), verdict.pool, rare.judged), expected, "{id}");
+        }
+        let denied = piece(version, DEVICE, SERVER, 17, 0, true, &udp([9, 25], 8));
+        assert_eq!(at(&memory, FROM_DEVICE(), &denied, 1_000).1.judged, Judged::Packet);
+    }
+}
+
 /// With extension headers behind the fragment header, the first one's transport counts for the others.
 #[test]
 fn fragments_with_a_chain() {

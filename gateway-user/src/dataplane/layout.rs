@@ -152,9 +152,9 @@ pub(super) fn buckets6(config: &Config) -> u32 {
     config.tables.buckets6.max(1).checked_next_power_of_two().unwrap_or(1 << 31)
 }
 
-/// Buckets of FRAGMENTS: a power of two, at least one.
+/// Buckets of FRAGMENTS: a power of two, at least four, of which addresses at rest have one.
 pub(super) fn fragment_buckets(config: &Config) -> u32 {
-    (config.tables.fragments / BUCKET_FRAGMENTS as u32).max(1).next_power_of_two()
+    (config.tables.fragments / BUCKET_FRAGMENTS as u32).max(4).next_power_of_two()
 }
 
 /// Digest of what the address tables depend on: pools, their order, prefixes and fallbacks, and table sizes. Policies are not in it:

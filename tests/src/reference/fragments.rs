@@ -10,7 +10,7 @@ use super::{
 /// How long a datagram is remembered after its first fragment, nanoseconds.
 const LIFE: u64 = 15_000_000_000;
 
-/// Tells datagrams apart: the place, source, destination, identification, and in IPv4 the protocol.
+/// Tells datagrams apart: the place (core interfaces are one), source, destination, identification, and in IPv4 the protocol.
 type Key = (Place, IpAddr, IpAddr, u32, Option<u8>);
 
 #[derive(Clone, Debug)]
@@ -99,6 +99,7 @@ fn key(place: Place, packet: &Packet) -> Option<Key> {
     // Not the link layer: a device has one.
     let place = Place {
         ethernet: false,
+        interface: if place.device { place.interface } else { 0 },
         ..place
     };
     Some((

@@ -99,7 +99,7 @@ pub(crate) static RATES: PerCpuArray<crate::rate::Rate> = PerCpuArray::with_max_
 pub(crate) static TOLD: PerCpuArray<crate::report::Told> = PerCpuArray::with_max_entries(crate::report::TOLD as u32, 0);
 
 /// Key 0: the headers of the packet that is being judged, on their way from one function to the next. Written and read here only, each
-/// CPU its own: all hooks run with bottom halves off, so that none interrupts another.
+/// CPU its own: all hooks run with bottom halves off, so that none interrupts another. (Under PREEMPT_RT they can; the daemon refuses to start.)
 #[map]
 static HEADERS: PerCpuArray<Headers> = PerCpuArray::with_max_entries(1, 0);
 
@@ -229,6 +229,13 @@ impl Tables for Kernel {
         // SAFETY: an atomic exchange (BPF_XCHG, kernel 5.12) with a word of a map. The target's core library has no atomic operations.
         unsafe { asm!("{value} = xchg_64({word} + 0, {value})", value = inout(reg) value, word = in(reg) word.at()) };
         value
+    }
+    #[inline(always)]
+    fn after(&self, word: u64) -> usize {
+        let mut zero = word;
+        // SAFETY: arithmetic on one register. Neither compiler nor JIT knows that the result is 0; the verifier does.
+        unsafe { asm!("{zero} &= 0", zero = inout(reg) zero, options(pure, nomem, nostack)) };
+        zero as usize
     }
     #[inline(always)]
     fn cold(&self, key: &ColdKey) -> Option<Cold> {

@@ -5,7 +5,7 @@
 //! a value is read once and in the order of the source.
 
 #[cfg(not(target_arch = "bpf"))]
-use core::sync::atomic::{AtomicU64, Ordering};
+use core::sync::atomic::{AtomicU64, Ordering, fence};
 
 use crate::{
     abi::{
@@ -45,6 +45,8 @@ pub trait Tables {
     }
     /// Stores a word and gives what was there, as one.
     fn exchange(&self, word: &Shared<u64>, to: u64) -> u64;
+    /// 0, which the processor knows only once it has `word`: a load from a place that depends on it comes after the load of `word`.
+    fn after(&self, word: u64) -> usize;
     /// [`crate::abi::map::COLD`]; here `None` is no entry.
     fn cold(&self, key: &ColdKey) -> Option<Cold>;
     /// The coarse monotonic clock, nanoseconds.
@@ -118,13 +120,20 @@ fn in_buckets<T: Tables + ?Sized>(t: &T, hash6_bits: u32, hi: u64, lo: u64) -> S
             return Single6::Unreadable;
         };
         for slot in 0..BUCKET6_SLOTS {
-            let key = &bucket.keys[slot];
-            if read(&key[0]) == hi && read(&key[1]) == lo {
-                let class = read(&bucket.classes[slot]);
-                // Meanwhile the slot may have been given to another address, even of the same /64: then the class is that one's.
-                if read(&key[0]) == hi && read(&key[1]) == lo {
-                    return Single6::Class(class);
-                }
+            let key = [read(&bucket.keys[slot][0]), read(&bucket.keys[slot][1])];
+            if key != [hi, lo] {
+                continue;
+            }
+            // The writer stores class, `lo`, `hi`, each a release; so whoever loads the class after both halves of the key finds that of
+            // the key, or of a later occupant. arm64 and others do not keep two loads in order, and nothing orders a load behind a branch: an
+            // address that depends on what was loaded does, on every processor that Linux runs on.
+            let class = read(&bucket.classes[(slot + t.after(key[0] ^ key[1])) % bucket.classes.len()]);
+            // A later occupant, even of the same /64: its class was stored after the slot had been emptied, `hi` first, so that whoever loads
+            // the key after the class finds another one, or none.
+            if let Some(again) = bucket.keys.get(slot + t.after(class.into()))
+                && [read(&again[0]), read(&again[1])] == [hi, lo]
+            {
+                return Single6::Class(class);
             }
         }
     }
@@ -279,6 +288,10 @@ impl Tables for MemTables<'_> {
     fn exchange(&self, word: &Shared<u64>, to: u64) -> u64 {
         // SAFETY: a valid and aligned word, whose other accesses are atomic too.
         unsafe { AtomicU64::from_ptr(word.at()) }.swap(to, Ordering::SeqCst)
+    }
+    fn after(&self, _: u64) -> usize {
+        fence(Ordering::Acquire);
+        0
     }
     fn cold(&self, key: &ColdKey) -> Option<Cold> {
         (self.cold)(key)

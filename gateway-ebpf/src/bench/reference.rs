@@ -153,6 +153,10 @@ impl Tables for Hashed {
         to
     }
     #[inline(always)]
+    fn after(&self, _: u64) -> usize {
+        0
+    }
+    #[inline(always)]
     fn cold(&self, _: &ColdKey) -> Option<Cold> {
         None
     }

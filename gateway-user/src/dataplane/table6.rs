@@ -39,7 +39,7 @@ impl<'a> Table6<'a> {
         // The emptier one keeps both far from full.
         let bucket = if free(first) >= free(second) { first } else { second };
         let slot = (0..BUCKET6_SLOTS).find(|s| bucket.hi(*s) == 0).ok_or(Full)?;
-        bucket.classes[slot].store(class, Ordering::Relaxed);
+        bucket.classes[slot].store(class, Ordering::Release);
         bucket.keys[slot][1].store(key[1], Ordering::Release);
         bucket.keys[slot][0].store(key[0], Ordering::Release);
         Ok(())

@@ -60,6 +60,8 @@ pub struct Headers {
 pub struct Rare {
     /// VLAN as in [`crate::abi::Interface::vlans`]: outer id in bits 0-11, inner id in bits 16-27; 0: none.
     pub vlan: u32,
+    /// An Ethernet header was left in front of the packet.
+    pub stale: bool,
     /// The packet is a fragment.
     pub fragment: Fragment,
     /// The packet that an ICMP error quotes, as if it were of an established connection; version 0: there is none.
@@ -79,6 +81,7 @@ impl Rare {
     #[inline(always)]
     pub fn clear(&mut self) {
         self.vlan = 0;
+        self.stale = false;
         self.fragment.kind = FragmentKind::None;
         self.quote.version = 0;
         self.judged = Judged::Nothing;

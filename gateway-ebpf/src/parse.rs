@@ -98,6 +98,8 @@ fn parse<P: Packet + ?Sized, const ETHERNET: bool, const FULL: bool>(
         }
         if FULL && !exact(p, 0, size) && stale_ethernet(p, size) && !p.is_ip_first() {
             at = ETHERNET_HEADER;
+            rare.stale = true;
+            h.rare = true;
         }
         // A word, not a byte: at offset 0 a one-byte bound becomes `p >= end`, from which the verifier learns nothing.
         match p.load::<u32>(at) {

@@ -186,8 +186,8 @@ fn finish_rare<T: Tables>(t: &T, place: Place, h: &Headers, rare: &mut Rare) -> 
         return false;
     };
     let verdict = finish(policy, place, h, rare.verdict);
-    // Fragments are not answered.
-    let answer = verdict.answer && rare.fragment.kind == FragmentKind::None;
+    // Fragments are not answered; nor is what an answer could not be sent in front of.
+    let answer = verdict.answer && rare.fragment.kind == FragmentKind::None && !rare.stale;
     rare.verdict = Verdict { answer, ..verdict };
     true
 }

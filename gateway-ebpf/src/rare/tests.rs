@@ -159,6 +159,16 @@ fn a_stale_ethernet_header_on_a_device_without() {
         let mut other = stale.clone();
         other[12] ^= 8 ^ 0x86;
         assert_eq!(name(&memory, FROM_DEVICE(), &other), "version");
+        // No answer could be sent with it, and none is made of it.
+        let mut rejecting = world();
+        rejecting.policy.pools[usize::from(RULES)].flags = POOL_REJECT;
+        let denied = ip(version, DEVICE, SERVER, 17, &udp([9, 25], 4));
+        let answer = |p: &[u8]| {
+            let verdict = at(&rejecting, FROM_DEVICE(), p, 1_000).0;
+            (verdict.reason.name(), verdict.answer)
+        };
+        assert_eq!(answer(&denied), ("no_rule", true));
+        assert_eq!(answer(&frame(&[], &denied)), ("no_rule", false));
         // A packet that is whole at offset 0 is never read from elsewhere.
         let mut inside = ip(4, BLOCKED, SERVER, 50, &[0; 80]);
         inside[12] = 8;

@@ -71,6 +71,7 @@ impl Reference {
             && !packet.icmp_error()
             && !packet.resets
             && packet.fragment.is_none()
+            && !packet.stale
             && packet
                 .addresses
                 .is_some_and(|(_, destination)| special(destination).is_none())

@@ -29,6 +29,8 @@ pub struct Packet {
     pub resets: bool,
     /// Type and code of ICMP over IPv4 or ICMPv6 over IPv6.
     pub icmp: Option<(u8, u8)>,
+    /// An Ethernet header was left in front.
+    pub stale: bool,
     /// Not a whole datagram.
     pub fragment: Option<Fragment>,
     /// Of an ICMP error.
@@ -130,11 +132,8 @@ impl Packet {
             0x86dd => nibble(at14) == Some(6),
             _ => false,
         };
-        let bytes = if fits && !is_whole(bytes) && is_whole(at14) {
-            at14
-        } else {
-            bytes
-        };
+        self.stale = fits && !is_whole(bytes) && is_whole(at14);
+        let bytes = if self.stale { at14 } else { bytes };
         match nibble(bytes) {
             _ if bytes.len() < 4 => Err("truncated"),
             Some(4) => self.ipv4(bytes),

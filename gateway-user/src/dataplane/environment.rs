@@ -30,6 +30,11 @@ pub enum Error {
     /// The kernel is too old.
     #[error("this kernel has no TCX (bpf links on TC hooks); Linux 6.6 or later is needed")]
     NoTcx,
+    /// Two programs could share one CPU's memory.
+    #[error(
+        "this is a real-time kernel (PREEMPT_RT): there a program can be preempted by another on its CPU, and both would work in the same memory"
+    )]
+    RealTime,
     /// The kernel was built without.
     #[error(
         "this kernel has no type information (/sys/kernel/btf/vmlinux; CONFIG_DEBUG_INFO_BTF), without which the BPF object does not load: {0}"
@@ -84,6 +89,10 @@ pub(super) fn require(pins: &Path) -> Result<(), Error> {
         if !capability(bit).map_err(Error::system("reading /proc/thread-self/status"))? {
             return Err(Error::Capability(name));
         }
+    }
+    // Elsewhere whoever runs our programs has bottom halves off, so that nobody else runs them on that CPU meanwhile.
+    if fs::read_to_string("/sys/kernel/realtime").is_ok_and(|on| on.trim() == "1") {
+        return Err(Error::RealTime);
     }
     let existing = pins.ancestors().find(|p| p.exists()).unwrap_or(Path::new("/"));
     let system =

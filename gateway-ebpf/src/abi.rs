@@ -7,7 +7,7 @@ mod fragments;
 pub use self::fragments::*;
 
 /// Version of everything in this module. It is part of the pin directory's name and stands in [`Control::abi`].
-pub const VERSION: u32 = 2;
+pub const VERSION: u32 = 3;
 
 /// Names of the maps in the BPF object, as `bpftool map` shows them.
 pub mod map {
@@ -168,13 +168,13 @@ pub const fn answer_mark(nonce: u32) -> u32 {
 /// The metadata that XDP leaves in front of a frame for the TC program of the same interface is two words: [`meta_magic`], and what it decided:
 /// the mark, 0 for "passed, not granted", or [`MARK_ANSWER`] with the pool as in a mark for "denied, to be answered". The lower half, which is
 /// no part of a mark of ours, and [`META_TAGGED`] tell the VLAN tag that XDP saw ([`meta_vlan`]).
-pub const META_MAGIC: u32 = 0x4c5a_5254;
-
-/// First word of the metadata. It names the interface: what a frame still carries from another one means nothing.
+///
+/// First word of the metadata; `key`: [`Control::meta_key`], so that no other program can know it. It names the interface: what a frame still
+/// carries from another one means nothing.
 #[inline(always)]
 #[must_use]
-pub const fn meta_magic(ifindex: u32) -> u32 {
-    META_MAGIC.wrapping_add(ifindex)
+pub const fn meta_magic(key: u32, ifindex: u32) -> u32 {
+    key.wrapping_add(ifindex)
 }
 
 /// In the second word of the metadata: the frame had a VLAN tag, whose TCI is the lower half.
@@ -222,8 +222,9 @@ pub struct Control {
     pub config_digest: u64,
     /// log2 of the number of buckets in [`map::FRAGMENTS`].
     pub fragment_bits: u32,
-    /// Unused, 0.
-    pub spare: u32,
+    /// Random, another one at each start of the daemon: see [`meta_magic`]. A frame that is on its way from XDP to its companion when it changes is
+    /// judged by both.
+    pub meta_key: u32,
     /// What the class bytes mean. An entry is written before a byte names it.
     pub classes: [ClassEntry; CLASSES],
 }
@@ -240,7 +241,7 @@ impl Default for Control {
             earliest_lease_end: 0,
             config_digest: 0,
             fragment_bits: 0,
-            spare: 0,
+            meta_key: 0,
             classes: plain_classes(),
         }
     }

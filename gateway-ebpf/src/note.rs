@@ -8,10 +8,11 @@ use aya_ebpf::{
 use gateway_ebpf::{
     abi::{meta_magic, meta_vlan},
     packet::Packet as _,
+    tables::{Tables as _, read},
     wire::{Ethernet, Vlan},
 };
 
-use crate::access::Direct;
+use crate::{access::Direct, maps::Kernel};
 
 #[inline(always)]
 pub(crate) fn is_tagged(skb: *mut __sk_buff) -> bool {
@@ -51,6 +52,7 @@ pub(crate) fn tag<const KEPT: bool>(ctx: *mut xdp_md) -> u32 {
 /// Leaves a word for the companion; `false`: there is no room.
 #[inline(always)]
 pub(crate) fn leave_word(ctx: *mut xdp_md, ifindex: u32, word: u32) -> bool {
+    let Some(key) = key() else { return false };
     // SAFETY: the context is the one that the kernel gave.
     if unsafe { bpf_xdp_adjust_meta(ctx, -(size_of::<Meta>() as i32)) } != 0 {
         return false;
@@ -61,7 +63,7 @@ pub(crate) fn leave_word(ctx: *mut xdp_md, ifindex: u32, word: u32) -> bool {
         return false;
     }
     // SAFETY: the comparison proves the room; the kernel aligns metadata to 4 bytes.
-    unsafe { *(meta as *mut Meta) = [meta_magic(ifindex), word] };
+    unsafe { *(meta as *mut Meta) = [meta_magic(key, ifindex), word] };
     true
 }
 
@@ -75,5 +77,10 @@ pub(crate) fn metadata(skb: *mut __sk_buff, ifindex: u32) -> Option<u32> {
     }
     // SAFETY: the first comparison proves the words; the kernel aligns metadata to 4 bytes.
     let [magic, word] = unsafe { *(meta as *const Meta) };
-    (magic == meta_magic(ifindex)).then_some(word)
+    (magic == meta_magic(key()?, ifindex)).then_some(word)
+}
+
+#[inline(always)]
+fn key() -> Option<u32> {
+    Kernel.control().map(|c| read(&c.meta_key))
 }

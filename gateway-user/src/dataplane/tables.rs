@@ -82,7 +82,7 @@ impl Tables {
             earliest_lease_end: u64::MAX,
             config_digest: layout::digest(&self.config),
             fragment_bits: layout::fragment_buckets(&self.config).trailing_zeros(),
-            spare: 0,
+            meta_key: meta_key()?,
             classes: self.classes.entries(),
         };
         self.control.copy_in(0, bpf::bytes_of(&control));
@@ -146,6 +146,10 @@ impl Tables {
         force::switch(self, maps, policies).map_err(|error| system("changing the policy", error))?;
         let kept = self.flag_word().load(Ordering::SeqCst) & (abi::FLAG_SHADOW | abi::FLAG_INTERFACE_POOLS);
         self.flag_word().store(self.flags() | kept, Ordering::SeqCst);
+        let key = meta_key().map_err(|e| system("asking for a random number", e))?;
+        self.control
+            .word32(std::mem::offset_of!(Control, meta_key))
+            .store(key, Ordering::SeqCst);
         Ok(repaired)
     }
 
@@ -375,6 +379,11 @@ pub(super) fn cold_record(cold: &Map, address: IpAddr) -> io::Result<Option<Cold
     let mut value = [0_u8; size_of::<Cold>()];
     let found = bpf::lookup(cold.fd.as_fd(), &cold_key(address), &mut value)?;
     Ok(found.map(|()| *bpf::read_plain(&value)))
+}
+
+/// What no other program knows: see [`Control::meta_key`].
+fn meta_key() -> io::Result<u32> {
+    getrandom::u32().map_err(io::Error::other)
 }
 
 /// The boot clock, nanoseconds.

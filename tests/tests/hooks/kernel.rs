@@ -20,6 +20,8 @@ use gateway_user::dataplane::object::OBJECT;
 
 /// Index of the loopback interface, on which a test run takes place.
 pub(crate) const IFINDEX: u32 = 1;
+/// [`gateway_ebpf::abi::Control::meta_key`] in these tests.
+pub(crate) const META_KEY: u32 = 0x51f0_77aa;
 /// What a TC program returns.
 pub(crate) const TCX_NEXT: i32 = -1;
 pub(crate) const TC_ACT_SHOT: i32 = 2;

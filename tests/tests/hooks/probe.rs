@@ -12,7 +12,7 @@ use lazaret_tests::{
 
 use crate::{
     frames::{ACK, SYN, ethernet, padded, tcp, udp},
-    kernel::{IFINDEX, Kernel, TC_ACT_SHOT, XDP_DROP, XDP_PASS},
+    kernel::{IFINDEX, Kernel, META_KEY, TC_ACT_SHOT, XDP_DROP, XDP_PASS},
     world::{self, RULE},
 };
 
@@ -138,7 +138,12 @@ fn a_trace_says_how_it_was_judged() {
     let grant = mark(1, true);
     assert_eq!(
         run.data,
-        [&meta_magic(IFINDEX).to_ne_bytes(), &grant.to_ne_bytes(), &allowed[..]].concat()
+        [
+            &meta_magic(META_KEY, IFINDEX).to_ne_bytes(),
+            &grant.to_ne_bytes(),
+            &allowed[..]
+        ]
+        .concat()
     );
     let expected = Trace {
         judged: 1,

@@ -5,7 +5,7 @@ use std::net::Ipv6Addr;
 
 use gateway_ebpf::abi::{Control, Dst6, Home6, Homes6, POLICY_SHADOW, POOL_ALL, POOL_BLOCKED, POOL_REJECT, Policy, VERSION, map};
 
-use crate::kernel::Kernel;
+use crate::kernel::{Kernel, META_KEY};
 
 /// The rule of pool 1.
 pub(crate) const RULE: u16 = 7;
@@ -77,6 +77,7 @@ pub(crate) fn set_flags(kernel: &Kernel, flags: u32) {
         flags,
         hash6_bits: 10,
         earliest_lease_end: u64::MAX,
+        meta_key: META_KEY,
         ..Control::default()
     };
     kernel.set(map::CONTROL, &0_u32, &control);

@@ -14,7 +14,7 @@ use aya::programs::{
     tc::{TcAttachOptions, TcAttachType},
 };
 use gateway_ebpf::{
-    abi::{FLAG_INTERFACE_POOLS, mark, program},
+    abi::{FLAG_INTERFACE_POOLS, FLAG_OBSERVE, mark, program},
     reason::Reason,
 };
 use lazaret_tests::{
@@ -148,6 +148,24 @@ fn the_mark_crosses_from_xdp_to_tc() {
     send(53);
     assert_eq!([allowed.mark(), allowed.mark()], [Some(mark(1, true)); 2]);
     assert_eq!(rule(&object), before + 2);
+
+    // Metadata by one that does not know the key means nothing: TC judges in full again, and what the other has passed is denied.
+    let mut forger = Object::load(1 << 18);
+    world.control.meta_key ^= 1;
+    world.control.flags |= FLAG_OBSERVE;
+    world.write(&forger);
+    gateway.run(|| {
+        let Program::Xdp(xdp) = forger.program(program::XDP_DEVICE) else {
+            unreachable!()
+        };
+        xdp.attach("inside", XdpMode::Driver).unwrap();
+    });
+    send(53);
+    assert_eq!([allowed.mark(), allowed.mark()], [Some(mark(1, true)); 2]);
+    assert_eq!((rule(&forger), rule(&object)), (2, before + 4));
+    send(54);
+    assert_eq!(denied.mark(), None);
+    assert_eq!(reason(&object, Reason::NoRule), 4);
 }
 
 /// Tags what leaves through an interface, as its network card would: `bpf_skb_vlan_push(skb, htons(0x8100), 7)`, assembled by hand,

@@ -18,7 +18,7 @@ use nix::{
 };
 
 use crate::{
-    object::{IFINDEX, Object, SkBuff, open},
+    object::{IFINDEX, META_KEY, Object, SkBuff, open},
     table::{TC_ACT_SHOT, TCX_NEXT, Table, XDP_DROP, XDP_PASS, judge},
     world::{World, key},
 };
@@ -108,7 +108,7 @@ fn observe_mode_passes_and_tells() {
     assert_eq!(run.action, XDP_PASS);
     assert_eq!(
         run.data,
-        [&meta_magic(IFINDEX).to_ne_bytes(), &[0; 4], &frame[..]].concat(),
+        [&meta_magic(META_KEY, IFINDEX).to_ne_bytes(), &[0; 4], &frame[..]].concat(),
         "no grant"
     );
     // To another port: the same would be told once.

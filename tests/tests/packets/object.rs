@@ -33,6 +33,8 @@ pub(crate) const PROGRAMS: [&str; 9] = {
 
 /// Index of the loopback interface, on which a test run takes place.
 pub(crate) const IFINDEX: u32 = 1;
+/// [`gateway_ebpf::abi::Control::meta_key`] in these tests.
+pub(crate) const META_KEY: u32 = 0x51f0_77aa;
 
 /// The loaded object.
 pub(crate) struct Object(Ebpf);

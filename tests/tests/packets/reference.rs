@@ -3,7 +3,7 @@
 
 use std::{collections::HashSet, env};
 
-use gateway_ebpf::abi::map;
+use gateway_ebpf::abi::{Control, map};
 use ipnetwork::IpNetwork;
 use lazaret_tests::{
     differential::{
@@ -22,7 +22,7 @@ use toml::{Table as Toml, Value};
 
 use crate::{
     frame::Packet,
-    object::{IFINDEX, Object, open},
+    object::{IFINDEX, META_KEY, Object, open},
     table::{DATA, ENTRY_POINTS, Entry, EntryPoint, Table, agrees, applies, judge},
     world::World,
 };
@@ -278,7 +278,11 @@ fn write(host: &Host, object: &Object, before: &mut HashSet<[u8; 16]>) {
         object.set(map::COLD, key, cold);
         before.insert(*key);
     }
-    object.set(map::CONTROL, &0_u32, &host.control);
+    let control = Control {
+        meta_key: META_KEY,
+        ..host.control
+    };
+    object.set(map::CONTROL, &0_u32, &control);
 }
 
 /// Random gateways, through the real configuration parser and policy compiler, and random packets: the loaded programs, the host's build

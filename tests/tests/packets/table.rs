@@ -12,7 +12,7 @@ use serde::Deserialize;
 
 use crate::{
     frame::Packet,
-    object::{IFINDEX, Object, Run},
+    object::{IFINDEX, META_KEY, Object, Run},
     world::{Description, World},
 };
 
@@ -173,7 +173,7 @@ fn expected(point: &EntryPoint, packet: &[u8], verdict: &Verdict) -> Run {
         (true, true) => (
             XDP_PASS,
             [
-                &meta_magic(IFINDEX).to_ne_bytes(),
+                &meta_magic(META_KEY, IFINDEX).to_ne_bytes(),
                 &(grant | tag(packet)).to_ne_bytes(),
                 packet,
             ]

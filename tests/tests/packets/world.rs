@@ -13,7 +13,7 @@ use gateway_ebpf::{
 use ipnetwork::IpNetwork;
 use serde::Deserialize;
 
-use crate::object::{IFINDEX, Object};
+use crate::object::{IFINDEX, META_KEY, Object};
 
 /// First class of sessions on another interface.
 const ELSEWHERE: u8 = 64;
@@ -109,6 +109,7 @@ impl World {
                 fragment_bits: 1,
                 earliest_lease_end: u64::MAX,
                 generation: 1,
+                meta_key: META_KEY,
                 ..Control::default()
             },
             directory4: Box::new([0; 65536]),

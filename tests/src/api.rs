@@ -113,6 +113,7 @@ impl Client {
             owner: format!("owner of {id}"),
             full_service_pool: pool.into(),
             aliases: None,
+            window: None,
         };
         let request = pb::RegisterDevicesRequest {
             context: Some(context()),
@@ -130,6 +131,7 @@ impl Client {
             context: Some(context()),
             device_id: id.into(),
             policy_revision: "baseline-7".into(),
+            policy_key: String::new(),
         };
         call!(self, devices, report_policy_applied, request)
     }
@@ -167,6 +169,7 @@ impl Client {
             certificate_sha256: String::new(),
             prefixes: addresses.iter().map(ToString::to_string).collect(),
             interface: interface.into(),
+            vpn_public_key: String::new(),
         };
         let request = pb::OpenSessionRequest {
             context: Some(context()),
@@ -186,6 +189,7 @@ impl Client {
             certificate_sha256: String::new(),
             prefixes: addresses.iter().map(ToString::to_string).collect(),
             interface: (*interface).into(),
+            vpn_public_key: String::new(),
         };
         let request = pb::SynchroniseSessionsRequest {
             context: Some(context()),
@@ -235,6 +239,7 @@ impl Client {
         let request = pb::ListAddressesRequest {
             address: address.into(),
             limit: 0,
+            page_token: String::new(),
         };
         let answer = call!(self, inspect, list_addresses, request)?;
         answer
@@ -279,6 +284,7 @@ pub fn context() -> pb::SignalContext {
     pb::SignalContext {
         request_id: format!("test-{}-{}", std::process::id(), NUMBER.fetch_add(1, Ordering::Relaxed)),
         observed_at: Some(SystemTime::now().into()),
+        ..Default::default()
     }
 }
 

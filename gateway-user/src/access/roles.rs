@@ -46,6 +46,9 @@ pub const TABLE: &[Rpc] = &[
     rpc("/lazaret.v1.DeviceService/GetDevice", DEVICE_READS),
     rpc("/lazaret.v1.DeviceService/ListDevices", DEVICE_READS),
     rpc("/lazaret.v1.DeviceService/WatchGatewayUris", DEVICE_READS),
+    rpc("/lazaret.v1.DeviceService/ExplainDevice", DEVICE_READS),
+    rpc("/lazaret.v1.DeviceService/GetLedger", DEVICE_READS),
+    rpc("/lazaret.v1.DeviceService/ListLedgerEntries", DEVICE_READS),
     rpc("/lazaret.v1.InspectService/GetStatus", STATUS),
     rpc("/lazaret.v1.InspectService/ListPools", READS),
     rpc("/lazaret.v1.InspectService/ListAddresses", READS),
@@ -55,6 +58,24 @@ pub const TABLE: &[Rpc] = &[
     rpc("/lazaret.v1.InspectService/Explain", READS),
     // It shows what packets hold.
     rpc("/lazaret.v1.InspectService/CaptureDenied", OPERATOR),
+    rpc("/lazaret.v1.OperatorService/GrantException", OPERATOR),
+    rpc("/lazaret.v1.OperatorService/EndException", OPERATOR),
+    rpc("/lazaret.v1.OperatorService/GetDrift", READS),
+    // It repairs.
+    rpc("/lazaret.v1.OperatorService/CheckDrift", OPERATOR),
+    rpc("/lazaret.v1.OperatorService/ListAuditEntries", READS),
+    rpc("/lazaret.v1.OperatorService/GetAuditEntry", READS),
+    rpc("/lazaret.v1.OperatorService/GetAuditHead", READS),
+    rpc("/lazaret.v1.PolicyService/OfferPolicy", MDM),
+    rpc("/lazaret.v1.PolicyService/AcknowledgePolicy", MDM),
+    rpc("/lazaret.v1.PolicyService/RenewLeases", MDM),
+    // It carries restrictions, too.
+    restriction("/lazaret.v1.PolicyService/ReportPolicy", MDM),
+    rpc("/lazaret.v1.PolicyService/PublishPolicyRevision", MDM),
+    rpc("/lazaret.v1.PolicyService/PausePublication", MDM),
+    rpc("/lazaret.v1.PolicyService/ResumePublication", MDM),
+    rpc("/lazaret.v1.PolicyService/GetPublication", DEVICE_READS),
+    rpc("/lazaret.v1.PolicyService/WatchPublication", DEVICE_READS),
     rpc("/lazaret.v1.SessionService/OpenSession", VPN),
     restriction("/lazaret.v1.SessionService/CloseSession", VPN),
     rpc("/lazaret.v1.SessionService/SynchroniseSessions", VPN),
@@ -133,10 +154,24 @@ mod tests {
         for rpc in TABLE {
             assert!(rpc.roles.contains(&Operator), "{}", rpc.path);
             let method = rpc.path.rsplit('/').next().unwrap();
-            let reads = ["Get", "List", "Watch", "Explain", "Check", "ServerReflectionInfo"]
+            let reads = ["Get", "List", "Watch", "Explain", "ServerReflectionInfo"]
                 .iter()
                 .any(|p| method.starts_with(p));
-            assert!(reads || !rpc.roles.contains(&Viewer), "{}", rpc.path);
+            assert!(
+                reads || rpc.path == "/grpc.health.v1.Health/Check" || !rpc.roles.contains(&Viewer),
+                "{}",
+                rpc.path
+            );
+        }
+    }
+
+    #[test]
+    fn exceptions_are_for_operators_alone() {
+        for rpc in TABLE
+            .iter()
+            .filter(|r| r.path.ends_with("Exception") || r.path.ends_with("/CheckDrift"))
+        {
+            assert_eq!(rpc.roles, [Operator], "{}", rpc.path);
         }
     }
 

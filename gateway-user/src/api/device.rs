@@ -140,6 +140,21 @@ impl DeviceService for Devices {
         }))
     }
 
+    async fn explain_device(&self, _: Request<v1::ExplainDeviceRequest>) -> Result<Response<v1::ExplainDeviceResponse>, Status> {
+        Err(status::not_implemented())
+    }
+
+    async fn get_ledger(&self, _: Request<v1::GetLedgerRequest>) -> Result<Response<v1::GetLedgerResponse>, Status> {
+        Err(status::not_implemented())
+    }
+
+    async fn list_ledger_entries(
+        &self,
+        _: Request<v1::ListLedgerEntriesRequest>,
+    ) -> Result<Response<v1::ListLedgerEntriesResponse>, Status> {
+        Err(status::not_implemented())
+    }
+
     type WatchGatewayUrisStream = Pin<Box<dyn Stream<Item = Result<v1::WatchGatewayUrisResponse, Status>> + Send>>;
 
     async fn watch_gateway_uris(

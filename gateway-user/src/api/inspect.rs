@@ -119,7 +119,10 @@ impl InspectService for Inspect {
             .await
             .map_err(|e| status::refused(&e))?;
         let addresses = views.into_iter().map(|v| render::address(&self.config, v)).collect();
-        Ok(Response::new(v1::ListAddressesResponse { addresses }))
+        Ok(Response::new(v1::ListAddressesResponse {
+            addresses,
+            next_page_token: String::new(),
+        }))
     }
 
     async fn get_counters(&self, request: Request<v1::GetCountersRequest>) -> Result<Response<v1::GetCountersResponse>, Status> {

@@ -6,8 +6,10 @@ mod denials;
 mod device;
 mod explain;
 mod inspect;
+mod operator;
 mod page;
 mod parse;
+mod policy;
 mod render;
 mod session;
 mod status;
@@ -18,6 +20,7 @@ pub use parse::{Invalid, MAX_ADDRESSES, MAX_ALIASES, MAX_REGISTRATIONS, MAX_REPO
 
 use lazaret_proto::v1::{
     device_service_server::DeviceServiceServer, inspect_service_server::InspectServiceServer,
+    operator_service_server::OperatorServiceServer, policy_service_server::PolicyServiceServer,
     session_service_server::SessionServiceServer,
 };
 use tokio::sync::watch;
@@ -135,6 +138,8 @@ async fn routes(
     reporter.set_serving::<DeviceServiceServer<device::Devices>>().await;
     reporter.set_serving::<SessionServiceServer<session::Sessions>>().await;
     reporter.set_serving::<InspectServiceServer<inspect::Inspect>>().await;
+    reporter.set_serving::<OperatorServiceServer<operator::Operators>>().await;
+    reporter.set_serving::<PolicyServiceServer<policy::Policies>>().await;
     let devices = device::Devices::new(config.clone(), controller.clone(), stopped.clone());
     let sessions = session::Sessions::new(config.clone(), controller.clone());
     let inspect = inspect::Inspect::new(config, controller, views, SystemClock::new()?, stopped);
@@ -142,6 +147,8 @@ async fn routes(
         .add_service(DeviceServiceServer::new(devices).max_decoding_message_size(max))
         .add_service(SessionServiceServer::new(sessions).max_decoding_message_size(max))
         .add_service(InspectServiceServer::new(inspect).max_decoding_message_size(MAX_READ_REQUEST))
+        .add_service(OperatorServiceServer::new(operator::Operators).max_decoding_message_size(MAX_READ_REQUEST))
+        .add_service(PolicyServiceServer::new(policy::Policies).max_decoding_message_size(max))
         .add_service(health.max_decoding_message_size(MAX_READ_REQUEST))
         .add_service(reflection().build_v1()?.max_decoding_message_size(MAX_READ_REQUEST))
         .add_service(reflection().build_v1alpha()?.max_decoding_message_size(MAX_READ_REQUEST))

@@ -381,6 +381,7 @@ mod tests {
                 seconds: 1,
                 nanos: 2_999_999,
             }),
+            ..Default::default()
         })
     }
     fn report(prefixes: &[&str]) -> v1::SessionReport {
@@ -428,6 +429,7 @@ mod tests {
                     context,
                     device_id: "d".into(),
                     policy_revision: "1".into(),
+                    policy_key: String::new(),
                 },
                 by(),
             )
@@ -439,6 +441,7 @@ mod tests {
             Some(v1::SignalContext {
                 request_id: "r".into(),
                 observed_at: t,
+                ..Default::default()
             })
         };
         assert_eq!(field(applied(with(None))), "context.observed_at");
@@ -541,6 +544,7 @@ mod tests {
             aliases: Some(v1::Aliases {
                 common_names,
                 certificate_sha256,
+                vpn_public_keys: Vec::new(),
             }),
             ..device("a")
         };

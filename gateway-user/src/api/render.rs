@@ -2,6 +2,7 @@
 
 use std::net::IpAddr;
 
+use base64::{Engine as _, engine::general_purpose::STANDARD as BASE64};
 use gateway_ebpf::{
     abi::{self, Answers, RuleCount, ShadowCount},
     reason::Reason,
@@ -20,7 +21,7 @@ use crate::{
     events::Event,
     explain::rules,
     kernel::{HookPoint, InterfaceState, Losses, ReadBack},
-    model::{DeviceId, DeviceState, PoolId, RequestId, WallTime},
+    model::{DeviceId, DeviceState, Exception, ExceptionKind, Lease, PoolId, RequestId, Trust, WallTime, Window},
 };
 
 /// The answer to a signal.
@@ -45,6 +46,7 @@ pub(super) fn device(config: &Config, v: DeviceView) -> v1::Device {
         aliases: Some(v1::Aliases {
             common_names: d.common_names.into_iter().map(String::from).collect(),
             certificate_sha256: d.certificates.iter().map(ToString::to_string).collect(),
+            vpn_public_keys: d.vpn_keys.iter().map(|k| BASE64.encode(k.0)).collect(),
         }),
         state: state(d.state).into(),
         state_reason: d.state_reason,
@@ -54,6 +56,54 @@ pub(super) fn device(config: &Config, v: DeviceView) -> v1::Device {
         lease_ends_at: v.lease_ends_at.map(timestamp),
         sessions: v.sessions.into_iter().map(|s| session(config, s)).collect(),
         revision: d.revision.0,
+        window: Some(window(d.window)),
+        enrolled_at: d.enrolled_at.map(timestamp),
+        arrived_at: d.arrived_at.map(timestamp),
+        arrived_outside_at: d.arrived_outside.map(timestamp),
+        deadline_at: d.deadline.map(ends),
+        offer: d.offer.map(|o| v1::PolicyOffer {
+            policy_revision: o.revision.into(),
+            ends_at: Some(ends(o.holds)),
+        }),
+        acknowledged_policy_revision: d.final_key.map(|k| String::from(k.revision)).unwrap_or_default(),
+        exception: d.exception.map(exception),
+        required_policy_revision: String::new(),
+        proved_at: d.proved.map(|n| timestamp(n.wall)),
+    }
+}
+
+fn window(w: Window) -> v1::EnrolmentWindow {
+    v1::EnrolmentWindow {
+        not_before: w.not_before.map(timestamp),
+        not_after: w.not_after.map(timestamp),
+    }
+}
+
+fn exception(e: Exception) -> v1::DeviceException {
+    let kind = match e.kind {
+        ExceptionKind::Release => v1::ExceptionKind::Release,
+        ExceptionKind::Block => v1::ExceptionKind::Block,
+    };
+    v1::DeviceException {
+        kind: kind.into(),
+        reason: e.reason,
+        granted_by: e.by,
+        ends_at: Some(ends(e.holds)),
+    }
+}
+
+/// When a time that was given ends, on the wall clock as it was then.
+fn ends(l: Lease) -> Timestamp {
+    timestamp(WallTime(
+        l.given.wall.0.saturating_add(i64::try_from(l.length_ms).unwrap_or(i64::MAX)),
+    ))
+}
+
+fn trust(t: Trust) -> v1::TrustLevel {
+    match t {
+        Trust::Name => v1::TrustLevel::Name,
+        Trust::VpnKey => v1::TrustLevel::VpnKey,
+        Trust::Certificate => v1::TrustLevel::Certificate,
     }
 }
 
@@ -68,6 +118,8 @@ pub(super) fn session(config: &Config, v: SessionView) -> v1::Session {
         source: s.source.into(),
         current_pool: pool_name(config, Some(v.current_pool)),
         opened_at: Some(timestamp(s.opened_at)),
+        trust: trust(s.trust).into(),
+        below_min_trust: false,
     }
 }
 
@@ -111,6 +163,7 @@ pub(super) fn synchronised(request: &RequestId, o: SynchroniseOutcome) -> v1::Sy
         index,
         reason: status::reason(&refusal).to_owned(),
         message: escape(&refusal.to_string()),
+        metadata: status::metadata(&refusal),
     });
     v1::SynchroniseSessionsResponse {
         request_id: request.to_string(),
@@ -170,6 +223,8 @@ pub(super) fn pool(config: &Config, p: &Pool, session_addresses: u64, counters: 
         session_addresses,
         passed: packets(true),
         dropped: packets(false),
+        lease_seconds: p.lease.map_or(0, |l| l.as_secs()),
+        min_trust: trust(p.min_trust).into(),
     }
 }
 

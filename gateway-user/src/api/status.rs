@@ -2,6 +2,8 @@
 //! people. Codes follow google.rpc.Code's advice: FAILED_PRECONDITION where the same request can succeed once the state has changed,
 //! INVALID_ARGUMENT where it cannot, UNAVAILABLE where it may simply be repeated.
 
+use std::collections::HashMap;
+
 use tonic::{Code, Status};
 use tonic_types::StatusExt as _;
 
@@ -24,9 +26,25 @@ pub(super) fn invalid(e: &Invalid) -> Status {
     Status::with_error_details(Code::InvalidArgument, escape(&e.to_string()), details)
 }
 
+/// Not there yet.
+pub(super) fn not_implemented() -> Status {
+    status(
+        Code::Unimplemented,
+        "NOT_IMPLEMENTED",
+        [],
+        "this gateway does not do that yet",
+    )
+}
+
 /// A refusal's reason, as ErrorInfo has it.
 pub(super) fn reason(refusal: &Refusal) -> &'static str {
     entry(refusal).1
+}
+
+/// A refusal's metadata, as ErrorInfo has it.
+pub(super) fn metadata(refusal: &Refusal) -> HashMap<String, String> {
+    let pairs = entry(refusal).2.into_iter();
+    pairs.map(|(k, v)| (k.to_owned(), escape(&v))).collect()
 }
 
 /// At most one pair of metadata: what the refusal is about.

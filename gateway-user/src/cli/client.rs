@@ -199,6 +199,7 @@ pub(crate) fn context(prefix: &str) -> Result<v1::SignalContext, Failure> {
     Ok(v1::SignalContext {
         request_id: format!("{prefix}-{random:016x}"),
         observed_at: Some(SystemTime::now().into()),
+        ..Default::default()
     })
 }
 

@@ -67,6 +67,7 @@ async fn addresses(a: &AddressesArgs) -> Result<Outcome, Failure> {
     let request = v1::ListAddressesRequest {
         address: a.address.map(|a| a.to_string()).unwrap_or_default(),
         limit: a.limit,
+        page_token: String::new(),
     };
     let answer = client.answer(client.inspect().list_addresses(request)).await?;
     let as_json = || json!({ "addresses": answer.addresses.iter().map(json::address).collect::<Vec<_>>() });
@@ -125,7 +126,9 @@ async fn register(a: &RegisterArgs) -> Result<Outcome, Failure> {
                 a.certificate.iter().map(ToString::to_string).collect(),
                 aliases.certificate_sha256,
             ),
+            vpn_public_keys: aliases.vpn_public_keys,
         }),
+        window: held.window,
     };
     let request = v1::RegisterDevicesRequest {
         context: Some(context(PREFIX)?),
@@ -154,6 +157,7 @@ async fn release(a: &ReleaseArgs) -> Result<Outcome, Failure> {
         context: Some(context(PREFIX)?),
         device_id: a.device.to_string(),
         policy_revision: a.policy_revision.to_string(),
+        policy_key: String::new(),
     };
     let answer = client.answer(client.devices().report_policy_applied(request)).await?;
     signal(&a.connection, &answer)
@@ -225,6 +229,7 @@ async fn open(a: &OpenArgs) -> Result<Outcome, Failure> {
         certificate_sha256: a.certificate.map(|c| c.to_string()).unwrap_or_default(),
         prefixes: a.address.iter().map(ToString::to_string).collect(),
         interface: a.interface.to_string(),
+        vpn_public_key: String::new(),
     };
     let request = v1::OpenSessionRequest {
         context: Some(context(PREFIX)?),

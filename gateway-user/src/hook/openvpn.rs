@@ -168,6 +168,7 @@ async fn try_open(
             certificate_sha256: who.certificate.map(|c| c.to_string()).unwrap_or_default(),
             prefixes: who.addresses.iter().map(IpAddr::to_string).collect(),
             interface: who.device.to_string(),
+            vpn_public_key: String::new(),
         }),
     };
     let answer = client.answer(client.sessions().open_session(request)).await?;

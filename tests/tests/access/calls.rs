@@ -34,6 +34,7 @@ fn applied(id: &str) -> v1::ReportPolicyAppliedRequest {
         context: context("r-2"),
         device_id: id.into(),
         policy_revision: "7".into(),
+        policy_key: String::new(),
     }
 }
 
@@ -109,10 +110,12 @@ async fn a_device_through_its_life_as_the_api_shows_it() {
     let mut vpn = SessionServiceClient::new(gateway.channel(Role::Vpn).await);
     let mut viewer = InspectServiceClient::new(gateway.channel(Role::Viewer).await);
     mdm.register_devices(register(["phone-1".into()])).await.unwrap();
-    let opened = vpn.open_session(open("phone-1", "10.66.0.5")).await.unwrap().into_inner();
+    let request = open("phone-1", "10.66.0.5");
+    let request_id = request.context.clone().unwrap().request_id;
+    let opened = vpn.open_session(request).await.unwrap().into_inner();
     assert_eq!(
-        (opened.request_id.as_str(), opened.gateway_uri.as_str()),
-        ("r-3", "q.vpn.example")
+        (opened.request_id, opened.gateway_uri.as_str()),
+        (request_id, "q.vpn.example")
     );
     let session = opened.session.unwrap();
     assert_eq!(
@@ -131,7 +134,7 @@ async fn a_device_through_its_life_as_the_api_shows_it() {
     assert_eq!(figures, [("quarantine", 0), ("staff", 1)]);
     let one = v1::ListAddressesRequest {
         address: "10.66.0.5".into(),
-        limit: 0,
+        ..Default::default()
     };
     let address = viewer.list_addresses(one).await.unwrap().into_inner().addresses.remove(0);
     assert_eq!(

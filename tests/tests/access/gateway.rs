@@ -4,7 +4,10 @@ use std::{
     fs,
     net::SocketAddr,
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
     time::Duration,
 };
 
@@ -250,10 +253,13 @@ pub(crate) fn reason(status: &Status) -> String {
     info.reason
 }
 
+/// With a request id that no other request has; it begins with `request`.
 pub(crate) fn context(request: &str) -> Option<v1::SignalContext> {
+    static NUMBER: AtomicU64 = AtomicU64::new(1);
     Some(v1::SignalContext {
-        request_id: request.into(),
+        request_id: format!("{request}.{}", NUMBER.fetch_add(1, Ordering::Relaxed)),
         observed_at: Some(std::time::SystemTime::now().into()),
+        ..Default::default()
     })
 }
 

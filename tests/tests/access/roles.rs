@@ -21,6 +21,25 @@ const EXPECTED: &str = "
     /lazaret.v1.DeviceService/GetDevice                                mdm -   operator viewer
     /lazaret.v1.DeviceService/ListDevices                              mdm -   operator viewer
     /lazaret.v1.DeviceService/WatchGatewayUris                         mdm -   operator viewer
+    /lazaret.v1.DeviceService/ExplainDevice                            mdm -   operator viewer
+    /lazaret.v1.DeviceService/GetLedger                                mdm -   operator viewer
+    /lazaret.v1.DeviceService/ListLedgerEntries                        mdm -   operator viewer
+    /lazaret.v1.PolicyService/OfferPolicy                              mdm -   operator -
+    /lazaret.v1.PolicyService/AcknowledgePolicy                        mdm -   operator -
+    /lazaret.v1.PolicyService/RenewLeases                              mdm -   operator -
+    /lazaret.v1.PolicyService/ReportPolicy                             mdm -   operator -
+    /lazaret.v1.PolicyService/PublishPolicyRevision                    mdm -   operator -
+    /lazaret.v1.PolicyService/PausePublication                         mdm -   operator -
+    /lazaret.v1.PolicyService/ResumePublication                        mdm -   operator -
+    /lazaret.v1.PolicyService/GetPublication                           mdm -   operator viewer
+    /lazaret.v1.PolicyService/WatchPublication                         mdm -   operator viewer
+    /lazaret.v1.OperatorService/GrantException                         -   -   operator -
+    /lazaret.v1.OperatorService/EndException                           -   -   operator -
+    /lazaret.v1.OperatorService/GetDrift                               -   -   operator viewer
+    /lazaret.v1.OperatorService/CheckDrift                             -   -   operator -
+    /lazaret.v1.OperatorService/ListAuditEntries                       -   -   operator viewer
+    /lazaret.v1.OperatorService/GetAuditEntry                          -   -   operator viewer
+    /lazaret.v1.OperatorService/GetAuditHead                           -   -   operator viewer
     /lazaret.v1.SessionService/OpenSession                             -   vpn operator -
     /lazaret.v1.SessionService/CloseSession                            -   vpn operator -
     /lazaret.v1.SessionService/SynchroniseSessions                     -   vpn operator -
@@ -67,6 +86,7 @@ async fn call(channel: &Channel, path: &str) -> Result<(), tonic::Status> {
         Err(e) => e,
     };
     match refused.code() {
+        Code::Unimplemented if reason(&refused) == "NOT_IMPLEMENTED" => Ok(()),
         Code::PermissionDenied | Code::Unauthenticated | Code::Unimplemented => Err(refused),
         _ => Ok(()),
     }
@@ -94,7 +114,7 @@ async fn every_rpc_with_every_role() {
         }
     }
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
-    assert_eq!(calls, 23 * 4);
+    assert_eq!(calls, 42 * 4);
     gateway.stop().await;
 }
 

@@ -167,9 +167,9 @@ impl Writer {
     }
 
     fn try_commit(&mut self, changes: &ChangeSet) -> Result<Revision, StoreError> {
-        let result = self.store.commit(changes, self.registry.revision);
+        let result = self.store.commit(changes, self.registry.revision, self.clock.now().wall);
         self.store_problem = result.as_ref().err().map(ToString::to_string);
-        result
+        result.map(|done| done.revision)
     }
 
     fn committed(&mut self, changes: ChangeSet, revision: Revision) {

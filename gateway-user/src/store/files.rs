@@ -1,10 +1,17 @@
 //! The database's directory and files: made with tight modes, refused with loose ones. The registry names people and their devices.
 
 use std::{
-    fs::{self, DirBuilder, OpenOptions, Permissions},
+    fs::{self, DirBuilder, File, OpenOptions, Permissions},
     io::{self, ErrorKind},
     os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _},
     path::{Path, PathBuf},
+    thread,
+    time::{Duration, Instant},
+};
+
+use nix::{
+    errno::Errno,
+    fcntl::{Flock, FlockArg},
 };
 
 use super::StoreError;
@@ -18,20 +25,8 @@ pub(super) fn prepare(directory: &Path, name: &str) -> Result<PathBuf, StoreErro
     }
     check(directory, 0o700, true)?;
     let file = directory.join(name);
-    match OpenOptions::new()
-        .write(true)
-        .create_new(true)
-        .mode(0o600)
-        .custom_flags(libc::O_NOFOLLOW | libc::O_CLOEXEC)
-        .open(&file)
-    {
-        // The umask can only have made it tighter; SQLite gives its journals the mode of this file.
-        Ok(f) => f
-            .set_permissions(Permissions::from_mode(0o600))
-            .map_err(|e| io_error("set the mode of", &file, &e))?,
-        Err(e) if e.kind() == ErrorKind::AlreadyExists => {}
-        Err(e) => return Err(io_error("make", &file, &e)),
-    }
+    // SQLite gives its journals the mode of this file.
+    make(&file)?;
     check(&file, 0o600, false)?;
     for suffix in ["-wal", "-shm", "-journal"] {
         let beside = directory.join(format!("{name}{suffix}"));
@@ -40,6 +35,48 @@ pub(super) fn prepare(directory: &Path, name: &str) -> Result<PathBuf, StoreErro
         }
     }
     Ok(file)
+}
+
+/// Locks a file of the directory for as long as the result lives; `None`: another process has it, and did not give it up in time.
+pub(super) fn lock(directory: &Path, name: &str, wait: Duration) -> Result<Option<Flock<File>>, StoreError> {
+    let path = directory.join(name);
+    make(&path)?;
+    check(&path, 0o600, false)?;
+    let mut file = OpenOptions::new()
+        .write(true)
+        .custom_flags(libc::O_NOFOLLOW | libc::O_CLOEXEC)
+        .open(&path)
+        .map_err(|e| io_error("open", &path, &e))?;
+    let until = Instant::now() + wait;
+    loop {
+        file = match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+            Ok(lock) => return Ok(Some(lock)),
+            Err((file, Errno::EWOULDBLOCK | Errno::EINTR)) => file,
+            Err((_, e)) => return Err(io_error("lock", &path, &e.into())),
+        };
+        if Instant::now() >= until {
+            return Ok(None);
+        }
+        thread::sleep(Duration::from_millis(20));
+    }
+}
+
+/// Makes a file with a tight mode, if there is none.
+fn make(file: &Path) -> Result<(), StoreError> {
+    match OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .custom_flags(libc::O_NOFOLLOW | libc::O_CLOEXEC)
+        .open(file)
+    {
+        // The umask can only have made it tighter.
+        Ok(f) => f
+            .set_permissions(Permissions::from_mode(0o600))
+            .map_err(|e| io_error("set the mode of", file, &e)),
+        Err(e) if e.kind() == ErrorKind::AlreadyExists => Ok(()),
+        Err(e) => Err(io_error("make", file, &e)),
+    }
 }
 
 fn check(path: &Path, wanted: u32, directory: bool) -> Result<(), StoreError> {

@@ -1,9 +1,13 @@
 //! What survives the process, in the domain's terms. Only [`crate::controller`] commits.
 
+mod failure;
 mod files;
+mod read;
 mod rows;
 mod schema;
 mod sqlite;
+mod trail;
+mod write;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -13,33 +17,100 @@ use std::{
 pub use sqlite::SqliteStore;
 
 use crate::{
-    audit::{Entry, Head},
+    audit::{Entry, Head, Sealed},
     model::{Device, DeviceId, Publication, RequestId, Revision, Session, SessionId, UriChange, WallTime},
 };
 
 /// Changes of GatewayURIs that are kept for watchers that come back.
 pub const KEPT_URI_CHANGES: u64 = 100_000;
+/// Requests that are remembered at most, whatever their age; the oldest are forgotten.
+pub const KEPT_REQUESTS: u64 = 2_000_000;
+/// Rows that one call of [`Store::prune`] removes at most of each kind: what waits meanwhile waits for milliseconds.
+pub const PRUNED_AT_ONCE: u64 = 5_000;
 
-/// Keeps the registry, the live sessions and the last changes of GatewayURIs.
+/// Keeps the registry, the live sessions, publications, requests, the audit and the last changes of GatewayURIs.
 pub trait Store: Send {
-    /// All of it, but for the changes of GatewayURIs.
+    /// All of it, but for requests, audit and changes of GatewayURIs.
     ///
     /// # Errors
     /// See [`StoreError`].
-    fn load(&mut self) -> Result<Snapshot, StoreError>;
+    fn load(&mut self) -> Result<Snapshot, StoreError> {
+        let mut devices = Vec::new();
+        let snapshot = self.load_each(&mut |device| devices.push(device))?;
+        Ok(Snapshot { devices, ..snapshot })
+    }
 
-    /// Makes a change durable, all of it or none, and returns the new revision: one more than `expected`. Devices and changes of
-    /// GatewayURIs get it as theirs, whatever they carry.
+    /// As [`Store::load`], with each device handed over by itself, in the order of their ids, and none in the snapshot: so many need not be
+    /// held twice.
+    ///
+    /// # Errors
+    /// See [`StoreError`]; devices may have been handed over.
+    fn load_each(&mut self, device: &mut dyn FnMut(Device)) -> Result<Snapshot, StoreError>;
+
+    /// Makes a change durable, all of it or none. Devices and changes of GatewayURIs get the new revision as theirs, whatever they carry;
+    /// audit entries get their hashes. `at` is what [`Snapshot::committed_at`] will be: the wall clock, but while it is behind the last
+    /// commit, that.
     ///
     /// # Errors
     /// See [`StoreError`]; nothing was changed.
-    fn commit(&mut self, changes: &ChangeSet, expected: Revision) -> Result<Revision, StoreError>;
+    fn commit(&mut self, changes: &ChangeSet, expected: Revision, at: WallTime) -> Result<Committed, StoreError>;
 
     /// Changes of GatewayURIs after a revision, oldest first; `None`: some of them are no longer kept.
     ///
     /// # Errors
     /// See [`StoreError`].
     fn uri_changes(&mut self, after: Revision) -> Result<Option<Vec<UriChange>>, StoreError>;
+
+    /// A request that is remembered, whatever its age.
+    ///
+    /// # Errors
+    /// See [`StoreError`].
+    fn request(&mut self, client: &str, id: &RequestId) -> Result<Option<Request>, StoreError>;
+
+    /// Entries of the audit.
+    ///
+    /// # Errors
+    /// See [`StoreError`].
+    fn audit(&mut self, query: &AuditQuery) -> Result<Vec<Sealed>, StoreError>;
+
+    /// Forgets requests from before a time, and those above [`KEPT_REQUESTS`]; of the audit, leaves the last `audit_entries`. Does so in small
+    /// parts: true says that there is more to do. It is no commit: the revision stays.
+    ///
+    /// # Errors
+    /// See [`StoreError`]; nothing was changed.
+    fn prune(&mut self, requests_before: WallTime, audit_entries: u64) -> Result<bool, StoreError>;
+}
+
+/// What a commit has come to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Committed {
+    /// One more than before.
+    pub revision: Revision,
+    /// The audit's last entry; [`Head::NONE`]: it has none.
+    pub audit_head: Head,
+}
+
+/// Which entries of the audit.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum AuditQuery {
+    /// That one.
+    Number(u64),
+    /// The first `limit` after a number, oldest first.
+    After {
+        /// 0: from the first that is kept.
+        number: u64,
+        /// Most entries.
+        limit: u32,
+    },
+    /// The last `limit` before a number, newest first; all devices' or one's.
+    Before {
+        /// `None`: up to the last.
+        number: Option<u64>,
+        /// Whose.
+        device: Option<DeviceId>,
+        /// Most entries.
+        limit: u32,
+    },
 }
 
 /// What was stored.
@@ -57,6 +128,8 @@ pub struct Snapshot {
     pub publications: Vec<Publication>,
     /// Wall clock of the last commit.
     pub committed_at: Option<WallTime>,
+    /// When a backup took this database's place, until a commit says that what follows from it is done.
+    pub restored: Option<WallTime>,
     /// The audit's last entry; `None`: it has none.
     pub audit_head: Option<Head>,
 }
@@ -87,12 +160,15 @@ pub struct ChangeSet {
     pub opened: BTreeMap<SessionId, Session>,
     /// GatewayURIs that changed.
     pub uris: Vec<UriChange>,
-    /// The publication in force, if it changed. The list of all that were published is kept, in order.
+    /// The publication in force, if it changed. The list of all that were published is kept, in order;
+    /// one that was published before and is no longer the last moves to its end.
     pub publication: Option<Publication>,
     /// Requests that are remembered, and answers to those that were.
     pub requests: Vec<Request>,
     /// What the audit is to have, by number, ascending, without gaps.
     pub audit: Vec<Entry>,
+    /// What follows from a restored backup is done: every device needs fresh proof now, or has it.
+    pub restore_done: bool,
 }
 
 impl ChangeSet {
@@ -106,6 +182,7 @@ impl ChangeSet {
             && self.publication.is_none()
             && self.requests.is_empty()
             && self.audit.is_empty()
+            && !self.restore_done
     }
 
     /// Adds what happened after it.
@@ -117,6 +194,7 @@ impl ChangeSet {
         self.publication = later.publication.or_else(|| self.publication.take());
         self.requests.extend(later.requests);
         self.audit.extend(later.audit);
+        self.restore_done |= later.restore_done;
     }
 }
 
@@ -141,6 +219,14 @@ pub enum StoreError {
         /// What the caller knew.
         expected: u64,
         /// What is stored.
+        found: u64,
+    },
+    /// The audit would have a gap, or a number twice.
+    #[error("the audit's next entry is A{expected}, not A{found}")]
+    AuditNumber {
+        /// What follows what is stored.
+        expected: u64,
+        /// What was to be stored.
         found: u64,
     },
     /// A later version of Lazaret made it.

@@ -4,8 +4,13 @@ use std::net::IpAddr;
 
 use rusqlite::{Row, types::Type};
 
-use crate::model::{
-    BootTime, Device, DeviceState, Fingerprint, Lease, Now, Revision, Session, SessionId, Trust, UriChange, WallTime, Window,
+use crate::{
+    audit::{Entry, Head, Sealed},
+    model::{
+        BootTime, Device, DeviceId, DeviceState, Exception, ExceptionKind, FinalKey, Fingerprint, KeyHash, Lease, Now, Offer,
+        PolicyRevision, PoolName, Publication, Revision, Session, SessionId, Trust, UriChange, VpnKey, WallTime, Window,
+    },
+    store::Request,
 };
 
 /// SQLite's integers are signed: the same 64 bits.
@@ -26,62 +31,183 @@ pub(super) fn address(address: IpAddr) -> Vec<u8> {
     }
 }
 
-/// Columns of [`device`], in its order.
-pub(super) const DEVICE: &str = "id, owner, full_service_pool, state, state_reason, state_since, policy_revision, restricted_at, \
-     lease_wall, lease_boot, lease_boot_id, lease_length, gateway_uri, revision";
-
-/// A device without its aliases.
-pub(super) fn device(row: &Row<'_>) -> rusqlite::Result<Device> {
-    let lease: [Option<i64>; 4] = [row.get(8)?, row.get(9)?, row.get(10)?, row.get(11)?];
-    let lease = match lease {
-        [None, None, None, None] => None,
-        [Some(wall), Some(boot), Some(id), Some(length)] => Some(Lease {
-            given: Now {
-                wall: WallTime(wall),
-                boot: BootTime(unsigned(boot)),
-                boot_id: unsigned(id),
-            },
-            length_ms: unsigned(length),
-        }),
-        _ => return Err(damaged(8, "devices: half a lease")),
-    };
-    Ok(Device {
-        id: parse(row, 0)?,
-        owner: row.get(1)?,
-        full_service_pool: parse(row, 2)?,
-        common_names: Vec::new(),
-        certificates: Vec::new(),
-        vpn_keys: Vec::new(),
-        window: Window::default(),
-        enrolled_at: None,
-        arrived_at: None,
-        arrived_outside: None,
-        deadline: None,
-        state: state_of(&row.get::<_, String>(3)?)?,
-        state_reason: row.get(4)?,
-        state_since: WallTime(row.get(5)?),
-        policy_revision: row.get::<_, Option<String>>(6)?.map(|_| parse(row, 6)).transpose()?,
-        restricted_at: row.get::<_, Option<i64>>(7)?.map(WallTime),
-        proved: None,
-        lease,
-        offer: None,
-        final_key: None,
-        exception: None,
-        gateway_uri: row.get(12)?,
-        revision: Revision(unsigned(row.get(13)?)),
-    })
+/// Both clocks and the boot id.
+pub(super) fn moment(now: &Now) -> [u8; 24] {
+    let mut out = [0; 24];
+    out[..8].copy_from_slice(&now.wall.0.to_be_bytes());
+    out[8..16].copy_from_slice(&now.boot.0.to_be_bytes());
+    out[16..].copy_from_slice(&now.boot_id.to_be_bytes());
+    out
 }
 
-/// A session without its addresses: `id, device, interface, source, opened_at`.
+/// A moment and a length.
+pub(super) fn span(lease: &Lease) -> [u8; 32] {
+    let mut out = [0; 32];
+    out[..24].copy_from_slice(&moment(&lease.given));
+    out[24..].copy_from_slice(&lease.length_ms.to_be_bytes());
+    out
+}
+
+/// With a space between.
+pub(super) fn names(names: &[DeviceId]) -> String {
+    names.iter().map(DeviceId::as_str).collect::<Vec<_>>().join(" ")
+}
+
+/// Columns of [`Devices::row`], in its order; the last three are the aliases.
+pub(super) const DEVICE: &str = "id, owner, full_service_pool, state, state_reason, state_since, policy_revision, restricted_at, proved, \
+     lease, gateway_uri, revision, enrolled_at, arrived_at, arrived_outside, deadline, offer_key, offer_revision, offer_holds, \
+     final_key, final_revision, exception_kind, exception_reason, exception_by, exception_holds, not_before, not_after, \
+     common_names, certificates, vpn_keys";
+
+/// Reads devices. What many have in common is kept once.
+#[derive(Default)]
+pub(super) struct Devices {
+    pool: Option<PoolName>,
+    revision: Option<PolicyRevision>,
+}
+
+impl Devices {
+    pub(super) fn row(&mut self, row: &Row<'_>) -> rusqlite::Result<Device> {
+        Ok(Device {
+            id: parse(row, 0)?,
+            owner: row.get(1)?,
+            full_service_pool: common(&mut self.pool, row, 2)?.ok_or_else(|| damaged(2, "devices: no pool"))?,
+            state: state_of(text(row, 3)?)?,
+            state_reason: row.get(4)?,
+            state_since: WallTime(row.get(5)?),
+            policy_revision: common(&mut self.revision, row, 6)?,
+            restricted_at: time(row, 7)?,
+            proved: moment_of(row, 8)?,
+            lease: span_of(row, 9)?,
+            gateway_uri: row.get(10)?,
+            revision: Revision(unsigned(row.get(11)?)),
+            enrolled_at: time(row, 12)?,
+            arrived_at: time(row, 13)?,
+            arrived_outside: time(row, 14)?,
+            deadline: span_of(row, 15)?,
+            offer: self.offer(row)?,
+            final_key: self.final_key(row)?,
+            exception: exception(row)?,
+            window: Window {
+                not_before: time(row, 25)?,
+                not_after: time(row, 26)?,
+            },
+            common_names: names_of(row, 27)?,
+            certificates: digests(row, 28)?.map(Fingerprint::new).collect(),
+            vpn_keys: digests(row, 29)?.map(VpnKey).collect(),
+        })
+    }
+
+    fn offer(&mut self, row: &Row<'_>) -> rusqlite::Result<Option<Offer>> {
+        match (bytes(row, 16)?, common(&mut self.revision, row, 17)?, span_of(row, 18)?) {
+            (None, None, None) => Ok(None),
+            (Some(key), Some(revision), Some(holds)) => Ok(Some(Offer {
+                key: KeyHash(key),
+                revision,
+                holds,
+            })),
+            _ => Err(damaged(16, "devices: half an offer")),
+        }
+    }
+
+    fn final_key(&mut self, row: &Row<'_>) -> rusqlite::Result<Option<FinalKey>> {
+        match (bytes(row, 19)?, common(&mut self.revision, row, 20)?) {
+            (None, None) => Ok(None),
+            (Some(key), Some(revision)) => Ok(Some(FinalKey {
+                key: KeyHash(key),
+                revision,
+            })),
+            _ => Err(damaged(19, "devices: half a final key")),
+        }
+    }
+}
+
+/// A session without its addresses: `id, device, interface, source, trust, opened_at`.
 pub(super) fn session(row: &Row<'_>) -> rusqlite::Result<Session> {
+    let trust = match text(row, 4)? {
+        "name" => Trust::Name,
+        "vpn-key" => Trust::VpnKey,
+        "certificate" => Trust::Certificate,
+        _ => return Err(damaged(4, "sessions: an unknown trust")),
+    };
     Ok(Session {
         id: SessionId(unsigned(row.get(0)?)),
         device: row.get::<_, Option<String>>(1)?.map(|_| parse(row, 1)).transpose()?,
         addresses: Vec::new(),
         interface: parse(row, 2)?,
         source: parse(row, 3)?,
-        trust: Trust::default(),
-        opened_at: WallTime(row.get(4)?),
+        trust,
+        opened_at: WallTime(row.get(5)?),
+    })
+}
+
+/// A trust as a word.
+pub(super) const fn trust(trust: Trust) -> &'static str {
+    match trust {
+        Trust::Name => "name",
+        Trust::VpnKey => "vpn-key",
+        Trust::Certificate => "certificate",
+    }
+}
+
+/// An exception's kind as a word.
+pub(super) const fn exception_kind(kind: ExceptionKind) -> &'static str {
+    match kind {
+        ExceptionKind::Release => "release",
+        ExceptionKind::Block => "block",
+    }
+}
+
+/// `revision, at, ceiling, rate, paused`.
+pub(super) fn publication(row: &Row<'_>) -> rusqlite::Result<Publication> {
+    Ok(Publication {
+        revision: parse(row, 0)?,
+        at: WallTime(row.get(1)?),
+        ceiling: row.get(2)?,
+        rate: row.get(3)?,
+        paused: row.get(4)?,
+    })
+}
+
+/// `client, id, digest, at, answer`.
+pub(super) fn request(row: &Row<'_>) -> rusqlite::Result<Request> {
+    Ok(Request {
+        client: row.get(0)?,
+        id: parse(row, 1)?,
+        digest: row.get(2)?,
+        at: WallTime(row.get(3)?),
+        answer: row.get(4)?,
+    })
+}
+
+/// Columns of [`sealed`], in its order.
+pub(super) const AUDIT: &str = "number, at, by, action, device, subject, before, after, reason, request, result, hash";
+
+/// An entry of the audit.
+pub(super) fn sealed(row: &Row<'_>) -> rusqlite::Result<Sealed> {
+    Ok(Sealed {
+        entry: Entry {
+            number: unsigned(row.get(0)?),
+            at: WallTime(row.get(1)?),
+            by: row.get(2)?,
+            action: row.get(3)?,
+            device: row.get::<_, Option<String>>(4)?.map(|_| parse(row, 4)).transpose()?,
+            subject: row.get(5)?,
+            before: row.get(6)?,
+            after: row.get(7)?,
+            reason: row.get(8)?,
+            request: row.get(9)?,
+            result: row.get(10)?,
+        },
+        hash: row.get(11)?,
+    })
+}
+
+/// A number and a hash from this column on.
+pub(super) fn head(row: &Row<'_>, column: usize) -> rusqlite::Result<Head> {
+    Ok(Head {
+        number: unsigned(row.get(column)?),
+        hash: row.get(column + 1)?,
     })
 }
 
@@ -97,16 +223,11 @@ pub(super) fn uri_change(row: &Row<'_>) -> rusqlite::Result<UriChange> {
     })
 }
 
-/// A fingerprint in this column.
-pub(super) fn fingerprint(row: &Row<'_>, column: usize) -> rusqlite::Result<Fingerprint> {
-    row.get::<_, [u8; 32]>(column).map(Fingerprint::new)
-}
-
 /// An address in this column.
 pub(super) fn address_of(row: &Row<'_>, column: usize) -> rusqlite::Result<IpAddr> {
-    let bytes: Vec<u8> = row.get(column)?;
-    let four = <[u8; 4]>::try_from(bytes.as_slice()).map(IpAddr::from);
-    let sixteen = || <[u8; 16]>::try_from(bytes.as_slice()).map(IpAddr::from);
+    let bytes = row.get_ref(column)?.as_blob()?;
+    let four = <[u8; 4]>::try_from(bytes).map(IpAddr::from);
+    let sixteen = || <[u8; 16]>::try_from(bytes).map(IpAddr::from);
     four.or_else(|_| sixteen())
         .map_err(|_| damaged(column, "session_addresses: not an address"))
 }
@@ -117,8 +238,115 @@ where
     T: TryFrom<String>,
     T::Error: std::error::Error + Send + Sync + 'static,
 {
-    T::try_from(row.get::<_, String>(column)?)
-        .map_err(|e| rusqlite::Error::FromSqlConversionFailure(column, Type::Text, Box::new(e)))
+    name(column, row.get(column)?)
+}
+
+fn name<T>(column: usize, text: String) -> rusqlite::Result<T>
+where
+    T: TryFrom<String>,
+    T::Error: std::error::Error + Send + Sync + 'static,
+{
+    T::try_from(text).map_err(|e| rusqlite::Error::FromSqlConversionFailure(column, Type::Text, Box::new(e)))
+}
+
+/// A name that the last row probably had, too.
+fn common<T>(last: &mut Option<T>, row: &Row<'_>, column: usize) -> rusqlite::Result<Option<T>>
+where
+    T: TryFrom<String> + Clone + AsStr,
+    T::Error: std::error::Error + Send + Sync + 'static,
+{
+    let Some(text) = row.get_ref(column)?.as_str_or_null()? else {
+        return Ok(None);
+    };
+    if last.as_ref().is_none_or(|l| l.text() != text) {
+        *last = Some(name(column, text.to_owned())?);
+    }
+    Ok(last.clone())
+}
+
+trait AsStr {
+    fn text(&self) -> &str;
+}
+impl AsStr for PoolName {
+    fn text(&self) -> &str {
+        self.as_str()
+    }
+}
+impl AsStr for PolicyRevision {
+    fn text(&self) -> &str {
+        self.as_str()
+    }
+}
+
+fn exception(row: &Row<'_>) -> rusqlite::Result<Option<Exception>> {
+    let kind = match row.get_ref(21)?.as_str_or_null()? {
+        None => None,
+        Some("release") => Some(ExceptionKind::Release),
+        Some("block") => Some(ExceptionKind::Block),
+        Some(_) => return Err(damaged(21, "devices: an unknown kind of exception")),
+    };
+    match (kind, row.get(22)?, row.get(23)?, span_of(row, 24)?) {
+        (None, None, None, None) => Ok(None),
+        (Some(kind), Some(reason), Some(by), Some(holds)) => Ok(Some(Exception { kind, reason, by, holds })),
+        _ => Err(damaged(21, "devices: half an exception")),
+    }
+}
+
+fn text<'r>(row: &'r Row<'_>, column: usize) -> rusqlite::Result<&'r str> {
+    Ok(row.get_ref(column)?.as_str()?)
+}
+
+fn time(row: &Row<'_>, column: usize) -> rusqlite::Result<Option<WallTime>> {
+    Ok(row.get::<_, Option<i64>>(column)?.map(WallTime))
+}
+
+fn bytes<const N: usize>(row: &Row<'_>, column: usize) -> rusqlite::Result<Option<[u8; N]>> {
+    let blob = row.get_ref(column)?.as_blob_or_null()?;
+    blob.map(|b| <[u8; N]>::try_from(b).map_err(|_| damaged(column, "devices: a blob of the wrong length")))
+        .transpose()
+}
+
+fn moment_of(row: &Row<'_>, column: usize) -> rusqlite::Result<Option<Now>> {
+    Ok(bytes::<24>(row, column)?.map(|b| now(&b)))
+}
+
+fn span_of(row: &Row<'_>, column: usize) -> rusqlite::Result<Option<Lease>> {
+    Ok(bytes::<32>(row, column)?.map(|b| Lease {
+        given: now(&b),
+        length_ms: u64::from_be_bytes(eight(&b, 24)),
+    }))
+}
+
+/// Of at least 24 bytes.
+fn now(b: &[u8]) -> Now {
+    Now {
+        wall: WallTime(i64::from_be_bytes(eight(b, 0))),
+        boot: BootTime(u64::from_be_bytes(eight(b, 8))),
+        boot_id: u64::from_be_bytes(eight(b, 16)),
+    }
+}
+
+fn eight(b: &[u8], from: usize) -> [u8; 8] {
+    let mut out = [0; 8];
+    out.copy_from_slice(&b[from..from + 8]);
+    out
+}
+
+fn names_of(row: &Row<'_>, column: usize) -> rusqlite::Result<Vec<DeviceId>> {
+    text(row, column)?
+        .split(' ')
+        .filter(|n| !n.is_empty())
+        .map(|n| name(column, n.to_owned()))
+        .collect()
+}
+
+fn digests<'r>(row: &'r Row<'_>, column: usize) -> rusqlite::Result<impl Iterator<Item = [u8; 32]> + use<'r>> {
+    let (all, rest) = row.get_ref(column)?.as_blob()?.as_chunks::<32>();
+    if rest.is_empty() {
+        Ok(all.iter().copied())
+    } else {
+        Err(damaged(column, "devices: half an alias"))
+    }
 }
 
 fn state_of(text: &str) -> rusqlite::Result<DeviceState> {

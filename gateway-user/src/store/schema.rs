@@ -1,12 +1,12 @@
 //! The database's schema and the way to it from every earlier one.
 
-use rusqlite::{Connection, TransactionBehavior};
+use rusqlite::{Connection, OptionalExtension as _, TransactionBehavior};
 
 /// Marks the file as ours: "LZRT".
 pub(super) const APPLICATION_ID: i64 = 0x4c5a_5254;
 
 /// Step `n` leads from schema version `n` to `n + 1`. Append only.
-const STEPS: &[&str] = &["
+pub(super) const STEPS: &[&str] = &["
     CREATE TABLE meta (
         one INTEGER PRIMARY KEY CHECK (one = 1),
         revision INTEGER NOT NULL,
@@ -74,12 +74,125 @@ const STEPS: &[&str] = &["
         reason TEXT NOT NULL
     ) STRICT;
     CREATE INDEX uri_changes_revision ON uri_changes (revision);
+", "
+    ALTER TABLE meta ADD COLUMN committed_at INTEGER;
+    -- When a backup took the place of this database; NULL: never, or all that followed from it is done.
+    ALTER TABLE meta ADD COLUMN restored INTEGER;
+    -- The audit's last entry, and the last that was pruned. Number 0, hash zero: none.
+    ALTER TABLE meta ADD COLUMN audit_number INTEGER NOT NULL DEFAULT 0;
+    ALTER TABLE meta ADD COLUMN audit_hash BLOB NOT NULL DEFAULT x'0000000000000000000000000000000000000000000000000000000000000000';
+    ALTER TABLE meta ADD COLUMN anchor_number INTEGER NOT NULL DEFAULT 0;
+    ALTER TABLE meta ADD COLUMN anchor_hash BLOB NOT NULL DEFAULT x'0000000000000000000000000000000000000000000000000000000000000000';
+
+    -- Moments of both clocks are blobs of big-endian numbers of 8 bytes: wall clock, boot clock, boot id; spans have their length, too.
+    CREATE TABLE devices_2 (
+        id TEXT PRIMARY KEY,
+        owner TEXT NOT NULL,
+        full_service_pool TEXT NOT NULL,
+        state TEXT NOT NULL,
+        state_reason TEXT NOT NULL,
+        state_since INTEGER NOT NULL,
+        policy_revision TEXT,
+        restricted_at INTEGER,
+        proved BLOB,
+        lease BLOB,
+        gateway_uri TEXT NOT NULL,
+        revision INTEGER NOT NULL,
+        enrolled_at INTEGER,
+        arrived_at INTEGER,
+        arrived_outside INTEGER,
+        deadline BLOB,
+        offer_key BLOB,
+        offer_revision TEXT,
+        offer_holds BLOB,
+        final_key BLOB,
+        final_revision TEXT,
+        exception_kind TEXT,
+        exception_reason TEXT,
+        exception_by TEXT,
+        exception_holds BLOB,
+        not_before INTEGER,
+        not_after INTEGER,
+        -- One after the other: names with a space between, the others 32 bytes each.
+        common_names TEXT NOT NULL,
+        certificates BLOB NOT NULL,
+        vpn_keys BLOB NOT NULL
+    ) STRICT, WITHOUT ROWID;
+    INSERT INTO devices_2
+        SELECT id, owner, full_service_pool, state, state_reason, state_since, policy_revision, restricted_at, NULL,
+            CASE WHEN lease_wall IS NULL THEN NULL
+                ELSE unhex(printf('%016x%016x%016x%016x', lease_wall, lease_boot, lease_boot_id, lease_length)) END,
+            gateway_uri, revision,
+            NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL,
+            coalesce((SELECT group_concat(name, ' ' ORDER BY name) FROM common_names WHERE device = devices.id), ''),
+            coalesce((SELECT unhex(group_concat(hex(fingerprint), '' ORDER BY fingerprint)) FROM certificates WHERE device = devices.id), x''),
+            x''
+        FROM devices ORDER BY id;
+
+    -- Whose a name (1), certificate (2) or VPN key (3) is; that no two devices have one.
+    CREATE TABLE aliases (
+        kind INTEGER NOT NULL,
+        alias BLOB NOT NULL,
+        device TEXT NOT NULL REFERENCES devices (id),
+        PRIMARY KEY (kind, alias)
+    ) STRICT, WITHOUT ROWID;
+    INSERT INTO aliases SELECT 1, CAST(name AS BLOB), device FROM common_names ORDER BY name;
+    INSERT INTO aliases SELECT 2, fingerprint, device FROM certificates ORDER BY fingerprint;
+    DROP TABLE common_names;
+    DROP TABLE certificates;
+    DROP TABLE devices;
+    ALTER TABLE devices_2 RENAME TO devices;
+
+    ALTER TABLE sessions ADD COLUMN trust TEXT NOT NULL DEFAULT 'name';
+    DROP INDEX sessions_device;
+    DROP INDEX session_addresses_session;
+    CREATE INDEX session_addresses_session ON session_addresses (session, place);
+
+    CREATE TABLE publications (
+        number INTEGER PRIMARY KEY,
+        revision TEXT NOT NULL UNIQUE,
+        at INTEGER NOT NULL,
+        ceiling INTEGER NOT NULL,
+        rate INTEGER NOT NULL,
+        paused INTEGER NOT NULL
+    ) STRICT;
+
+    -- In the order in which they came, so that the oldest go first. The index holds a digest of client and id, for it to be small.
+    CREATE TABLE requests (
+        number INTEGER PRIMARY KEY,
+        key INTEGER NOT NULL,
+        client TEXT NOT NULL,
+        id TEXT NOT NULL,
+        digest BLOB NOT NULL,
+        at INTEGER NOT NULL,
+        answer BLOB
+    ) STRICT;
+    CREATE INDEX requests_key ON requests (key);
+
+    CREATE TABLE audit (
+        number INTEGER PRIMARY KEY,
+        at INTEGER NOT NULL,
+        by TEXT NOT NULL,
+        action TEXT NOT NULL,
+        device TEXT,
+        subject TEXT NOT NULL,
+        before TEXT NOT NULL,
+        after TEXT NOT NULL,
+        reason TEXT NOT NULL,
+        request TEXT NOT NULL,
+        result TEXT NOT NULL,
+        hash BLOB NOT NULL,
+        -- A digest of the device, for the index to be small.
+        device_key INTEGER
+    ) STRICT;
+    CREATE INDEX audit_device ON audit (device_key) WHERE device_key IS NOT NULL;
 "];
 
 /// The version that this binary writes.
 pub(super) const VERSION: i64 = STEPS.len() as i64;
 
-/// Brings the schema from `found` to [`VERSION`], all of it or none.
+/// Brings the schema from `found` to [`VERSION`], all of it or none. Foreign keys must not be enforced meanwhile: a table that is made anew
+/// is for a moment not there.
 pub(super) fn migrate(connection: &mut Connection, found: i64) -> rusqlite::Result<()> {
     let Some(steps) = usize::try_from(found)
         .ok()
@@ -91,6 +204,13 @@ pub(super) fn migrate(connection: &mut Connection, found: i64) -> rusqlite::Resu
     let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
     for step in steps {
         transaction.execute_batch(step)?;
+    }
+    if let Some(table) = transaction
+        .query_row("PRAGMA foreign_key_check", [], |r| r.get::<_, String>(0))
+        .optional()?
+    {
+        let what = format!("a row of {table} refers to one that does not exist");
+        return Err(rusqlite::Error::ToSqlConversionFailure(what.into()));
     }
     transaction.pragma_update(None, "application_id", APPLICATION_ID)?;
     transaction.pragma_update(None, "user_version", VERSION)?;

@@ -1,16 +1,41 @@
 //! The database: what it keeps, and what it refuses.
 
+mod migration;
+mod trail;
+
 use std::{fs, net::IpAddr, os::unix::fs::PermissionsExt as _, path::Path};
 
 use tempfile::TempDir;
 
 use super::*;
-use crate::model::{BootTime, DeviceState, Fingerprint, Lease, Now, WallTime};
+use crate::model::{
+    BootTime, DeviceState, Exception, ExceptionKind, FinalKey, Fingerprint, KeyHash, Lease, Now, Offer, Trust, VpnKey, Window,
+};
+
+const AT: WallTime = WallTime(1_800_000_000_000);
 
 fn directory() -> (TempDir, PathBuf) {
     let temp = tempfile::tempdir().unwrap();
     let path = temp.path().join("state");
     (temp, path)
+}
+
+fn done(revision: u64) -> Committed {
+    Committed {
+        revision: Revision(revision),
+        audit_head: Head::NONE,
+    }
+}
+
+fn span(wall: i64, length_ms: u64) -> Lease {
+    Lease {
+        given: Now {
+            wall: WallTime(wall),
+            boot: BootTime(u64::MAX - 1),
+            boot_id: u64::MAX,
+        },
+        length_ms,
+    }
 }
 
 fn device(id: &str) -> Device {
@@ -23,16 +48,43 @@ fn device(id: &str) -> Device {
         state_since: WallTime(5),
         policy_revision: Some("r1".parse().unwrap()),
         restricted_at: Some(WallTime(-3)),
-        lease: Some(Lease {
-            given: Now {
-                wall: WallTime(7),
-                boot: BootTime(u64::MAX - 1),
-                boot_id: u64::MAX,
-            },
-            length_ms: 9,
-        }),
+        lease: Some(span(7, 9)),
         gateway_uri: "office.example".to_owned(),
         ..Device::new(id.parse().unwrap(), "office".parse().unwrap(), WallTime(5))
+    }
+}
+
+/// Every field has a value of its own.
+fn whole(id: &str) -> Device {
+    Device {
+        common_names: ["b", "a:1", "user@example.org"].map(|n| n.parse().unwrap()).to_vec(),
+        certificates: vec![Fingerprint::new([9; 32]), Fingerprint::new([0; 32])],
+        vpn_keys: vec![VpnKey([7; 32]), VpnKey([255; 32])],
+        window: Window {
+            not_before: Some(WallTime(-1)),
+            not_after: Some(WallTime(i64::MAX)),
+        },
+        enrolled_at: Some(WallTime(21)),
+        arrived_at: Some(WallTime(22)),
+        arrived_outside: Some(WallTime(23)),
+        deadline: Some(span(-24, 25)),
+        proved: Some(span(i64::MIN, 0).given),
+        offer: Some(Offer {
+            key: KeyHash([3; 32]),
+            revision: "r2".parse().unwrap(),
+            holds: span(26, u64::MAX),
+        }),
+        final_key: Some(FinalKey {
+            key: KeyHash([4; 32]),
+            revision: "r3".parse().unwrap(),
+        }),
+        exception: Some(Exception {
+            kind: ExceptionKind::Block,
+            reason: "lost \u{0} property".to_owned(),
+            by: "uid:0".to_owned(),
+            holds: span(27, 28),
+        }),
+        ..device(id)
     }
 }
 
@@ -43,7 +95,11 @@ fn session(id: u64, device: Option<&str>, addresses: &[&str]) -> Session {
         addresses: addresses.iter().map(|a| a.parse::<IpAddr>().unwrap()).collect(),
         interface: "tun0".parse().unwrap(),
         source: "vpn-1".parse().unwrap(),
-        trust: crate::model::Trust::Name,
+        trust: if id.is_multiple_of(2) {
+            Trust::Name
+        } else {
+            Trust::Certificate
+        },
         opened_at: WallTime(11),
     }
 }
@@ -69,10 +125,12 @@ fn what_is_committed_is_loaded_after_a_restart() {
             state: DeviceState::Retired,
             ..device("bare")
         },
+        whole("whole"),
     ];
     let mut changes = devices(&all);
     let sessions = [
         session(1, Some("full"), &["10.0.0.9", "10.0.0.1", "fd00::1"]),
+        session(2, Some("bare"), &[]),
         session(5, None, &["::ffff:10.0.0.1"]),
     ];
     changes.opened = sessions.iter().map(|s| (s.id, s.clone())).collect();
@@ -85,22 +143,26 @@ fn what_is_committed_is_loaded_after_a_restart() {
                 ..Snapshot::default()
             }
         );
-        assert_eq!(store.commit(&changes, Revision(0)).unwrap(), Revision(1));
+        assert_eq!(store.commit(&changes, Revision(0), AT).unwrap(), done(1));
     }
     let mut store = SqliteStore::open(&path).unwrap();
     let loaded = store.load().unwrap();
     assert_eq!((loaded.revision, loaded.next_session), (Revision(1), 6));
+    assert_eq!(
+        (loaded.committed_at, loaded.restored, loaded.audit_head),
+        (Some(AT), None, None)
+    );
     let stamped = |d: &Device| Device {
         revision: Revision(1),
         ..d.clone()
     };
-    assert_eq!(loaded.devices, [stamped(&all[1]), stamped(&all[0])]);
+    assert_eq!(loaded.devices, [stamped(&all[1]), stamped(&all[0]), stamped(&all[2])]);
     assert_eq!(loaded.sessions, sessions);
     let closed = ChangeSet {
-        closed: [SessionId(1), SessionId(5), SessionId(77)].into(),
+        closed: [SessionId(1), SessionId(2), SessionId(5), SessionId(77)].into(),
         ..ChangeSet::default()
     };
-    assert_eq!(store.commit(&closed, Revision(1)).unwrap(), Revision(2));
+    assert_eq!(store.commit(&closed, Revision(1), AT).unwrap(), done(2));
     let loaded = store.load().unwrap();
     assert_eq!((loaded.sessions.len(), loaded.next_session), (0, 6));
 }
@@ -111,7 +173,7 @@ fn a_change_is_made_whole_or_not_at_all() {
     let mut store = SqliteStore::open(&path).unwrap();
     let mut changes = devices(&[device("one")]);
     changes.opened = [(SessionId(1), session(1, Some("one"), &["10.0.0.1"]))].into();
-    store.commit(&changes, Revision(0)).unwrap();
+    store.commit(&changes, Revision(0), AT).unwrap();
     // The second device is fine, its session's address is held.
     let mut bad = devices(&[Device {
         common_names: Vec::new(),
@@ -119,13 +181,13 @@ fn a_change_is_made_whole_or_not_at_all() {
         ..device("two")
     }]);
     bad.opened = [(SessionId(2), session(2, Some("two"), &["10.0.0.2", "10.0.0.1"]))].into();
-    assert!(store.commit(&bad, Revision(1)).is_err());
+    assert!(store.commit(&bad, Revision(1), AT).is_err());
     let after = store.load().unwrap();
     assert_eq!(
         (after.revision, after.devices.len(), after.sessions.len()),
         (Revision(1), 1, 1)
     );
-    let conflict = store.commit(&devices(&[]), Revision(0));
+    let conflict = store.commit(&devices(&[]), Revision(0), AT);
     assert!(
         matches!(conflict, Err(StoreError::Conflict { expected: 0, found: 1 })),
         "{conflict:?}"
@@ -141,7 +203,9 @@ fn aliases_move_between_devices_in_one_change() {
         certificates: Vec::new(),
         ..device("two")
     };
-    store.commit(&devices(&[device("one"), two.clone()]), Revision(0)).unwrap();
+    store
+        .commit(&devices(&[device("one"), two.clone()]), Revision(0), AT)
+        .unwrap();
     let moved = [
         Device {
             common_names: Vec::new(),
@@ -151,12 +215,39 @@ fn aliases_move_between_devices_in_one_change() {
         Device {
             common_names: device("one").common_names,
             certificates: device("one").certificates,
-            ..two
+            ..two.clone()
         },
     ];
-    store.commit(&devices(&moved), Revision(1)).unwrap();
+    store.commit(&devices(&moved), Revision(1), AT).unwrap();
     let names: Vec<usize> = store.load().unwrap().devices.iter().map(|d| d.common_names.len()).collect();
     assert_eq!(names, [0, 1]);
+    // One that is held elsewhere is refused, whichever kind it is; one of another kind with the same bytes is not.
+    let key = |d: Device, b| Device {
+        vpn_keys: vec![VpnKey([b; 32])],
+        ..d
+    };
+    store.commit(&devices(&[key(moved[0].clone(), 3)]), Revision(2), AT).unwrap();
+    for taken in [
+        Device {
+            certificates: moved[1].certificates.clone(),
+            ..moved[0].clone()
+        },
+        Device {
+            common_names: moved[1].common_names.clone(),
+            ..moved[0].clone()
+        },
+    ] {
+        let taken = store.commit(&devices(&[taken]), Revision(3), AT);
+        assert!(matches!(&taken, Err(StoreError::Io(e)) if e.contains("UNIQUE")), "{taken:?}");
+    }
+    store.commit(&devices(&[key(two.clone(), 4)]), Revision(3), AT).unwrap();
+    assert!(store.commit(&devices(&[key(two, 3)]), Revision(4), AT).is_err());
+    let rows = |s: &SqliteStore| {
+        s.connection()
+            .query_row("SELECT count(*) FROM aliases", [], |r| r.get::<_, i64>(0))
+            .unwrap()
+    };
+    assert_eq!(rows(&store), 2, "what is no device's any more is free");
 }
 
 #[test]
@@ -181,6 +272,7 @@ fn the_last_changes_of_uris_are_kept_and_what_is_gone_is_known() {
                     ..ChangeSet::default()
                 },
                 Revision(revision),
+                AT,
             )
             .unwrap();
     }
@@ -203,7 +295,7 @@ fn files_are_made_tight_and_loose_ones_are_refused() {
     assert_eq!((mode(&path), mode(&file)), (0o700, 0o600));
     {
         let mut store = SqliteStore::open(&path).unwrap();
-        store.commit(&devices(&[device("one")]), Revision(0)).unwrap();
+        store.commit(&devices(&[device("one")]), Revision(0), AT).unwrap();
         assert_eq!(mode(&path.join("lazaret.db-wal")), 0o600);
     }
     let set = |p: &Path, mode| fs::set_permissions(p, fs::Permissions::from_mode(mode)).unwrap();
@@ -237,9 +329,18 @@ fn what_another_program_or_version_made_is_refused() {
     let execute = |sql: &str| rusqlite::Connection::open(&file).unwrap().execute_batch(sql).unwrap();
     execute("PRAGMA user_version = 99");
     let newer = SqliteStore::open(&path).unwrap_err();
-    assert!(matches!(newer, StoreError::Newer { found: 99, known: 1 }), "{newer:?}");
+    assert!(
+        matches!(
+            newer,
+            StoreError::Newer {
+                found: 99,
+                known: schema::VERSION
+            }
+        ),
+        "{newer:?}"
+    );
     assert!(newer.to_string().contains("run a newer lazaret"));
-    execute("PRAGMA user_version = 1; PRAGMA application_id = 5");
+    execute("PRAGMA user_version = 2; PRAGMA application_id = 5");
     assert!(matches!(SqliteStore::open(&path), Err(StoreError::Foreign(_))));
     fs::write(&file, vec![b'x'; 8192]).unwrap();
     assert!(matches!(SqliteStore::open(&path), Err(StoreError::Foreign(_))));
@@ -250,7 +351,7 @@ fn damage_is_refused() {
     let (_temp, path) = directory();
     {
         let mut store = SqliteStore::open(&path).unwrap();
-        store.commit(&devices(&[device("one")]), Revision(0)).unwrap();
+        store.commit(&devices(&[device("one")]), Revision(0), AT).unwrap();
     }
     let file = path.join("lazaret.db");
     let mut bytes = fs::read(&file).unwrap();
@@ -261,13 +362,36 @@ fn damage_is_refused() {
 }
 
 #[test]
-fn a_second_opener_is_refused() {
+fn a_second_daemon_is_refused_and_a_reader_is_not() {
     let (_temp, path) = directory();
     let mut first = SqliteStore::open(&path).unwrap();
     assert!(matches!(SqliteStore::open(&path), Err(StoreError::Busy(_))));
-    first.commit(&devices(&[device("one")]), Revision(0)).unwrap();
-    drop(first);
-    assert_eq!(SqliteStore::open(&path).unwrap().load().unwrap().devices.len(), 1);
+    first.commit(&devices(&[device("one")]), Revision(0), AT).unwrap();
+    // A reader's transaction sees what was there when it began, and holds nobody up.
+    let reader = rusqlite::Connection::open(path.join("lazaret.db")).unwrap();
+    reader.execute_batch("BEGIN; SELECT * FROM devices").unwrap();
+    first
+        .commit(&devices(&[device("other"), device("one")]), Revision(1), AT)
+        .unwrap();
+    let seen: i64 = reader.query_row("SELECT count(*) FROM devices", [], |r| r.get(0)).unwrap();
+    assert_eq!(seen, 1);
+    drop((first, reader));
+    assert_eq!(SqliteStore::open(&path).unwrap().load().unwrap().devices.len(), 2);
+}
+
+/// Nothing of ours writes beside the daemon; whoever does holds it up for a moment, and then it says so.
+#[test]
+fn another_writer_is_waited_for_only_for_a_moment() {
+    let (_temp, path) = directory();
+    let mut store = SqliteStore::open(&path).unwrap();
+    let other = rusqlite::Connection::open(path.join("lazaret.db")).unwrap();
+    other.execute_batch("BEGIN IMMEDIATE").unwrap();
+    let since = std::time::Instant::now();
+    let refused = store.commit(&devices(&[device("one")]), Revision(0), AT);
+    assert!(matches!(refused, Err(StoreError::Busy(_))), "{refused:?}");
+    assert!(since.elapsed() < std::time::Duration::from_secs(1), "{:?}", since.elapsed());
+    other.execute_batch("ROLLBACK").unwrap();
+    store.commit(&devices(&[device("one")]), Revision(0), AT).unwrap();
 }
 
 #[test]
@@ -287,5 +411,5 @@ fn every_commit_is_on_the_disk_before_it_is_answered() {
     };
     // synchronous 2 is FULL: in write-ahead mode, NORMAL would lose the last commits with the power.
     let found = ["journal_mode", "synchronous", "foreign_keys", "locking_mode"].map(text);
-    assert_eq!(found, ["wal", "2", "1", "exclusive"]);
+    assert_eq!(found, ["wal", "2", "1", "normal"]);
 }

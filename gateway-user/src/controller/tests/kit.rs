@@ -13,6 +13,7 @@ use std::{
 use tempfile::TempDir;
 
 use crate::{
+    audit::Sealed,
     clock::{Clock as _, ManualClock},
     config::{
         Allow, Config, Deny, Devices, InterfacePattern, InterfaceRole, InterfaceRule, Log, LogFormat, Mode, Paths, Policy, Pool,
@@ -26,8 +27,8 @@ use crate::{
         Link,
         fake::{Call, FakeKernel},
     },
-    model::{BootTime, DeviceId, Identity, Now, PoolId, Revision, Role, UriChange, WallTime},
-    store::{ChangeSet, Snapshot, SqliteStore, Store, StoreError},
+    model::{BootTime, Device, DeviceId, Identity, Now, PoolId, RequestId, Revision, Role, UriChange, WallTime},
+    store::{AuditQuery, ChangeSet, Committed, Request, Snapshot, SqliteStore, Store, StoreError},
 };
 
 pub(crate) const QUARANTINE: PoolId = PoolId(1);
@@ -352,17 +353,17 @@ struct Limited {
 }
 
 impl Store for Limited {
-    fn load(&mut self) -> Result<Snapshot, StoreError> {
-        self.store.load()
+    fn load_each(&mut self, device: &mut dyn FnMut(Device)) -> Result<Snapshot, StoreError> {
+        self.store.load_each(device)
     }
-    fn commit(&mut self, changes: &ChangeSet, expected: Revision) -> Result<Revision, StoreError> {
+    fn commit(&mut self, changes: &ChangeSet, expected: Revision, at: WallTime) -> Result<Committed, StoreError> {
         assert!(!self.disk.1.load(Ordering::SeqCst), "poisoned by the test");
         let full = self.disk.0.load(Ordering::SeqCst);
         if full != self.full {
             self.full = full;
             fill(&self.store, full);
         }
-        let result = self.store.commit(changes, expected);
+        let result = self.store.commit(changes, expected, at);
         if full {
             assert!(matches!(result, Err(StoreError::Full)), "{result:?}");
         }
@@ -374,6 +375,15 @@ impl Store for Limited {
     }
     fn uri_changes(&mut self, after: Revision) -> Result<Option<Vec<UriChange>>, StoreError> {
         self.store.uri_changes(after)
+    }
+    fn request(&mut self, client: &str, id: &RequestId) -> Result<Option<Request>, StoreError> {
+        self.store.request(client, id)
+    }
+    fn audit(&mut self, query: &AuditQuery) -> Result<Vec<Sealed>, StoreError> {
+        self.store.audit(query)
+    }
+    fn prune(&mut self, requests_before: WallTime, audit_entries: u64) -> Result<bool, StoreError> {
+        self.store.prune(requests_before, audit_entries)
     }
 }
 

@@ -1,0 +1,138 @@
+//! Whether a chain is whole: what was edited, put elsewhere, taken out, cut off or replaced, and where.
+
+use std::fmt;
+
+use super::{Head, Sealed};
+
+/// What is wrong with an entry or with the place where one should be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Flaw {
+    /// Its hash is not that of its content and of the hash before.
+    Edited,
+    /// Entries before it are missing, from this number on.
+    Missing {
+        /// The first of them.
+        from: u64,
+    },
+    /// It comes after one whose number is not smaller.
+    OutOfOrder {
+        /// That number.
+        after: u64,
+    },
+    /// The chain ends here, and is known to have been longer.
+    CutOff {
+        /// Up to where it is known to have reached.
+        reached: u64,
+    },
+    /// The chain has this number with another hash than is known of it: from some earlier entry on it was written anew.
+    Replaced,
+    /// It was pruned, so nothing says whether what is known of it was true.
+    Pruned,
+}
+
+/// A flaw and its place.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Finding {
+    /// Number of the entry.
+    pub number: u64,
+    /// What is wrong.
+    pub flaw: Flaw,
+}
+
+impl fmt::Display for Finding {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let number = self.number;
+        match self.flaw {
+            Flaw::Edited => write!(f, "A{number}: what it says, or its hash, was changed"),
+            Flaw::Missing { from } if from + 1 == number => write!(f, "A{from}: missing"),
+            Flaw::Missing { from } => write!(f, "A{from} to A{}: missing", number - 1),
+            Flaw::OutOfOrder { after } => write!(f, "A{number}: out of order, after A{after}"),
+            Flaw::CutOff { reached } => write!(f, "cut off after A{number}: the chain is known to have reached A{reached}"),
+            Flaw::Replaced => write!(
+                f,
+                "A{number}: another hash than is known of it: the chain was written anew up to here"
+            ),
+            Flaw::Pruned => write!(
+                f,
+                "A{number}: no longer kept, so it cannot be compared with what is known of it"
+            ),
+        }
+    }
+}
+
+/// Looks at the entries of a chain, one after the other.
+#[derive(Debug)]
+pub struct Verifier {
+    last: Head,
+    anchor: Head,
+    /// What is known of the chain from elsewhere.
+    known: Vec<Head>,
+    findings: Vec<Finding>,
+    entries: u64,
+}
+
+impl Verifier {
+    /// For a chain that begins after `anchor` ([`Head::NONE`]: from the start) and of which these entries are known from elsewhere.
+    #[must_use]
+    pub fn new(anchor: Head, known: Vec<Head>) -> Self {
+        Self {
+            last: anchor,
+            anchor,
+            known,
+            findings: Vec::new(),
+            entries: 0,
+        }
+    }
+
+    /// The next entry, in the order in which they are kept.
+    pub fn push(&mut self, sealed: &Sealed) {
+        let number = sealed.entry.number;
+        self.entries += 1;
+        if number <= self.last.number {
+            let after = self.last.number;
+            self.find(number, Flaw::OutOfOrder { after });
+            return;
+        }
+        let whole = number == self.last.number + 1;
+        if !whole {
+            let from = self.last.number + 1;
+            self.find(number, Flaw::Missing { from });
+        }
+        // Past a gap, the hash before is not known: the entry is taken at its word, and those after it are held to it.
+        if whole && sealed.entry.hash_after(&self.last.hash) != sealed.hash {
+            self.find(number, Flaw::Edited);
+        }
+        self.last = Head {
+            number,
+            hash: sealed.hash,
+        };
+        self.compare(self.last);
+    }
+
+    /// The end of the chain: where it ends, how many entries there were, and all that is wrong, in the order in which it was found.
+    #[must_use]
+    pub fn finish(mut self) -> (Head, u64, Vec<Finding>) {
+        self.compare(self.anchor);
+        let (last, anchor) = (self.last.number, self.anchor.number);
+        let reached = self.known.iter().map(|k| k.number).max().filter(|n| *n > last);
+        if let Some(reached) = reached {
+            self.find(last, Flaw::CutOff { reached });
+        }
+        for known in self.known.clone() {
+            if known.number != 0 && known.number < anchor {
+                self.find(known.number, Flaw::Pruned);
+            }
+        }
+        (self.last, self.entries, self.findings)
+    }
+
+    fn compare(&mut self, head: Head) {
+        if self.known.iter().any(|k| k.number == head.number && k.hash != head.hash) {
+            self.find(head.number, Flaw::Replaced);
+        }
+    }
+
+    fn find(&mut self, number: u64, flaw: Flaw) {
+        self.findings.push(Finding { number, flaw });
+    }
+}

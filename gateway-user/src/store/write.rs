@@ -1,0 +1,246 @@
+//! A change, as rows of one transaction. Statements are prepared once; aliases are touched only where they are others than before.
+
+use std::sync::LazyLock;
+
+use rusqlite::{Connection, OptionalExtension as _, Row, Transaction, TransactionBehavior, params};
+
+use super::{
+    ChangeSet, Committed, StoreError,
+    failure::Failure,
+    rows::{self, address, moment, names, signed, span, unsigned},
+    trail,
+};
+use crate::{
+    audit::Head,
+    model::{Device, DeviceId, Publication, Revision, WallTime},
+};
+
+/// Kinds of the table `aliases`.
+const NAME: i64 = 1;
+const CERTIFICATE: i64 = 2;
+const VPN_KEY: i64 = 3;
+
+/// See [`super::Store::commit`]; `kept` changes of GatewayURIs stay.
+pub(super) fn commit(
+    connection: &mut Connection,
+    changes: &ChangeSet,
+    expected: Revision,
+    at: WallTime,
+    kept: u64,
+) -> Result<Committed, Failure> {
+    let t = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+    let (found, head): (u64, Head) = t
+        .prepare_cached("SELECT revision, audit_number, audit_hash FROM meta")?
+        .query_row([], |r| Ok((unsigned(r.get(0)?), rows::head(r, 1)?)))?;
+    if found != expected.0 {
+        return Err(StoreError::Conflict {
+            expected: expected.0,
+            found,
+        }
+        .into());
+    }
+    let revision = Revision(found + 1);
+    devices(&t, changes, revision)?;
+    sessions(&t, changes)?;
+    uris(&t, changes, revision, kept)?;
+    if let Some(publication) = &changes.publication {
+        publish(&t, publication)?;
+    }
+    trail::remember(&t, &changes.requests)?;
+    let audit_head = trail::append(&t, head, &changes.audit)?;
+    let next = changes.opened.last_key_value().map_or(0, |(id, _)| id.0 + 1);
+    t.prepare_cached(
+        "UPDATE meta SET revision = ?1, next_session = max(next_session, ?2), committed_at = ?3, audit_number = ?4, audit_hash = ?5,
+         restored = iif(?6, NULL, restored)",
+    )?
+    .execute(params![
+        signed(revision.0),
+        signed(next),
+        at.0,
+        signed(audit_head.number),
+        audit_head.hash,
+        changes.restore_done
+    ])?;
+    // Dropped without it, or failing in it, the transaction is rolled back.
+    t.commit()?;
+    Ok(Committed { revision, audit_head })
+}
+
+/// The aliases of a device as its row has them.
+#[derive(PartialEq)]
+struct Aliases {
+    names: String,
+    certificates: Vec<u8>,
+    vpn_keys: Vec<u8>,
+}
+
+impl Aliases {
+    fn of(device: &Device) -> Self {
+        Self {
+            names: names(&device.common_names),
+            certificates: device.certificates.iter().flat_map(|c| *c.bytes()).collect(),
+            vpn_keys: device.vpn_keys.iter().flat_map(|k| k.0).collect(),
+        }
+    }
+
+    fn rows(&self) -> impl Iterator<Item = (i64, &[u8])> {
+        let names = self.names.split(' ').filter(|n| !n.is_empty()).map(|n| (NAME, n.as_bytes()));
+        let certificates = self.certificates.chunks(32).map(|c| (CERTIFICATE, c));
+        names
+            .chain(certificates)
+            .chain(self.vpn_keys.chunks(32).map(|k| (VPN_KEY, k)))
+    }
+}
+
+fn devices(t: &Transaction<'_>, changes: &ChangeSet, revision: Revision) -> rusqlite::Result<()> {
+    let mut old = t.prepare_cached("SELECT common_names, certificates, vpn_keys FROM devices WHERE id = ?1")?;
+    let mut remove = t.prepare_cached("DELETE FROM aliases WHERE kind = ?1 AND alias = ?2")?;
+    // All aliases that go are gone before the first comes: one may move from a device to another in the same change.
+    let mut fresh = Vec::new();
+    for device in changes.devices.values() {
+        let of_row = |r: &Row<'_>| {
+            Ok(Aliases {
+                names: r.get(0)?,
+                certificates: r.get(1)?,
+                vpn_keys: r.get(2)?,
+            })
+        };
+        let before = old.query_row([device.id.as_str()], of_row).optional()?;
+        let after = Aliases::of(device);
+        put(t, device, &after, revision)?;
+        if before.as_ref() != Some(&after) {
+            for (kind, alias) in before.iter().flat_map(Aliases::rows) {
+                remove.execute(params![kind, alias])?;
+            }
+            fresh.push((&device.id, after));
+        }
+    }
+    let mut add = t.prepare_cached("INSERT INTO aliases VALUES (?1, ?2, ?3)")?;
+    for (device, aliases) in fresh {
+        for (kind, alias) in aliases.rows() {
+            add.execute(params![kind, alias, device.as_str()])?;
+        }
+    }
+    Ok(())
+}
+
+fn put(t: &Transaction<'_>, d: &Device, aliases: &Aliases, revision: Revision) -> rusqlite::Result<()> {
+    let (offer, key, exception) = (d.offer.as_ref(), d.final_key.as_ref(), d.exception.as_ref());
+    t.prepare_cached(&UPSERT)?.execute(params![
+        d.id.as_str(),
+        d.owner,
+        d.full_service_pool.as_str(),
+        d.state.as_str(),
+        d.state_reason,
+        d.state_since.0,
+        d.policy_revision.as_ref().map(|r| r.as_str()),
+        d.restricted_at.map(|t| t.0),
+        d.proved.as_ref().map(moment),
+        d.lease.as_ref().map(span),
+        d.gateway_uri,
+        signed(revision.0),
+        d.enrolled_at.map(|t| t.0),
+        d.arrived_at.map(|t| t.0),
+        d.arrived_outside.map(|t| t.0),
+        d.deadline.as_ref().map(span),
+        offer.map(|o| o.key.0),
+        offer.map(|o| o.revision.as_str()),
+        offer.map(|o| span(&o.holds)),
+        key.map(|k| k.key.0),
+        key.map(|k| k.revision.as_str()),
+        exception.map(|e| rows::exception_kind(e.kind)),
+        exception.map(|e| e.reason.as_str()),
+        exception.map(|e| e.by.as_str()),
+        exception.map(|e| span(&e.holds)),
+        d.window.not_before.map(|t| t.0),
+        d.window.not_after.map(|t| t.0),
+        aliases.names,
+        aliases.certificates,
+        aliases.vpn_keys,
+    ])?;
+    Ok(())
+}
+
+/// Columns in the order of [`rows::DEVICE`].
+static UPSERT: LazyLock<String> = LazyLock::new(|| {
+    let columns: Vec<&str> = rows::DEVICE.split(',').map(str::trim).collect();
+    let values: Vec<String> = (1..=columns.len()).map(|n| format!("?{n}")).collect();
+    let set: Vec<String> = columns
+        .iter()
+        .zip(&values)
+        .skip(1)
+        .map(|(c, v)| format!("{c} = {v}"))
+        .collect();
+    format!(
+        "INSERT INTO devices ({}) VALUES ({}) ON CONFLICT (id) DO UPDATE SET {}",
+        columns.join(", "),
+        values.join(", "),
+        set.join(", ")
+    )
+});
+
+fn sessions(t: &Transaction<'_>, changes: &ChangeSet) -> rusqlite::Result<()> {
+    let mut close = t.prepare_cached("DELETE FROM sessions WHERE id = ?1")?;
+    for id in &changes.closed {
+        close.execute([signed(id.0)])?;
+    }
+    let mut open = t.prepare_cached(
+        "INSERT INTO sessions (id, device, interface, source, trust, opened_at) VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
+    )?;
+    let mut hold = t.prepare_cached("INSERT INTO session_addresses VALUES (?1, ?2, ?3)")?;
+    for s in changes.opened.values() {
+        open.execute(params![
+            signed(s.id.0),
+            s.device.as_ref().map(DeviceId::as_str),
+            s.interface.as_str(),
+            s.source.as_str(),
+            rows::trust(s.trust),
+            s.opened_at.0
+        ])?;
+        for (place, a) in (0_i64..).zip(&s.addresses) {
+            hold.execute(params![address(*a), signed(s.id.0), place])?;
+        }
+    }
+    Ok(())
+}
+
+fn uris(t: &Transaction<'_>, changes: &ChangeSet, revision: Revision, kept: u64) -> rusqlite::Result<()> {
+    if changes.uris.is_empty() {
+        return Ok(());
+    }
+    let mut insert =
+        t.prepare_cached("INSERT INTO uri_changes (revision, device, old, new, at, reason) VALUES (?1, ?2, ?3, ?4, ?5, ?6)")?;
+    for u in &changes.uris {
+        insert.execute(params![signed(revision.0), u.device.as_str(), u.old, u.new, u.at.0, u.reason])?;
+    }
+    // The oldest go; what has gone is remembered by its revision, so that a watcher that needs it is told.
+    let last = t.last_insert_rowid();
+    let cut = last.saturating_sub(i64::try_from(kept).unwrap_or(i64::MAX));
+    let floor: Option<i64> = t
+        .prepare_cached("SELECT max(revision) FROM uri_changes WHERE number <= ?1")?
+        .query_row([cut], |r| r.get(0))?;
+    if let Some(floor) = floor {
+        t.prepare_cached("DELETE FROM uri_changes WHERE number <= ?1")?
+            .execute([cut])?;
+        t.prepare_cached("UPDATE meta SET uri_floor = ?1")?.execute([floor])?;
+    }
+    Ok(())
+}
+
+/// The last one is changed in place; any other, published again, becomes the last one.
+fn publish(t: &Transaction<'_>, p: &Publication) -> rusqlite::Result<()> {
+    let values = params![p.revision.as_str(), p.at.0, p.ceiling, p.rate, p.paused];
+    let changed = t
+        .prepare_cached(
+            "UPDATE publications SET at = ?2, ceiling = ?3, rate = ?4, paused = ?5
+             WHERE revision = ?1 AND number = (SELECT max(number) FROM publications)",
+        )?
+        .execute(values)?;
+    if changed == 0 {
+        t.prepare_cached("DELETE FROM publications WHERE revision = ?1")?
+            .execute([p.revision.as_str()])?;
+        t.prepare_cached("INSERT INTO publications (revision, at, ceiling, rate, paused) VALUES (?1, ?2, ?3, ?4, ?5)")?
+            .execute(values)?;
+    }
+    Ok(())
+}

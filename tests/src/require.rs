@@ -2,6 +2,8 @@
 
 use std::{fmt, io::Write as _, path::Path};
 
+use crate::netns::Namespace;
+
 /// Something that a test cannot do without.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Need {
@@ -11,6 +13,8 @@ pub enum Need {
     Bpf,
     /// tun devices.
     Tun,
+    /// vxlan devices, a tunnel that ends in the kernel.
+    Vxlan,
     /// A program on the path.
     Program(&'static str),
     /// `LAZARET_TEST_PYTHON` names a Python with grpcio; `cargo xtask test` makes one.
@@ -25,6 +29,7 @@ impl Need {
             Self::Root => capabilities().is_some_and(|c| [12, 21, 39].iter().all(|bit| c & (1 << bit) != 0)),
             Self::Bpf => kernel().is_some_and(|v| v >= (6, 6)) && Path::new("/sys/kernel/btf/vmlinux").exists(),
             Self::Tun => Path::new("/dev/net/tun").exists(),
+            Self::Vxlan => Namespace::new("need").is_ok_and(|n| n.ip("link add v type vxlan id 1 dstport 4789").is_ok()),
             Self::Program(name) => {
                 let path = std::env::var_os("PATH").unwrap_or_default();
                 std::env::split_paths(&path)
@@ -49,6 +54,7 @@ impl fmt::Display for Need {
             Self::Root => f.write_str("root (CAP_NET_ADMIN, CAP_SYS_ADMIN, CAP_BPF)"),
             Self::Bpf => f.write_str("Linux 6.6 or later with BTF (/sys/kernel/btf/vmlinux), for TCX"),
             Self::Tun => f.write_str("tun devices (/dev/net/tun; `modprobe tun`)"),
+            Self::Vxlan => f.write_str("vxlan devices (`modprobe vxlan`)"),
             Self::Program(name) => write!(f, "the program {name} (`cargo xtask setup`)"),
             Self::Python => f.write_str("a Python with grpcio (`cargo xtask test` makes one)"),
         }

@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeSet, fmt::Write, net::IpAddr};
 
-use gateway_ebpf::abi::{MARK_GRANT, MARK_GRANT_MASK};
+use gateway_ebpf::abi::{MARK_GRANT, MARK_GRANT_MASK, MARK_OURS};
 use ipnetwork::IpNetwork;
 
 use super::TABLE;
@@ -20,6 +20,11 @@ pub(super) fn script(config: &Config, judged: &BTreeSet<u32>) -> String {
     let sources = |counter: &str| format!("ip saddr @pools4 {0}\n    ip6 saddr @pools6 {0}", drop(counter));
     let destinations = |counter: &str| format!("ip daddr @pools4 {0}\n    ip6 daddr @pools6 {0}", drop(counter));
     let granted = format!("meta mark & {MARK_GRANT_MASK:#x} == {MARK_GRANT:#x} accept");
+    // The grant is the packet's, and ends with it: what a tunnel of this host takes out of it keeps the mark, and is another packet.
+    let delivered = format!(
+        "meta mark & {MARK_GRANT_MASK:#x} == {MARK_GRANT:#x} meta mark set meta mark & {:#x} accept",
+        !MARK_OURS
+    );
     // RFC 4861, 7.1: only a neighbour can send these with hop limit 255.
     let neighbours = "icmpv6 type { nd-neighbor-solicit, nd-neighbor-advert } ip6 hoplimit 255 accept";
 
@@ -65,7 +70,7 @@ table inet {TABLE} {{
   }}
   chain input {{
     type filter hook input priority -160; policy accept;
-    {granted}
+    {delivered}
     iif "lo" accept
     {neighbours}
     jump input_in

@@ -5,6 +5,7 @@ use std::net::IpAddr;
 use gateway_user::{floor, kernel::Kernel};
 use lazaret_tests::{
     netns::Tun,
+    packets::{self, Watcher},
     require,
     site::{DEVICE, DEVICE6, GATEWAY, MAIL, MAIL6, RESOLVER, TUNNEL, TUNNEL6},
 };
@@ -115,6 +116,44 @@ fn a_pool_source_behind_an_interface_without_role_is_denied() {
     let foreign: IpAddr = "192.0.2.7".parse().unwrap();
     g.site.gw.ip("route add 192.0.2.0/24 dev other0").unwrap();
     assert!(g.reaches(&other, foreign, MAIL, 25), "what touches no pool is not ours");
+}
+
+/// A packet that is granted to the gateway itself, and carries another one to a tunnel that has no role: the other one has no grant. (VXLAN stands
+/// for all tunnels that end in the kernel: they take a packet's payload out behind the input hook, and keep its mark.)
+#[test]
+fn what_a_granted_packet_carries_is_not_granted() {
+    require!(Root, Bpf, Tun, Vxlan, Program("nft"));
+    let (mut g, tun) = Gateway::tun(|c| c);
+    let add = format!("link add inner0 type vxlan id 5 remote {DEVICE} dstport 4789");
+    g.site.gw.ip(&add).unwrap();
+    g.site.gw.ip("link set inner0 address 02:00:00:00:00:99 up").unwrap();
+    g.open();
+    g.assign(DEVICE, STAFF);
+    let carries = |g: &Gateway, from: IpAddr| {
+        let source = unique_port();
+        let watcher = Watcher::new(&g.site.core, move |p| p.ports == (source, 25) && !p.outgoing).unwrap();
+        let ethertype: &[u8] = if from.is_ipv4() { &[8, 0] } else { &[0x86, 0xdd] };
+        let mail = if from.is_ipv4() { MAIL } else { MAIL6 };
+        let frame = [
+            // RFC 7348: network 5.
+            &[8, 0, 0, 0, 0, 0, 5, 0][..],
+            &[2, 0, 0, 0, 0, 0x99, 2, 0, 0, 0, 0, 0x98],
+            ethertype,
+            &packets::udp((from, source), (mail, 25), b"?"),
+        ]
+        .concat();
+        tun.send(&packets::udp((DEVICE, 4789), (GATEWAY, 4789), &frame)).unwrap();
+        !watcher.seen().is_empty()
+    };
+    let quarantined: [IpAddr; 2] = ["10.66.0.6".parse().unwrap(), "fd00:66::6".parse().unwrap()];
+    for from in quarantined {
+        assert!(!carries(&g, from), "{from} by the mark of {DEVICE}");
+    }
+    // The tunnel works, and what touches no pool in it is not ours.
+    g.site.gw.ip("route add 192.0.2.0/24 dev inner0").unwrap();
+    assert!(carries(&g, "192.0.2.7".parse().unwrap()));
+    g.site.gw.run(floor::open).unwrap();
+    assert_eq!(quarantined.map(|from| carries(&g, from)), [true; 2], "without the floor");
 }
 
 #[test]

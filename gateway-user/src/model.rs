@@ -1,8 +1,12 @@
 //! The words of the domain, as types that cannot hold a wrong value. No I/O; every other module speaks in these.
 
+mod identity;
+
 use std::{fmt, net::IpAddr, str::FromStr, sync::Arc};
 
 use serde::{Deserialize, Serialize};
+
+pub use self::identity::{DevicePattern, Identity, Role, Scope};
 
 /// A text that matches a documented set of characters.
 macro_rules! name {
@@ -477,29 +481,6 @@ pub struct UriChange {
     pub at: WallTime,
     /// As `Device::state_reason`.
     pub reason: String,
-}
-
-/// A role of the API's table.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Role {
-    /// Registers devices, reports policy.
-    Mdm,
-    /// Reports sessions.
-    Vpn,
-    /// May do what any role may.
-    Operator,
-    /// Reads.
-    Viewer,
-}
-
-/// Who asks.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Identity {
-    /// Its role.
-    pub role: Role,
-    /// For logs: `uid:0`, or the certificate's subject and serial number; control characters escaped.
-    pub name: String,
 }
 
 #[cfg(test)]

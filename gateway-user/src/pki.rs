@@ -23,11 +23,11 @@ use x509_parser::prelude::{FromDer as _, X509Certificate};
 
 use crate::{
     access::{
-        peer::ROLE_URI,
+        certificate::{DEVICES_URI, MAX_SCOPE, ROLE_URI, SOURCE_URI},
         roles,
         tls::{self, TlsError},
     },
-    model::{CertificateName, InvalidName, Role},
+    model::{CertificateName, DevicePattern, InvalidName, Role, SourceName},
 };
 
 /// How long the CA's certificate holds, days.
@@ -59,6 +59,13 @@ pub struct IssueArgs {
     /// The gateway's own certificate, for `[api]`.
     #[arg(long)]
     pub server: bool,
+    /// With --role vpn: the source whose sessions it may report. May be repeated. Without one it may report none, unless
+    /// api.vpn_without_source = "allow".
+    #[arg(long, conflicts_with = "server")]
+    pub source: Vec<SourceName>,
+    /// With --role mdm: a device's name, or the beginning of names and "*"; it may act on no others. May be repeated. Default: all.
+    #[arg(long, conflicts_with = "server")]
+    pub devices: Vec<DevicePattern>,
     /// Common name, and name of the files: 1 to 64 characters of A-Z a-z 0-9 . _ -
     #[arg(long)]
     pub name: CertificateName,
@@ -136,6 +143,9 @@ pub enum PkiError {
     /// Neither a role nor --server.
     #[error("a certificate is for a client (--role) or for the gateway (--server)")]
     NoUse,
+    /// A scope that the role does not have.
+    #[error("--source is for --role vpn, and --devices for --role mdm; at most {MAX_SCOPE} of them")]
+    Scope,
     /// Not a name.
     #[error(transparent)]
     Name(#[from] InvalidName),
@@ -184,7 +194,7 @@ pub fn issue(args: &IssueArgs) -> Result<Made, PkiError> {
     match (args.role, args.server) {
         (Some(role), false) => {
             params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
-            params.subject_alt_names = vec![SanType::URI(format!("{ROLE_URI}{}", roles::name(role)).try_into()?)];
+            params.subject_alt_names = client_names(role, &args.source, &args.devices)?;
         }
         (None, true) => {
             params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
@@ -264,6 +274,19 @@ fn ca(dir: &Path, days: u32) -> Result<Issuer<'static, KeyPair>, PkiError> {
         return Err(PkiError::CaEnds(end.to_string(), days));
     }
     Ok(Issuer::from_ca_cert_der(&der, key)?)
+}
+
+/// Role and scope.
+fn client_names(role: Role, sources: &[SourceName], devices: &[DevicePattern]) -> Result<Vec<SanType>, PkiError> {
+    let misplaced = (role != Role::Vpn && !sources.is_empty()) || (role != Role::Mdm && !devices.is_empty());
+    if misplaced || sources.len() > MAX_SCOPE || devices.len() > MAX_SCOPE {
+        return Err(PkiError::Scope);
+    }
+    let role = std::iter::once(format!("{ROLE_URI}{}", roles::name(role)));
+    let sources = sources.iter().map(|s| format!("{SOURCE_URI}{s}"));
+    let devices = devices.iter().map(|d| format!("{DEVICES_URI}{d}"));
+    let uri = |uri: String| Ok(SanType::URI(uri.try_into()?));
+    role.chain(sources).chain(devices).map(uri).collect()
 }
 
 fn server_names(dns: &[String], ip: &[IpAddr]) -> Result<Vec<SanType>, PkiError> {
@@ -363,6 +386,8 @@ mod tests {
             dir: dir.into(),
             role: Some(role),
             server: false,
+            source: vec![],
+            devices: vec![],
             name: name.parse().unwrap(),
             out: None,
             days: 30,
@@ -403,7 +428,7 @@ mod tests {
             let made = issue(&client(&dir, roles::name(role), role)).unwrap();
             assert_eq!((mode(&made.key), mode(&made.certificate)), (0o600, 0o644));
             let der = der(&made.certificate);
-            let Peer::Known { identity, .. } = Peer::from_certificate(&der) else {
+            let Peer::Known { identity, .. } = Peer::from_certificate(&der, false) else {
                 panic!("has a role")
             };
             assert_eq!(identity.role, role);
@@ -420,6 +445,40 @@ mod tests {
         let usage = c.extended_key_usage().unwrap().unwrap().value;
         assert!(usage.server_auth && !usage.client_auth);
         assert!(made.to_string().contains("client_ca"), "{made}");
+    }
+
+    #[test]
+    fn scopes_are_written_as_they_are_read() {
+        let tmp = tempfile::tempdir().unwrap();
+        let dir = new_ca(tmp.path());
+        let scope = |args: IssueArgs| match Peer::from_certificate(&der(&issue(&args).unwrap().certificate), false) {
+            Peer::Known { identity, .. } => identity.scope,
+            Peer::Refused { sentence, .. } => panic!("{sentence}"),
+        };
+        let mdm = IssueArgs {
+            devices: vec!["a-*".parse().unwrap(), "b".parse().unwrap()],
+            ..client(&dir, "mdm", Role::Mdm)
+        };
+        let limited = scope(mdm.clone());
+        assert!(limited.has_device("a-1") && limited.has_device("b") && !limited.has_device("c"));
+        let vpn = IssueArgs {
+            source: vec!["vpn-1".parse().unwrap()],
+            ..client(&dir, "vpn", Role::Vpn)
+        };
+        let limited = scope(vpn.clone());
+        assert!(limited.has_source("vpn-1") && !limited.has_source("vpn-2"));
+        let misplaced = |role, args: IssueArgs| {
+            let args = IssueArgs {
+                role: Some(role),
+                name: "x".parse().unwrap(),
+                ..args
+            };
+            assert!(matches!(issue(&args), Err(PkiError::Scope)), "{role:?}");
+        };
+        misplaced(Role::Vpn, mdm.clone());
+        misplaced(Role::Operator, mdm);
+        misplaced(Role::Mdm, vpn.clone());
+        misplaced(Role::Viewer, vpn);
     }
 
     #[test]

@@ -100,7 +100,7 @@ fn judge(peer: Option<&Peer>, path: &str, now: SystemTime) -> Result<(Identity, 
     match peer {
         None => Err(status(Code::Unauthenticated, "NO_IDENTITY", [], "the caller is not known")),
         Some(Peer::Refused { reason, sentence, .. }) => Err(status(Code::Unauthenticated, reason, [], sentence)),
-        Some(Peer::Known { until: Some(until), .. }) if *until < now => Err(status(
+        Some(Peer::Known { shown: Some(shown), .. }) if shown.until < now => Err(status(
             Code::Unauthenticated,
             "CERTIFICATE_EXPIRED",
             [],
@@ -130,15 +130,18 @@ mod tests {
 
     use tonic_types::StatusExt as _;
 
-    use super::*;
+    use super::{super::peer::Shown, *};
     use crate::model::Role;
 
     #[test]
     fn judged_by_table_identity_and_time() {
         let now = SystemTime::now();
-        let known = |role, until| Peer::Known {
-            identity: Identity { role, name: "x".into() },
-            until,
+        let known = |role, until: Option<SystemTime>| Peer::Known {
+            identity: Identity::unlimited(role, "x"),
+            shown: until.map(|until| Shown {
+                serial: String::new(),
+                until,
+            }),
         };
         let reason = |peer: Option<&Peer>, path: &str| {
             judge(peer, path, now)

@@ -66,6 +66,7 @@ struct Tcp {
     address: SocketAddr,
     tls: ServerTls,
     limits: Limits,
+    vpn_without_source: bool,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -133,6 +134,7 @@ impl Listeners {
                     address,
                     tls,
                     limits,
+                    vpn_without_source: api.vpn_without_source,
                 })
             }
         };
@@ -167,6 +169,7 @@ async fn serve_tcp(tcp: Tcp, routes: Routes, gate: Gate, stopped: watch::Receive
         address,
         tls,
         limits,
+        vpn_without_source,
     } = tcp;
     if let Ok(left) = tls.not_after.duration_since(SystemTime::now())
         && left < EXPIRY_WARNING
@@ -183,7 +186,7 @@ async fn serve_tcp(tcp: Tcp, routes: Routes, gate: Gate, stopped: watch::Receive
             let stream = acceptor.accept(stream).await.map_err(|e| annotate(&e, &remote.to_string()))?;
             let leaf = stream.get_ref().1.peer_certificates().and_then(|c| c.first());
             let leaf = leaf.ok_or_else(|| io::Error::other("no client certificate"))?;
-            let peer = Peer::from_certificate(leaf);
+            let peer = Peer::from_certificate(leaf, vpn_without_source);
             tracing::debug!(%remote, peer = peer.name(), "connected");
             Ok((stream, peer))
         }

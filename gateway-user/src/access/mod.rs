@@ -2,6 +2,7 @@
 //! RPC by role. It knows nothing of what a call does.
 
 pub mod answer;
+pub mod certificate;
 pub mod gate;
 pub mod listen;
 pub mod peer;

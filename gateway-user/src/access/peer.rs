@@ -1,19 +1,12 @@
 //! Who is at the other end of a connection: found once when it is made, from the certificate or from the kernel, and never from anything
 //! that a request says.
 
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime};
 
-use x509_parser::prelude::{FromDer as _, GeneralName, X509Certificate};
+use x509_parser::prelude::{FromDer as _, X509Certificate};
 
-use super::{answer::escape, roles};
+use super::certificate::{self, NoUse};
 use crate::model::{Identity, Role};
-
-/// A client certificate's role: a URI among its subject alternative names, `urn:lazaret:role:` and then `mdm`, `vpn`, `operator` or
-/// `viewer`. There must be exactly one with this beginning. Other URIs do not matter.
-pub const ROLE_URI: &str = "urn:lazaret:role:";
-
-/// Most characters of a name for logs.
-const MAX_NAME: usize = 128;
 
 /// The other end of a connection.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -22,8 +15,8 @@ pub enum Peer {
     Known {
         /// Who.
         identity: Identity,
-        /// Its certificate's end: neither a call nor the connection outlives it.
-        until: Option<SystemTime>,
+        /// What it has shown; `None`: a local process.
+        shown: Option<Shown>,
     },
     /// It is who it is, but has no role: every RPC is refused.
     Refused {
@@ -34,6 +27,15 @@ pub enum Peer {
         /// Why, for people.
         sentence: String,
     },
+}
+
+/// A client's certificate.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Shown {
+    /// Hexadecimal bytes, with colons.
+    pub serial: String,
+    /// Its end: neither a call nor the connection outlives it.
+    pub until: SystemTime,
 }
 
 impl Peer {
@@ -50,30 +52,35 @@ impl Peer {
     #[must_use]
     pub fn lifetime(&self, now: SystemTime) -> Option<Duration> {
         match self {
-            Self::Known { until: Some(until), .. } => Some(until.duration_since(now).unwrap_or_default()),
-            Self::Known { until: None, .. } | Self::Refused { .. } => None,
+            Self::Known { shown: Some(shown), .. } => Some(shown.until.duration_since(now).unwrap_or_default()),
+            Self::Known { shown: None, .. } | Self::Refused { .. } => None,
         }
     }
 
     /// From a client's LEAF certificate, whose chain the handshake has verified. Certificates above it are not asked: a CA gives roles by
-    /// signing leaves, not by having one.
+    /// signing leaves, not by having one. `vpn_without_source` as in `[api]`.
     #[must_use]
-    pub fn from_certificate(der: &[u8]) -> Self {
-        match X509Certificate::from_der(der) {
-            Ok((_, certificate)) => match role(&certificate) {
-                Ok(role) => {
-                    let identity = Identity {
-                        role,
-                        name: certificate_name(&certificate),
-                    };
-                    Self::Known {
-                        identity,
-                        until: Some(end(&certificate)),
-                    }
-                }
-                Err(sentence) => no_role(certificate_name(&certificate), sentence),
+    pub fn from_certificate(der: &[u8], vpn_without_source: bool) -> Self {
+        let Ok((_, certificate)) = X509Certificate::from_der(der) else {
+            return Self::Refused {
+                name: "unreadable certificate".into(),
+                reason: "NO_ROLE",
+                sentence: "the certificate cannot be read".into(),
+            };
+        };
+        match certificate::identity(&certificate, vpn_without_source) {
+            Ok(identity) => Self::Known {
+                identity,
+                shown: Some(Shown {
+                    serial: certificate::serial(&certificate),
+                    until: certificate::end(&certificate),
+                }),
             },
-            Err(_) => no_role("unreadable certificate".into(), "the certificate cannot be read".into()),
+            Err(NoUse { reason, sentence }) => Self::Refused {
+                name: certificate::name(&certificate),
+                reason,
+                sentence,
+            },
         }
     }
 
@@ -97,57 +104,10 @@ impl Peer {
             };
         };
         Self::Known {
-            identity: Identity { role, name },
-            until: None,
+            identity: Identity::unlimited(role, &name),
+            shown: None,
         }
     }
-}
-
-fn no_role(name: String, sentence: String) -> Peer {
-    Peer::Refused {
-        name,
-        reason: "NO_ROLE",
-        sentence,
-    }
-}
-
-/// The certificate's one role, or why it has none.
-fn role(certificate: &X509Certificate<'_>) -> Result<Role, String> {
-    let names = certificate
-        .subject_alternative_name()
-        .map_err(|_| "the certificate's alternative names cannot be read")?;
-    let names = names.map(|n| n.value.general_names.as_slice()).unwrap_or_default();
-    let mut found = names.iter().filter_map(|n| match n {
-        GeneralName::URI(uri) => uri.strip_prefix(ROLE_URI),
-        _ => None,
-    });
-    match (found.next(), found.next()) {
-        (Some(name), None) => roles::by_name(name).ok_or_else(|| format!("the role in the certificate's {ROLE_URI} is unknown")),
-        (None, _) => Err(format!("the certificate has no alternative name that begins with {ROLE_URI}")),
-        (Some(_), Some(_)) => Err(format!(
-            "the certificate has more than one alternative name that begins with {ROLE_URI}"
-        )),
-    }
-}
-
-/// Common name and serial number.
-fn certificate_name(certificate: &X509Certificate<'_>) -> String {
-    let cn = certificate
-        .subject()
-        .iter_common_name()
-        .next()
-        .and_then(|a| a.as_str().ok())
-        .unwrap_or("no common name");
-    let cn: String = escape(cn).chars().take(MAX_NAME).collect();
-    format!(
-        "{cn} (serial {})",
-        certificate.raw_serial_as_string().chars().take(MAX_NAME).collect::<String>()
-    )
-}
-
-fn end(certificate: &X509Certificate<'_>) -> SystemTime {
-    let seconds = u64::try_from(certificate.validity().not_after.timestamp()).unwrap_or_default();
-    UNIX_EPOCH.checked_add(Duration::from_secs(seconds)).unwrap_or(UNIX_EPOCH)
 }
 
 #[cfg(test)]
@@ -161,7 +121,7 @@ mod tests {
         params.distinguished_name.push(DnType::CommonName, cn);
         params.subject_alt_names = uris.iter().map(|u| SanType::URI((*u).try_into().unwrap())).collect();
         let certificate = params.self_signed(&KeyPair::generate().unwrap()).unwrap();
-        Peer::from_certificate(certificate.der())
+        Peer::from_certificate(certificate.der(), false)
     }
     fn role_of(p: &Peer) -> Option<Role> {
         match p {
@@ -171,26 +131,41 @@ mod tests {
     }
 
     #[test]
-    fn exactly_one_role() {
+    fn roles_come_from_alternative_names_alone() {
         assert_eq!(role_of(&certificate("m", &["urn:lazaret:role:mdm"])), Some(Role::Mdm));
-        assert_eq!(
-            role_of(&certificate("m", &["https://example.org/", "urn:lazaret:role:vpn"])),
-            Some(Role::Vpn)
-        );
-        for uris in [
-            &[][..],
-            &["urn:lazaret:role:mdm", "urn:lazaret:role:vpn"],
-            &["urn:lazaret:role:mdm", "urn:lazaret:role:mdm"],
-            &["urn:lazaret:role:mdm", "urn:lazaret:role:x"],
-            &["urn:lazaret:role:"],
-            &["urn:lazaret:role:root"],
-            &["urn:lazaret:role:mdm/x"],
-            &["URN:LAZARET:ROLE:mdm"],
-            &["spiffe://lazaret/role/mdm"],
-        ] {
-            assert_eq!(role_of(&certificate("m", uris)), None, "{uris:?}");
-        }
-        assert_eq!(role_of(&Peer::from_certificate(b"garbage")), None);
+        assert_eq!(role_of(&certificate("urn:lazaret:role:mdm", &[])), None);
+        assert_eq!(role_of(&Peer::from_certificate(b"garbage", true)), None);
+    }
+
+    #[test]
+    fn clients_are_told_apart_by_their_whole_subject() {
+        let client = |attributes: &[(DnType, &str)]| {
+            let mut params = CertificateParams::default();
+            params.distinguished_name = rcgen::DistinguishedName::new();
+            for (kind, value) in attributes {
+                params.distinguished_name.push(kind.clone(), *value);
+            }
+            params.subject_alt_names = vec![SanType::URI("urn:lazaret:role:mdm".try_into().unwrap())];
+            let certificate = params.self_signed(&KeyPair::generate().unwrap()).unwrap();
+            match Peer::from_certificate(certificate.der(), false) {
+                Peer::Known { identity, .. } => identity.client.to_string(),
+                Peer::Refused { sentence, .. } => panic!("{sentence}"),
+            }
+        };
+        let (cn, o) = (DnType::CommonName, DnType::OrganizationName);
+        assert_eq!(client(&[(cn.clone(), "mdm-1")]), "mdm-1");
+        let subjects = [
+            vec![(cn.clone(), "mdm-1"), (o.clone(), "a")],
+            vec![(cn.clone(), "mdm-1"), (o, "b")],
+            vec![(cn.clone(), "mdm-1, O=a")],
+            vec![(cn.clone(), "mdm 1")],
+            vec![],
+        ];
+        let names: std::collections::BTreeSet<String> = subjects.iter().map(|s| client(s)).collect();
+        assert_eq!(names.len(), 5, "{names:?}");
+        assert!(!names.contains("mdm-1"));
+        // The same subject, another key and serial number.
+        assert_eq!(client(&subjects[0]), client(&subjects[0]));
     }
 
     #[test]

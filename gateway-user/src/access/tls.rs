@@ -153,13 +153,17 @@ pub fn load(api: &Api) -> Result<ServerTls, TlsError> {
     };
 
     let mut roots = RootCertStore::empty();
-    for ca in certificates(&api.client_ca)? {
-        check_ca(&api.client_ca, &ca, now)?;
-        roots.add(ca).map_err(|e| garbage(&api.client_ca, &e))?;
+    for file in api.client_ca.iter().chain(&api.retiring_ca) {
+        for ca in certificates(file)? {
+            check_ca(file, &ca, now)?;
+            roots.add(ca).map_err(|e| garbage(file, &e))?;
+        }
     }
     let provider = Arc::new(ring::default_provider());
     let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider.clone());
-    let verifier = verifier.build().map_err(|e| garbage(&api.client_ca, &e))?;
+    let verifier = verifier
+        .build()
+        .map_err(|e| garbage(api.client_ca.first().unwrap_or(&api.certificate), &e))?;
     let builder = ServerConfig::builder_with_provider(provider)
         .with_protocol_versions(&[&rustls::version::TLS13])
         .map_err(|e| garbage(&api.certificate, &e))?

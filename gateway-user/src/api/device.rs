@@ -7,12 +7,16 @@ use lazaret_proto::v1::{self, device_service_server::DeviceService};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, broadcast, watch};
 use tonic::{Code, Request, Response, Status};
 
-use super::{identity, page, parse, render, status};
+use super::{
+    page, parse, render,
+    scope::{self, identity},
+    status,
+};
 use crate::{
     access::answer,
     config::Config,
     controller::{Controller, UriChange},
-    model::{DeviceId, Revision},
+    model::{DeviceId, Identity, Revision},
 };
 
 /// Most watchers at a time, over all connections: each holds a connection's stream and a place in the broadcast.
@@ -103,6 +107,7 @@ impl DeviceService for Devices {
     }
 
     async fn get_device(&self, request: Request<v1::GetDeviceRequest>) -> Result<Response<v1::GetDeviceResponse>, Status> {
+        identity(&request)?;
         let device = parse::get_device(request.into_inner()).map_err(|e| status::invalid(&e))?;
         let view = self.controller.device(device).await.map_err(|e| status::refused(&e))?;
         Ok(Response::new(v1::GetDeviceResponse {
@@ -111,22 +116,32 @@ impl DeviceService for Devices {
     }
 
     async fn list_devices(&self, request: Request<v1::ListDevicesRequest>) -> Result<Response<v1::ListDevicesResponse>, Status> {
+        let by = identity(&request)?;
         let r = request.into_inner();
         let state = parse::state_filter(r.state).map_err(|e| status::invalid(&e))?;
         let list = format!("devices/{}", r.state);
         let page = page::parse(&list, r.page_size, &r.page_token).map_err(|e| status::invalid(&e))?;
-        let after: Option<DeviceId> = page
+        let mut after: Option<DeviceId> = page
             .after
             .map(DeviceId::try_from)
             .transpose()
             .map_err(|_| status::invalid(&page::invalid()))?;
-        // One more than is answered tells whether there is a next page.
-        let mut views = self
-            .controller
-            .devices(after, page.size + 1, state)
-            .await
-            .map_err(|e| status::refused(&e))?;
+        // One more than is answered tells whether there is a next page. What is outside the caller's scope makes no page shorter.
         let size = page.size as usize;
+        let mut views = Vec::new();
+        while views.len() <= size {
+            let found = self
+                .controller
+                .devices(after, page.size + 1, state)
+                .await
+                .map_err(|e| status::refused(&e))?;
+            let all = found.len() <= size;
+            after = found.last().map(|d| d.device.id.clone());
+            views.extend(found.into_iter().filter(|d| scope::sees_device(&by, d.device.id.as_str())));
+            if all {
+                break;
+            }
+        }
         let more = views.len() > size;
         views.truncate(size);
         let next_page_token = match views.last() {
@@ -161,6 +176,7 @@ impl DeviceService for Devices {
         &self,
         request: Request<v1::WatchGatewayUrisRequest>,
     ) -> Result<Response<Self::WatchGatewayUrisStream>, Status> {
+        let by = identity(&request)?;
         let after = parse::watch(request.into_inner());
         let permit = self.watchers.clone().try_acquire_owned().map_err(|_| {
             let most = [("most", MAX_WATCHERS.to_string())];
@@ -180,6 +196,7 @@ impl DeviceService for Devices {
             last: kept.last().map(|c| c.revision).max(after),
             kept: kept.into_iter(),
             live,
+            by,
             stopped: self.stopped.clone(),
             _permit: permit,
         };
@@ -199,13 +216,15 @@ struct Watcher {
     live: broadcast::Receiver<UriChange>,
     /// Up to which revision `kept` goes; `live` may begin before it.
     last: Option<Revision>,
+    /// What is outside his scope is left out.
+    by: Identity,
     stopped: watch::Receiver<bool>,
     _permit: OwnedSemaphorePermit,
 }
 
 impl Watcher {
     async fn next(&mut self) -> Result<UriChange, Status> {
-        if let Some(change) = self.kept.next() {
+        if let Some(change) = self.kept.find(|c| scope::sees_device(&self.by, c.device.as_str())) {
             return Ok(change);
         }
         loop {
@@ -214,7 +233,9 @@ impl Watcher {
                 _ = self.stopped.wait_for(|s| *s) => Err(broadcast::error::RecvError::Closed),
             };
             match received {
-                Ok(change) if Some(change.revision) > self.last => return Ok(change),
+                Ok(change) if Some(change.revision) > self.last && scope::sees_device(&self.by, change.device.as_str()) => {
+                    return Ok(change);
+                }
                 Ok(_) => {}
                 Err(broadcast::error::RecvError::Lagged(missed)) => {
                     let sentence =
@@ -240,7 +261,7 @@ mod tests {
     use tonic_types::StatusExt as _;
 
     use super::*;
-    use crate::model::WallTime;
+    use crate::model::{Role, Scope, WallTime};
 
     fn change(revision: u64) -> UriChange {
         UriChange {
@@ -268,6 +289,7 @@ mod tests {
             kept: kept.into_iter(),
             live: receiver,
             last,
+            by: Identity::unlimited(Role::Mdm, "test"),
             stopped,
             _permit: permit,
         };
@@ -290,6 +312,24 @@ mod tests {
                 Revision(6),
                 "one revision can change two devices"
             );
+        }
+    }
+
+    #[tokio::test]
+    async fn what_is_outside_the_scope_is_left_out() {
+        let of = |device: &str, revision| UriChange {
+            device: device.parse().unwrap(),
+            ..change(revision)
+        };
+        let mut f = watcher(vec![of("b", 3), of("a", 4)]).await;
+        f.watcher.by.scope = Scope {
+            devices: Some(["a".parse().unwrap()].into()),
+            ..Scope::default()
+        };
+        f.live.send(of("b", 5)).unwrap();
+        f.live.send(of("a", 6)).unwrap();
+        for want in [4, 6] {
+            assert_eq!(f.watcher.next().await.unwrap().revision, Revision(want));
         }
     }
 

@@ -11,6 +11,7 @@ mod page;
 mod parse;
 mod policy;
 mod render;
+mod scope;
 mod session;
 mod status;
 
@@ -24,19 +25,15 @@ use lazaret_proto::v1::{
     session_service_server::SessionServiceServer,
 };
 use tokio::sync::watch;
-use tonic::{Request, Status, service::Routes};
+use tonic::service::Routes;
 
 use crate::{
-    access::{
-        answer,
-        listen::{self, Listeners},
-    },
+    access::listen::{self, Listeners},
     clock::SystemClock,
     config::Config,
     controller::Controller,
     events::{Captures, Denials},
     explain::{NoProber, Prober},
-    model::Identity,
 };
 
 /// What a client is told of a record of the kernel's, whatever is in it: for tests and the fuzzer.
@@ -153,10 +150,4 @@ async fn routes(
         .add_service(reflection().build_v1()?.max_decoding_message_size(MAX_READ_REQUEST))
         .add_service(reflection().build_v1alpha()?.max_decoding_message_size(MAX_READ_REQUEST))
         .prepare())
-}
-
-/// Who asks, as the access layer found it. A request that came around it is refused.
-fn identity<T>(request: &Request<T>) -> Result<Identity, Status> {
-    let missing = || answer::status(tonic::Code::Unauthenticated, "NO_IDENTITY", [], "the caller is not known");
-    request.extensions().get::<Identity>().cloned().ok_or_else(missing)
 }

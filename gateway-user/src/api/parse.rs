@@ -369,10 +369,7 @@ mod tests {
     use crate::model::Role;
 
     fn by() -> Identity {
-        Identity {
-            role: Role::Mdm,
-            name: "test".into(),
-        }
+        Identity::unlimited(Role::Mdm, "test")
     }
     fn context() -> Option<v1::SignalContext> {
         Some(v1::SignalContext {

@@ -5,8 +5,16 @@ use std::sync::Arc;
 use lazaret_proto::v1::{self, session_service_server::SessionService};
 use tonic::{Request, Response, Status};
 
-use super::{identity, page, parse, render, status};
-use crate::{config::Config, controller::Controller, model::SessionId};
+use super::{
+    page, parse, render,
+    scope::{self, identity},
+    status,
+};
+use crate::{
+    config::Config,
+    controller::Controller,
+    model::{Identity, SessionId},
+};
 
 /// The service.
 #[derive(Debug)]
@@ -18,6 +26,21 @@ pub(super) struct Sessions {
 impl Sessions {
     pub(super) fn new(config: Arc<Config>, controller: Controller) -> Self {
         Self { config, controller }
+    }
+
+    /// A session's number and source never change, so that what is found here holds when the session ends.
+    async fn check_owner(&self, by: &Identity, session: SessionId) -> Result<(), Status> {
+        if by.scope.sources.is_none() {
+            return Ok(());
+        }
+        let before = session.0.checked_sub(1).map(SessionId);
+        let found = self.controller.sessions(before, 1).await.map_err(|e| status::refused(&e))?;
+        match found.first() {
+            Some(view) if view.session.id == session && !scope::sees_source(by, view.session.source.as_str()) => {
+                Err(scope::refused(&format!("session {session}")))
+            }
+            _ => Ok(()),
+        }
     }
 }
 
@@ -41,6 +64,7 @@ impl SessionService for Sessions {
     ) -> Result<Response<v1::CloseSessionResponse>, Status> {
         let by = identity(&request)?;
         let (context, session) = parse::close_session(request.into_inner(), by).map_err(|e| status::invalid(&e))?;
+        self.check_owner(&context.by, session).await?;
         let id = context.request.clone();
         let outcome = self
             .controller
@@ -70,20 +94,34 @@ impl SessionService for Sessions {
         request: Request<v1::ListSessionsRequest>,
     ) -> Result<Response<v1::ListSessionsResponse>, Status> {
         const LIST: &str = "sessions";
+        let by = identity(&request)?;
         let r = request.into_inner();
         let page = page::parse(LIST, r.page_size, &r.page_token).map_err(|e| status::invalid(&e))?;
-        let after: Option<u64> = page
+        let mut after: Option<SessionId> = page
             .after
-            .map(|a| a.parse())
+            .map(|a| a.parse().map(SessionId))
             .transpose()
             .map_err(|_| status::invalid(&page::invalid()))?;
-        // One more than is answered tells whether there is a next page.
-        let mut views = self
-            .controller
-            .sessions(after.map(SessionId), page.size + 1)
-            .await
-            .map_err(|e| status::refused(&e))?;
+        // One more than is answered tells whether there is a next page. What is outside the caller's scope makes no page shorter.
         let size = page.size as usize;
+        let mut views = Vec::new();
+        while views.len() <= size {
+            let found = self
+                .controller
+                .sessions(after, page.size + 1)
+                .await
+                .map_err(|e| status::refused(&e))?;
+            let all = found.len() <= size;
+            after = found.last().map(|s| s.session.id);
+            views.extend(
+                found
+                    .into_iter()
+                    .filter(|s| scope::sees_source(&by, s.session.source.as_str())),
+            );
+            if all {
+                break;
+            }
+        }
         let more = views.len() > size;
         views.truncate(size);
         let next_page_token = match views.last() {

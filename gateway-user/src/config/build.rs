@@ -86,11 +86,18 @@ fn build_api(raw: RawApi) -> Option<Api> {
         listen: raw.listen?.value,
         certificate: raw.certificate?.value,
         key: raw.key?.value,
-        client_ca: raw.client_ca?.value,
+        client_ca: files(Some(raw.client_ca?)),
+        retiring_ca: files(raw.retiring_ca),
+        crl: files(raw.crl),
         max_message: or(raw.max_message, Api::MAX_MESSAGE) as usize,
         max_connections: or(raw.max_connections, Api::MAX_CONNECTIONS) as usize,
+        max_connections_per_client: or(raw.max_connections_per_client, Api::MAX_CONNECTIONS_PER_CLIENT) as usize,
         max_streams: or(raw.max_streams, Api::MAX_STREAMS),
         handshake_timeout: or(raw.handshake_timeout, Api::HANDSHAKE_TIMEOUT),
+        vpn_without_source: or(raw.vpn_without_source, false),
+        idle_timeout: or(raw.idle_timeout, Api::IDLE_TIMEOUT),
+        renewal_days: or(raw.renewal_days, Api::DAYS),
+        warn_days: or(raw.warn_days, Api::DAYS),
     })
 }
 
@@ -155,6 +162,10 @@ fn build_policies(policies: Vec<RawPolicy>) -> Option<Vec<Policy>> {
         });
     }
     Some(built)
+}
+
+fn files(raw: Option<At<Vec<At<std::path::PathBuf>>>>) -> Vec<std::path::PathBuf> {
+    raw.map_or_else(Vec::new, |list| list.value.into_iter().map(|file| file.value).collect())
 }
 
 fn or<T>(value: Option<At<T>>, default: T) -> T {

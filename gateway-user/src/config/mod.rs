@@ -151,16 +151,30 @@ pub struct Api {
     pub certificate: PathBuf,
     /// Its key, PEM; mode 0600 or tighter.
     pub key: PathBuf,
-    /// CA certificates that client certificates must lead to, PEM.
-    pub client_ca: PathBuf,
+    /// Files of CA certificates that client certificates must lead to, PEM.
+    pub client_ca: Vec<PathBuf>,
+    /// Likewise, of CAs that are to go: who still shows their certificates is counted.
+    pub retiring_ca: Vec<PathBuf>,
+    /// Revocation lists of these CAs, PEM or DER.
+    pub crl: Vec<PathBuf>,
     /// Largest message, bytes. Default 4 MiB.
     pub max_message: usize,
     /// Most connections at a time. Default 256.
     pub max_connections: usize,
+    /// Most connections of one client at a time, by its certificate's subject. Default 32.
+    pub max_connections_per_client: usize,
     /// Most concurrent streams of a connection. Default 128.
     pub max_streams: u32,
     /// A TLS handshake that takes longer is cut. Default 5 s.
     pub handshake_timeout: Duration,
+    /// A certificate of the role vpn that names no source may report any source's sessions. Default: no source's.
+    pub vpn_without_source: bool,
+    /// A connection without a call for so long is closed. Default 15 min.
+    pub idle_timeout: Duration,
+    /// Clients whose certificates end within so many days are listed as due (`renewal_days`). Default 30.
+    pub renewal_days: u32,
+    /// Certificates and lists of the gateway that end within so many days are warned about (`warn_days`). Default 30.
+    pub warn_days: u32,
 }
 
 impl Api {
@@ -168,6 +182,12 @@ impl Api {
     pub const MAX_MESSAGE: u32 = 4 << 20;
     /// Default of `max_connections`.
     pub const MAX_CONNECTIONS: u32 = 256;
+    /// Default of `max_connections_per_client`.
+    pub const MAX_CONNECTIONS_PER_CLIENT: u32 = 32;
+    /// Default of `idle_timeout`.
+    pub const IDLE_TIMEOUT: Duration = Duration::from_mins(15);
+    /// Default of `renewal_days` and of `warn_days`.
+    pub const DAYS: u32 = 30;
     /// Default of `max_streams`.
     pub const MAX_STREAMS: u32 = 128;
     /// Default of `handshake_timeout`.

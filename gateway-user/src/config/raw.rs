@@ -37,10 +37,17 @@ pub(super) const SCHEMA: &[(&str, &[&str])] = &[
             "certificate",
             "key",
             "client_ca",
+            "retiring_ca",
+            "crl",
+            "vpn_without_source",
+            "renewal_days",
+            "warn_days",
             "max_message",
             "max_connections",
+            "max_connections_per_client",
             "max_streams",
             "handshake_timeout",
+            "idle_timeout",
         ],
     ),
     ("socket", &["path", "vpn_group", "viewer_group"]),
@@ -80,8 +87,15 @@ pub(super) struct RawApi {
     pub(super) listen: Option<At<std::net::SocketAddr>>,
     pub(super) certificate: Option<At<PathBuf>>,
     pub(super) key: Option<At<PathBuf>>,
-    pub(super) client_ca: Option<At<PathBuf>>,
+    pub(super) client_ca: Option<At<Vec<At<PathBuf>>>>,
+    pub(super) retiring_ca: Option<At<Vec<At<PathBuf>>>>,
+    pub(super) crl: Option<At<Vec<At<PathBuf>>>>,
+    pub(super) vpn_without_source: Option<At<bool>>,
+    pub(super) renewal_days: Option<At<u32>>,
+    pub(super) warn_days: Option<At<u32>>,
     pub(super) max_message: Option<At<u32>>,
+    pub(super) max_connections_per_client: Option<At<u32>>,
+    pub(super) idle_timeout: Option<At<Duration>>,
     pub(super) max_connections: Option<At<u32>>,
     pub(super) max_streams: Option<At<u32>>,
     pub(super) handshake_timeout: Option<At<Duration>>,
@@ -95,15 +109,26 @@ impl RawApi {
             "name the server's certificate chain; `lazaret pki issue` makes one",
         );
         s.require("key", "name the server's key; `lazaret pki issue` makes one");
-        s.require(
-            "client_ca",
-            "name the CA of the client certificates; `lazaret pki init` makes one",
-        );
+        const CA: &str = "name the CA of the client certificates; `lazaret pki init` makes one";
+        s.require("client_ca", CA);
+        if s.is_empty_list("client_ca") {
+            s.missing("client_ca", CA);
+        }
         Self {
             listen: s.parsed("listen", values::listen),
             certificate: s.parsed("certificate", values::path),
             key: s.parsed("key", values::path),
-            client_ca: s.parsed("client_ca", values::path),
+            client_ca: s.one_or_more("client_ca", values::path),
+            retiring_ca: s.one_or_more("retiring_ca", values::path),
+            crl: s.one_or_more("crl", values::path),
+            vpn_without_source: s.one_of("vpn_without_source", &[("refuse", false), ("allow", true)]),
+            renewal_days: s.integer("renewal_days", 0..=3650),
+            warn_days: s.integer("warn_days", 0..=3650),
+            max_connections_per_client: s.integer("max_connections_per_client", 1..=65_536),
+            idle_timeout: s.parsed(
+                "idle_timeout",
+                values::duration(Duration::from_secs(1)..=Duration::from_hours(24)),
+            ),
             max_message: s.integer("max_message", 1024..=64 << 20),
             max_connections: s.integer("max_connections", 1..=65_536),
             max_streams: s.integer("max_streams", 1..=65_536),

@@ -272,6 +272,16 @@ impl<'a, 'i> Section<'a, 'i> {
         Some(At { value, at })
     }
 
+    /// A string, or an array of strings.
+    pub(super) fn one_or_more<T>(&self, key: &str, parse: impl Fn(&str) -> Result<T, Wrong>) -> Option<At<Vec<At<T>>>> {
+        let value = self.get(key)?;
+        if value.get_ref().is_array() {
+            return self.list(key, parse);
+        }
+        let at = value.span().start;
+        self.element(key, value, &parse).map(|one| At { value: vec![one], at })
+    }
+
     /// An array of integers and strings, each read by `parse` as text; elements that are wrong are noted and left out.
     pub(super) fn texts_or_numbers<T>(&self, key: &str, parse: impl Fn(&str) -> Result<T, Wrong>) -> Option<At<Vec<At<T>>>> {
         let value = self.get(key)?;

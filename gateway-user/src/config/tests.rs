@@ -103,9 +103,16 @@ pins = "/tmp/p"
 listen = "[::1]:9443"
 certificate = "/c"
 key = "/k"
-client_ca = "/a"
+client_ca = ["/a", "/b"]
+retiring_ca = "/old"
+crl = ["/c1", "/c2"]
+vpn_without_source = "allow"
+renewal_days = 60
+warn_days = 7
 max_message = 1_048_576
 max_connections = 8
+max_connections_per_client = 4
+idle_timeout = "1m"
 max_streams = 9
 handshake_timeout = "2s"
 [socket]
@@ -132,6 +139,9 @@ fragments = 128
     let api = config.api.as_ref().unwrap();
     assert_eq!((api.max_message, api.max_connections, api.max_streams), (1 << 20, 8, 9));
     assert_eq!(api.handshake_timeout, Duration::from_secs(2));
+    assert_eq!((api.client_ca.len(), api.retiring_ca.len(), api.crl.len()), (2, 1, 2));
+    assert_eq!((api.renewal_days, api.warn_days, api.max_connections_per_client), (60, 7, 4));
+    assert_eq!((api.vpn_without_source, api.idle_timeout), (true, Duration::from_mins(1)));
     assert_eq!(
         (config.tables.addresses, config.tables.buckets6, config.tables.denials_bytes),
         (1000, 1024, 1 << 20)
@@ -515,6 +525,8 @@ fn settings() {
     let empty = errors(&head("[api]\n"));
     assert_eq!(empty.lines().count(), 4, "{empty}");
     assert!(empty.contains("f:1: api.client_ca: [api] has no client_ca"), "{empty}");
+    let none = errors(&api("[::]:9443").replace("client_ca = \"/a\"", "client_ca = []"));
+    assert!(none.contains("has no client_ca"), "{none}");
 }
 
 #[test]

@@ -63,7 +63,8 @@ fn what_is_in_the_files_is_checked() {
         tls::load(&api).unwrap_err()
     };
     for part in 0..3 {
-        let set = |path: &Path| with(&|a: &mut Api| *[&mut a.certificate, &mut a.key, &mut a.client_ca][part] = path.to_owned());
+        let set =
+            |path: &Path| with(&|a: &mut Api| *[&mut a.certificate, &mut a.key, &mut a.client_ca[0]][part] = path.to_owned());
         assert!(matches!(set(&missing), TlsError::Read { .. }));
         assert!(matches!(set(pki.scratch.path()), TlsError::NotAFile(_)));
         assert!(matches!(
@@ -99,7 +100,7 @@ fn what_is_in_the_files_is_checked() {
     .unwrap();
     assert!(matches!(with(&|a| a.key.clone_from(&other.key)), TlsError::Mismatch { .. }));
     assert!(matches!(
-        with(&|a| a.client_ca.clone_from(&other.certificate)),
+        with(&|a| a.client_ca[0].clone_from(&other.certificate)),
         TlsError::NotACa(_)
     ));
     let client = pki::issue(&IssueArgs {

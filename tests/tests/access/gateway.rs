@@ -32,6 +32,8 @@ use tonic::{
 };
 use tonic_types::StatusExt as _;
 
+/// Whose sessions the client of the role vpn reports.
+pub(crate) const SOURCE: &str = "vpn-1";
 /// By which clients know the gateway.
 pub(crate) const NAME: &str = "gateway.test";
 
@@ -71,8 +73,10 @@ impl Pki {
         let name = format!("{role:?}").to_lowercase();
         let (pem, key) = (self.ca.join(format!("{name}.pem")), self.ca.join(format!("{name}.key")));
         if !pem.exists() {
+            let source = (role == Role::Vpn).then(|| SOURCE.parse().unwrap());
             pki::issue(&IssueArgs {
                 role: Some(role),
+                source: source.into_iter().collect(),
                 ..self.args(&name)
             })
             .unwrap();
@@ -91,6 +95,8 @@ impl Pki {
             dir,
             role: None,
             server: false,
+            source: vec![],
+            devices: vec![],
             name: name.parse().unwrap(),
             out: None,
             days: 30,

@@ -8,4 +8,5 @@ mod files;
 mod gateway;
 mod mtls;
 mod roles;
+mod scope;
 mod socket;

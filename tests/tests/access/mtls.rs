@@ -76,7 +76,7 @@ async fn trusting(label: &str, other: &OtherCa) -> Gateway {
     let pki = Pki::new(label);
     let both = pki.scratch.path().join("both.pem");
     fs::write(&both, fs::read_to_string(pki.ca.join("ca.pem")).unwrap() + &other.pem).unwrap();
-    Gateway::with(pki, |c| c.api.as_mut().unwrap().client_ca = both).await
+    Gateway::with(pki, |c| c.api.as_mut().unwrap().client_ca = vec![both]).await
 }
 
 /// Asks for the status; the handshake may fail already.

@@ -66,4 +66,19 @@ fn its_defaults_are_the_defaults() {
             Api::HANDSHAKE_TIMEOUT
         )
     );
+    assert_eq!(
+        (
+            api.max_connections_per_client,
+            api.idle_timeout,
+            api.renewal_days,
+            api.warn_days
+        ),
+        (
+            Api::MAX_CONNECTIONS_PER_CLIENT as usize,
+            Api::IDLE_TIMEOUT,
+            Api::DAYS,
+            Api::DAYS
+        )
+    );
+    assert!(!api.vpn_without_source);
 }

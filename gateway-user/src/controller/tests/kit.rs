@@ -236,10 +236,7 @@ impl Gateway {
     /// A context seen this many milliseconds from the gateway's now.
     pub(super) fn seen(&self, offset_ms: i64) -> SignalContext {
         SignalContext {
-            by: Identity {
-                role: Role::Mdm,
-                name: "test".to_owned(),
-            },
+            by: Identity::unlimited(Role::Mdm, "test"),
             request: "r-1".parse().unwrap(),
             observed_at: Some(WallTime(self.clock.now().wall.0 + offset_ms)),
         }

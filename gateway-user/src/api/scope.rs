@@ -1,0 +1,260 @@
+//! What a request touches, held against what its caller may act on: the one place where scopes are enforced, before the controller hears of
+//! the request. Every message that a handler takes says what it touches, or handlers cannot learn who asks.
+//!
+//! Lists are not refused; they leave out what is outside the scope ([`sees_device`], [`sees_source`]).
+
+use lazaret_proto::v1;
+use tonic::{Code, Request, Status};
+
+use super::status;
+use crate::{access::answer, controller::Refusal, model::Identity};
+
+/// Most characters of a name of the caller's that an answer repeats.
+const MAX_SHOWN: usize = 128;
+
+/// One thing that a request is about; names as the caller wrote them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Touch<'a> {
+    /// A device, or a name by which a VPN server may find one.
+    Device(&'a str),
+    /// A VPN server whose sessions are reported.
+    Source(&'a str),
+    /// Every device.
+    AllDevices,
+}
+
+/// A request that says what it touches.
+pub(super) trait Touches {
+    /// Shows each to `see`.
+    fn touches(&self, see: &mut dyn FnMut(Touch<'_>));
+}
+
+/// Who asks, as the access layer found it, if all that the request touches is within his scope. A request that came around the access
+/// layer is refused.
+///
+/// # Errors
+/// NO_IDENTITY, OUTSIDE_SCOPE.
+pub(super) fn identity<T: Touches>(request: &Request<T>) -> Result<Identity, Status> {
+    let by = caller(request)?;
+    within(&by, request.get_ref())?;
+    Ok(by)
+}
+
+/// Who asks, of a stream, whose messages are each held against the scope by [`within`].
+///
+/// # Errors
+/// NO_IDENTITY.
+pub(super) fn caller<T>(request: &Request<T>) -> Result<Identity, Status> {
+    let missing = || answer::status(Code::Unauthenticated, "NO_IDENTITY", [], "the caller is not known");
+    request.extensions().get::<Identity>().cloned().ok_or_else(missing)
+}
+
+/// Whether all that a message touches is within the caller's scope.
+///
+/// # Errors
+/// OUTSIDE_SCOPE.
+pub(super) fn within(by: &Identity, message: &impl Touches) -> Result<(), Status> {
+    let mut outside: Option<String> = None;
+    message.touches(&mut |touch| {
+        let what = match touch {
+            Touch::Device(name) if !by.scope.has_device(name) => format!("device {name}"),
+            Touch::Source(name) if !by.scope.has_source(name) => format!("source {name}"),
+            Touch::AllDevices if !by.scope.has_all_devices() => "every device".to_owned(),
+            _ => return,
+        };
+        outside.get_or_insert(what);
+    });
+    outside.map_or(Ok(()), |what| Err(refused(&what)))
+}
+
+/// Whether a list or a watch may show him a device.
+pub(super) fn sees_device(by: &Identity, device: &str) -> bool {
+    by.scope.has_device(device)
+}
+
+/// Whether he may see, or end, a session that this source reported.
+pub(super) fn sees_source(by: &Identity, source: &str) -> bool {
+    by.scope.has_source(source)
+}
+
+/// OUTSIDE_SCOPE.
+pub(super) fn refused(what: &str) -> Status {
+    status::refused(&Refusal::OutsideScope(what.chars().take(MAX_SHOWN).collect()))
+}
+
+/// Messages that touch one device, by their field `device_id`.
+macro_rules! one_device {
+    ($($message:ident),* $(,)?) => {$(
+        impl Touches for v1::$message {
+            fn touches(&self, see: &mut dyn FnMut(Touch<'_>)) {
+                see(Touch::Device(&self.device_id));
+            }
+        }
+    )*};
+}
+
+/// Messages that touch nothing: what they show is left out where it is outside the scope, or is for roles that have none.
+macro_rules! nothing {
+    ($($message:ident),* $(,)?) => {$(
+        impl Touches for v1::$message {
+            fn touches(&self, _: &mut dyn FnMut(Touch<'_>)) {}
+        }
+    )*};
+}
+
+/// Messages that touch every device.
+macro_rules! all_devices {
+    ($($message:ident),* $(,)?) => {$(
+        impl Touches for v1::$message {
+            fn touches(&self, see: &mut dyn FnMut(Touch<'_>)) {
+                see(Touch::AllDevices);
+            }
+        }
+    )*};
+}
+
+/// Messages that touch the sessions of one source, by their field `source`.
+macro_rules! one_source {
+    ($($message:ident),* $(,)?) => {$(
+        impl Touches for v1::$message {
+            fn touches(&self, see: &mut dyn FnMut(Touch<'_>)) {
+                see(Touch::Source(&self.source));
+            }
+        }
+    )*};
+}
+
+one_device!(
+    GetDeviceRequest,
+    ReportPolicyAppliedRequest,
+    ReportPolicyRevokedRequest,
+    RetireDeviceRequest,
+    ExplainDeviceRequest,
+    OfferPolicyRequest,
+    AcknowledgePolicyRequest,
+    RenewLeaseSignal,
+    GrantExceptionRequest,
+    EndExceptionRequest,
+);
+all_devices!(
+    PublishPolicyRevisionRequest,
+    PausePublicationRequest,
+    ResumePublicationRequest,
+    // It counts them.
+    GetLedgerRequest,
+);
+one_source!(OpenSessionRequest, SynchroniseSessionsRequest);
+nothing!(
+    ListDevicesRequest,
+    ListLedgerEntriesRequest,
+    WatchGatewayUrisRequest,
+    GetPublicationRequest,
+    WatchPublicationRequest,
+    ListSessionsRequest,
+    // By number: its handler asks whose it is.
+    CloseSessionRequest,
+);
+
+impl Touches for v1::RegisterDevicesRequest {
+    /// Its common names too: a VPN server finds a device by them as by its id.
+    fn touches(&self, see: &mut dyn FnMut(Touch<'_>)) {
+        for device in &self.devices {
+            see(Touch::Device(&device.device_id));
+            let names = device.aliases.iter().flat_map(|a| &a.common_names);
+            names.for_each(|name| see(Touch::Device(name)));
+        }
+    }
+}
+
+impl Touches for v1::RenewLeasesRequest {
+    fn touches(&self, see: &mut dyn FnMut(Touch<'_>)) {
+        self.device_ids.iter().for_each(|id| see(Touch::Device(id)));
+    }
+}
+
+impl Touches for v1::ReportPolicyRequest {
+    fn touches(&self, see: &mut dyn FnMut(Touch<'_>)) {
+        use v1::report_policy_request::Signal;
+        match &self.signal {
+            Some(Signal::Applied(r)) => r.touches(see),
+            Some(Signal::Revoked(r)) => r.touches(see),
+            Some(Signal::Renew(r)) => r.touches(see),
+            None => {}
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tonic_types::StatusExt as _;
+
+    use super::*;
+    use crate::model::{Role, Scope};
+
+    fn limited() -> Identity {
+        Identity {
+            scope: Scope {
+                sources: Some(["vpn-1".parse().unwrap()].into()),
+                devices: Some(["a-*".parse().unwrap()].into()),
+            },
+            ..Identity::unlimited(Role::Mdm, "x")
+        }
+    }
+
+    fn registration(ids: &[&str], common_names: &[&str]) -> v1::RegisterDevicesRequest {
+        let device = |id: &&str| v1::DeviceRegistration {
+            device_id: (*id).to_owned(),
+            aliases: Some(v1::Aliases {
+                common_names: common_names.iter().map(ToString::to_string).collect(),
+                ..Default::default()
+            }),
+            ..Default::default()
+        };
+        v1::RegisterDevicesRequest {
+            context: None,
+            devices: ids.iter().map(device).collect(),
+        }
+    }
+
+    #[test]
+    fn one_element_outside_refuses_the_whole() {
+        let by = limited();
+        assert!(within(&by, &registration(&["a-1", "a-2"], &[])).is_ok());
+        assert!(within(&by, &registration(&["a-1"], &["a-cn"])).is_ok());
+        for (ids, names, what) in [
+            (&["a-1", "b-1"][..], &[][..], "device b-1"),
+            (&["a-1"], &["b-cn"], "device b-cn"),
+            (&[""], &[], "device "),
+        ] {
+            let e = within(&by, &registration(ids, names)).unwrap_err();
+            let info = e.get_details_error_info().unwrap();
+            assert_eq!(
+                (e.code(), info.reason.as_str(), info.metadata["subject"].as_str()),
+                (Code::PermissionDenied, "OUTSIDE_SCOPE", what)
+            );
+        }
+        assert!(within(&by, &v1::PublishPolicyRevisionRequest::default()).is_err());
+        assert!(
+            within(
+                &Identity::unlimited(Role::Mdm, "x"),
+                &v1::PublishPolicyRevisionRequest::default()
+            )
+            .is_ok()
+        );
+        let open = |source: &str| v1::OpenSessionRequest {
+            source: source.into(),
+            ..Default::default()
+        };
+        assert!(within(&by, &open("vpn-1")).is_ok());
+        assert!(within(&by, &open("vpn-2")).is_err());
+    }
+
+    #[test]
+    fn what_is_repeated_is_short_and_harmless() {
+        let r = v1::GetDeviceRequest {
+            device_id: "\u{1b}[2J".repeat(1000),
+        };
+        let e = within(&limited(), &r).unwrap_err();
+        assert!(e.message().len() < 2000 && !e.message().contains('\u{1b}'), "{}", e.message());
+    }
+}

@@ -55,7 +55,7 @@ static COLD: HashMap<ColdKey, Cold> = HashMap::with_max_entries(65536, BPF_F_NO_
 static POLICY: Array<Policy> = Array::with_max_entries(POLICIES, MMAPABLE);
 
 /// By interface index: [`Interface`]. Written by the daemon before a program is attached there; an entry goes with its interface. Read only
-/// for VLANs, and while an interface has pools of its own. Full: the daemon does not attach to one more.
+/// for VLANs, and while an interface has pools of its own. Full: one more has no VLANs and no pools, and the status says so.
 #[map]
 static INTERFACES: HashMap<u32, Interface> = HashMap::with_max_entries(MAX_INTERFACES as u32, BPF_F_NO_PREALLOC);
 

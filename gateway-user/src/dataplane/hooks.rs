@@ -94,6 +94,10 @@ pub(super) struct Hooks {
     pins: PathBuf,
     /// What the last attempt to attach said.
     problems: HashMap<(u32, Slot), String>,
+    /// By index, why an interface's entry is missing.
+    missing: HashMap<u32, String>,
+    /// By index, what came of asking the driver to show VLAN tags to XDP; empty: it does.
+    offload: HashMap<u32, String>,
 }
 
 impl Hooks {
@@ -112,6 +116,8 @@ impl Hooks {
             programs,
             pins,
             problems: HashMap::new(),
+            missing: HashMap::new(),
+            offload: HashMap::new(),
         })
     }
 
@@ -119,6 +125,7 @@ impl Hooks {
     /// an egress link is removed, `unjudge` is called with the index; if that fails, the link stays until the next call.
     pub(super) fn attach(&mut self, config: &Config, links: &[LinkNow], unjudge: impl Fn(u32) -> Result<(), String>) {
         let before = std::mem::take(&mut self.problems);
+        self.offload.retain(|index, _| links.iter().any(|l| l.link.ifindex == *index));
         let mut told = Ok(());
         for pin in entries(&self.pins).unwrap_or_default() {
             let wanted = parse_pin(&pin).filter(|(index, slot)| {
@@ -146,6 +153,10 @@ impl Hooks {
                 let Some(name) = wanted(config, &now.link, slot) else {
                     continue;
                 };
+                if slot == Slot::Xdp {
+                    let asked = self.offload.entry(now.link.ifindex);
+                    asked.or_insert_with(|| offload_off(&now.link));
+                }
                 if let Err(e) = self.attach_one(config, now, slot, name) {
                     let place = (now.link.ifindex, slot);
                     if before.get(&place) != Some(&e) {
@@ -155,6 +166,14 @@ impl Hooks {
                 }
             }
         }
+    }
+
+    /// Takes note of the interfaces whose entry could not be written.
+    pub(super) fn missing(&mut self, missing: HashMap<u32, String>) {
+        for (index, new) in missing.iter().filter(|(i, why)| self.missing.get(i) != Some(why)) {
+            tracing::error!(ifindex = index, "{new}");
+        }
+        self.missing = missing;
     }
 
     fn attach_one(&self, config: &Config, now: &LinkNow, slot: Slot, name: &str) -> Result<(), String> {
@@ -175,9 +194,6 @@ impl Hooks {
             }
             // Or cut by hand, of another interface or namespace, or of another mode: it judges nothing here.
             cut(&pin).map_err(|e| format!("removing {}: {e}", pin.display()))?;
-        }
-        if slot == Slot::Xdp {
-            offload_off(&now.link);
         }
         let how = match (slot, mode) {
             (Slot::Xdp, XdpMode::Generic) => Attach::XdpGeneric,
@@ -240,6 +256,10 @@ impl Hooks {
             let ours = now.xdp.filter(|x| self.is_ours(x.program, name));
             let problem = match (ours, now.xdp) {
                 (None, Some(foreign)) => format!("{} is attached instead of ours; TC judges", describe(foreign.program)),
+                (Some(_), _) => joined([
+                    self.problem(&now.link, Slot::Xdp),
+                    self.offload.get(&now.link.ifindex).cloned().unwrap_or_default(),
+                ]),
                 _ => self.problem(&now.link, Slot::Xdp),
             };
             states.push(HookState {
@@ -284,12 +304,15 @@ impl Hooks {
         if slot == Slot::Egress && !self.judges_egress(config, &now.link) {
             problems.push("the guard is not attached; the floor keeps the host from sending".to_owned());
         }
-        problems.extend(Some(self.problem(&now.link, slot)).filter(|p| !p.is_empty()));
+        problems.push(self.problem(&now.link, slot));
+        if slot == Slot::Ingress {
+            problems.extend(self.missing.get(&now.link.ifindex).cloned());
+        }
         HookState {
             hook,
             mode: "tcx",
             program_id: Some(attached[place].program),
-            problem: problems.join("; "),
+            problem: joined(problems),
         }
     }
 
@@ -405,10 +428,20 @@ fn kernel_name(name: &str) -> &str {
     name.get(..15).unwrap_or(name)
 }
 
-fn offload_off(link: &Link) {
-    if let Err(e) = crate::links::receive_vlan_offload_off(&link.name) {
-        tracing::debug!(interface = %link.name, "receive VLAN offload stays as it is: {e}");
-    }
+/// The problem; empty: there is none.
+fn offload_off(link: &Link) -> String {
+    let Err(e) = crate::links::receive_vlan_offload_off(&link.name) else {
+        return String::new();
+    };
+    let problem =
+        format!("the driver takes VLAN tags off before XDP, so TC checks them (receive VLAN offload cannot be turned off: {e})");
+    tracing::warn!(interface = %link.name, "{problem}");
+    problem
+}
+
+fn joined(problems: impl IntoIterator<Item = String>) -> String {
+    let problems: Vec<String> = problems.into_iter().filter(|p| !p.is_empty()).collect();
+    problems.join("; ")
 }
 
 /// Indexes of the device interfaces at whose egress our programs judge. A name of digits only cannot be told from an index in the

@@ -1,6 +1,6 @@
 //! What the programs are told of interfaces: pools and VLANs, by index.
 
-use std::{io, os::fd::AsFd};
+use std::{collections::HashMap, io, os::fd::AsFd};
 
 use gateway_ebpf::abi::{self, Interface};
 
@@ -10,13 +10,14 @@ use crate::{
     links::LinkNow,
 };
 
-/// Says what interfaces have of pools and VLANs. Before a program is attached there, so that it finds its entry.
-pub(super) fn set(config: &Config, tables: &Tables, maps: &Maps, links: &[LinkNow]) -> io::Result<()> {
+/// Says what interfaces have of pools and VLANs. Before a program is attached there, so that it finds its entry. By index, why an entry cannot be
+/// written: the interface then has no VLANs, and no pools if any interface has pools of its own.
+pub(super) fn set(config: &Config, tables: &Tables, maps: &Maps, links: &[LinkNow]) -> io::Result<HashMap<u32, String>> {
     let restricts = restricts(config);
     if !restricts {
         tables.set_flag(abi::FLAG_INTERFACE_POOLS, false);
     }
-    let written = maps.get(abi::map::INTERFACES).and_then(|map| write(config, map, links));
+    let written = maps.get(abi::map::INTERFACES).map(|map| write(config, map, links));
     // With an entry missing, its interface has no pools; without the flag it would have all.
     if restricts {
         tables.set_flag(abi::FLAG_INTERFACE_POOLS, true);
@@ -24,16 +25,24 @@ pub(super) fn set(config: &Config, tables: &Tables, maps: &Maps, links: &[LinkNo
     written
 }
 
-/// Writes every entry that it can; the first error of those that it cannot.
-fn write(config: &Config, map: &bpf::Map, links: &[LinkNow]) -> io::Result<()> {
-    let mut written = Ok(());
+/// Writes every entry that it can; says of the others why not.
+fn write(config: &Config, map: &bpf::Map, links: &[LinkNow]) -> HashMap<u32, String> {
+    let mut missing = HashMap::new();
     for link in links {
-        if let Some(rule) = wanted(config, link) {
-            let result = bpf::update(map.fd.as_fd(), &link.link.ifindex.to_ne_bytes(), bpf::bytes_of(&entry(rule)));
-            written = written.and(result);
+        let Some(rule) = wanted(config, link) else { continue };
+        let ifindex = link.link.ifindex;
+        if let Err(e) = bpf::update(map.fd.as_fd(), &ifindex.to_ne_bytes(), bpf::bytes_of(&entry(rule))) {
+            let why = match e.raw_os_error() {
+                Some(libc::E2BIG) => format!("the table of interfaces is full ({} entries)", abi::MAX_INTERFACES),
+                _ => e.to_string(),
+            };
+            missing.insert(
+                ifindex,
+                format!("its pools and VLANs cannot be set, so that it has none: {why}"),
+            );
         }
     }
-    written
+    missing
 }
 
 /// Removes what [`set`] would not write now.

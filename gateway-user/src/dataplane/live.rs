@@ -331,8 +331,9 @@ impl Kernel for Live {
             }
         };
         self.tables.follow(&links);
-        if let Err(e) = interfaces::set(&self.config, &self.tables, &self.maps, &links) {
-            tracing::error!("an interface's pools and VLANs cannot be set, so that it has none: {e}");
+        match interfaces::set(&self.config, &self.tables, &self.maps, &links) {
+            Ok(missing) => self.hooks.missing(missing),
+            Err(e) => tracing::error!("interfaces' pools and VLANs cannot be set, so that they have none: {e}"),
         }
         self.attach(&links);
         if let Err(e) = interfaces::forget(&self.config, &self.maps, &links) {

@@ -1,6 +1,10 @@
 //! Addresses of sessions are bound to their interfaces, by classes of which there are so many.
 
-use gateway_ebpf::reason::Reason;
+use aya::maps::{HashMap, Map, MapData};
+use gateway_ebpf::{
+    abi::{self, map},
+    reason::Reason,
+};
 use gateway_user::{
     kernel::{Assignment, Kernel, KernelError},
     model::{PoolId, SessionId},
@@ -123,4 +127,42 @@ fn without_a_free_class_nothing_loosens_and_restrictions_go() {
     g.open();
     assert!(g.live(|l| l.adopted()));
     assert!(g.reaches(&tun, address(200), MAIL, 25));
+}
+
+#[derive(Clone, Copy)]
+#[repr(transparent)]
+struct Entry(abi::Interface);
+
+// SAFETY: integers only, without padding: 8 bytes and 16 times 4.
+unsafe impl aya::Pod for Entry {}
+
+#[test]
+fn an_interface_without_room_for_its_entry_is_a_problem_that_is_told() {
+    require!(Root, Bpf, Tun, Program("nft"));
+    let pools = "role = \"device\"\npools = [\"quarantine\", \"staff\"]";
+    let (mut g, tun) = Gateway::tun(|c| c.replacen("role = \"device\"", pools, 1));
+    g.open();
+    assert_eq!(g.problems(), [""; 0]);
+    assert!(g.reaches(&tun, DEVICE, RESOLVER, 53));
+    // Others' interfaces, which are gone by now.
+    let pin = g
+        .config
+        .paths
+        .pins
+        .join(format!("v{}/maps/{}", abi::VERSION, map::INTERFACES));
+    let mut entries = HashMap::<_, u32, Entry>::try_from(Map::HashMap(MapData::from_pin(pin).unwrap())).unwrap();
+    entries.remove(&g.site.gw.ifindex("vpn0").unwrap()).unwrap();
+    let full = (1_000_000..).map(|index| entries.insert(index, Entry(abi::Interface::default()), 0));
+    assert!(full.take(2 * abi::MAX_INTERFACES).any(|inserted| inserted.is_err()));
+    g.set_links();
+    assert!(
+        g.problems().iter().any(|p| p.contains("the table of interfaces is full")),
+        "{:?}",
+        g.problems()
+    );
+    assert!(!g.reaches(&tun, DEVICE, RESOLVER, 53), "it has no pools");
+    // Nobody's entries have been removed, so that there is room now.
+    g.set_links();
+    assert_eq!(g.problems(), [""; 0]);
+    assert!(g.reaches(&tun, DEVICE, RESOLVER, 53));
 }

@@ -148,3 +148,45 @@ pub enum Refusal {
     #[error("the gateway is busy or shutting down; try again")]
     Busy,
 }
+
+impl Refusal {
+    /// Its name: in the API's error details and in the audit.
+    #[must_use]
+    pub const fn name(&self) -> &'static str {
+        match self {
+            Self::UnknownDevice(_) => "UNKNOWN_DEVICE",
+            Self::DeviceRetired(_) => "DEVICE_RETIRED",
+            Self::UnknownPool(_) => "UNKNOWN_POOL",
+            Self::AliasTaken { .. } => "ALIAS_TAKEN",
+            Self::StaleSignal => "STALE_SIGNAL",
+            Self::SignalFromFuture => "SIGNAL_FROM_FUTURE",
+            Self::SignalTooOld { .. } => "SIGNAL_TOO_OLD",
+            Self::EnrolmentNotOpen(_) => "ENROLMENT_NOT_OPEN",
+            Self::EnrolmentClosed(_) => "ENROLMENT_CLOSED",
+            Self::QuarantineDeadline(_) => "QUARANTINE_DEADLINE",
+            Self::DeviceBlocked(..) => "DEVICE_BLOCKED",
+            Self::StalePolicyRevision { .. } => "STALE_POLICY_REVISION",
+            Self::UnknownPolicyRevision(_) => "UNKNOWN_POLICY_REVISION",
+            Self::PolicyKeyRequired => "POLICY_KEY_REQUIRED",
+            Self::PolicyKeyUnknown(_) => "POLICY_KEY_UNKNOWN",
+            Self::PolicyKeyExpired(_) => "POLICY_KEY_EXPIRED",
+            Self::PolicyKeyTemporary(_) => "POLICY_KEY_TEMPORARY",
+            Self::PolicyKeyRevision { .. } => "POLICY_KEY_REVISION",
+            Self::NoException(_) => "NO_EXCEPTION",
+            Self::ExceptionTooLong(_) => "EXCEPTION_TOO_LONG",
+            Self::RequestIdReused(_) => "REQUEST_ID_REUSED",
+            Self::OutsideScope(_) => "OUTSIDE_SCOPE",
+            Self::NothingPublished => "NOTHING_PUBLISHED",
+            Self::AddressOutsidePools(_) => "ADDRESS_OUTSIDE_POOLS",
+            Self::AddressReserved(_) => "ADDRESS_RESERVED",
+            Self::AddressTaken { .. } => "ADDRESS_TAKEN",
+            Self::SessionLimit { .. } => "SESSION_LIMIT",
+            Self::FingerprintMismatch(_) => "FINGERPRINT_MISMATCH",
+            Self::TableFull => "TABLE_FULL",
+            Self::StoreUnavailable(_) => "STORE_UNAVAILABLE",
+            Self::RevisionTooOld { .. } => "REVISION_TOO_OLD",
+            Self::Kernel(_) => "KERNEL",
+            Self::Busy => "BUSY",
+        }
+    }
+}

@@ -56,7 +56,8 @@ impl DeviceService for Devices {
             .controller
             .register(context, devices)
             .await
-            .map_err(|e| status::refused(&e))?;
+            .map_err(|e| status::refused(&e.refusal))
+            .and_then(status::first)?;
         Ok(Response::new(v1::RegisterDevicesResponse {
             request_id,
             devices: devices.into_iter().map(|d| render::device(&self.config, d)).collect(),
@@ -75,7 +76,8 @@ impl DeviceService for Devices {
             .controller
             .policy_applied(context, device, revision)
             .await
-            .map_err(|e| status::refused(&e))?;
+            .map_err(|e| status::refused(&e.refusal))
+            .and_then(status::first)?;
         Ok(Response::new(render::signal(&self.config, &id, outcome)))
     }
 
@@ -90,7 +92,8 @@ impl DeviceService for Devices {
             .controller
             .policy_revoked(context, device, reason)
             .await
-            .map_err(|e| status::refused(&e))?;
+            .map_err(|e| status::refused(&e.refusal))
+            .and_then(status::first)?;
         Ok(Response::new(render::signal(&self.config, &id, outcome)))
     }
 
@@ -102,7 +105,8 @@ impl DeviceService for Devices {
             .controller
             .retire(context, device)
             .await
-            .map_err(|e| status::refused(&e))?;
+            .map_err(|e| status::refused(&e.refusal))
+            .and_then(status::first)?;
         Ok(Response::new(render::signal(&self.config, &id, outcome)))
     }
 

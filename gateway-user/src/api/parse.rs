@@ -6,13 +6,14 @@ use std::{
     fmt::Display,
     net::{IpAddr, Ipv6Addr},
     str::FromStr,
+    time::Duration,
 };
 
 use lazaret_proto::v1;
 use prost_types::Timestamp;
 
 use crate::{
-    controller::{Registration, SessionReport, SignalContext},
+    controller::{Acknowledge, Registration, SessionReport, SignalContext},
     model::{
         DeviceId, DeviceState, Fingerprint, Identity, InterfaceName, PolicyRevision, PoolName, RequestId, Revision, SessionId,
         SourceName, WallTime,
@@ -225,6 +226,9 @@ fn context(c: Option<v1::SignalContext>, by: Identity) -> Result<SignalContext, 
             by,
             request: name::<RequestId>("request_id", c.request_id)?,
             observed_at: c.observed_at.map(wall_time).transpose()?,
+            digest: None,
+            acknowledge: Acknowledge::default(),
+            deadline: Duration::ZERO,
         })
     };
     inner().map_err(|e| e.within("context"))

@@ -54,7 +54,8 @@ impl SessionService for Sessions {
             .controller
             .open_session(context, source, report)
             .await
-            .map_err(|e| status::refused(&e))?;
+            .map_err(|e| status::refused(&e.refusal))
+            .and_then(status::first)?;
         Ok(Response::new(render::opened(&self.config, &id, outcome)))
     }
 
@@ -70,7 +71,8 @@ impl SessionService for Sessions {
             .controller
             .close_session(context, session)
             .await
-            .map_err(|e| status::refused(&e))?;
+            .map_err(|e| status::refused(&e.refusal))
+            .and_then(status::first)?;
         Ok(Response::new(render::closed(&id, outcome)))
     }
 
@@ -85,7 +87,8 @@ impl SessionService for Sessions {
             .controller
             .synchronise_sessions(context, source, reports)
             .await
-            .map_err(|e| status::refused(&e))?;
+            .map_err(|e| status::refused(&e.refusal))
+            .and_then(status::first)?;
         Ok(Response::new(render::synchronised(&id, outcome)))
     }
 

@@ -10,7 +10,7 @@ use tonic_types::StatusExt as _;
 use super::parse::Invalid;
 use crate::{
     access::answer::{escape, info, status},
-    controller::Refusal,
+    controller::{Answer, Refusal},
 };
 
 /// A refused command.
@@ -97,6 +97,14 @@ fn entry(refusal: &Refusal) -> Entry {
         Refusal::Kernel(_) => (Code::Internal, "KERNEL", about("part", &"kernel")),
         Refusal::Busy => (Code::Unavailable, "BUSY", about("part", &"controller")),
     }
+}
+
+/// The answer to a command. Without a digest in its context none is remembered, and none comes again.
+#[allow(clippy::result_large_err, reason = "tonic's handlers return Status")]
+pub(super) fn first<T>(answer: Answer<T>) -> Result<T, Status> {
+    answer
+        .first()
+        .ok_or_else(|| Status::new(Code::Internal, "an answer of before to a request that is not remembered"))
 }
 
 #[cfg(test)]

@@ -7,7 +7,7 @@ use tokio::sync::broadcast;
 
 use super::{
     AddressEnforcement, AddressView, CounterView, Counters, DeviceView, EndView, PlaceView, Refusal, SessionView, Status,
-    Surroundings, writer::Writer,
+    Surroundings, batch::Settled, writer::Writer,
 };
 use crate::{
     config::{Config, InterfaceRole, Mode},
@@ -46,28 +46,38 @@ impl Writer {
         }
     }
 
-    /// Reads every address of these sessions through every program that is attached. The first result: all is as wanted, everywhere.
-    pub(super) fn read_back(&mut self, sessions: &[Session]) -> (bool, Vec<AddressEnforcement>) {
+    /// What was read back of every address of these sessions, and whether all is as wanted, everywhere.
+    pub(super) fn look_at<'a>(
+        &self,
+        sessions: impl Iterator<Item = &'a Session>,
+        backs: &HashMap<IpAddr, Vec<ReadBack>>,
+        settled: &mut Settled,
+    ) {
         let now = self.clock.now();
-        let (mut all, mut out) = (true, Vec::new());
+        settled.in_force = true;
         for session in sessions {
-            let device = self.registry.device_of(session).cloned();
+            settled.sessions = true;
+            let device = self.registry.device_of(session);
             for address in &session.addresses {
-                let wanted = assignment(*address, session, device.as_ref(), &now, &self.config).map_or(PoolId(0), |a| a.pool);
-                let mut read_backs = self.kernel.read_back(*address).unwrap_or_else(|e| {
-                    tracing::error!(%address, error = %e, "an address cannot be read back");
-                    Vec::new()
-                });
-                all &= in_force(&self.config, &self.links, &session.interface, wanted, &read_backs);
+                let wanted = assignment(*address, session, device, &now, &self.config).map_or(PoolId(0), |a| a.pool);
+                let mut read_backs = backs.get(address).cloned().unwrap_or_default();
+                settled.in_force &= in_force(&self.config, &self.links, &session.interface, wanted, &read_backs);
                 read_backs.extend(unjudged(&self.config, &self.links, &session.interface, &read_backs));
-                out.push(AddressEnforcement {
+                settled.addresses.push(AddressEnforcement {
                     address: *address,
                     wanted,
                     read_backs,
                 });
             }
         }
-        (all, out)
+    }
+
+    /// Whether an address of a session that has ended is judged by quarantine again, wherever a program meets it, or is another's.
+    pub(super) fn is_back(&self, address: IpAddr, backs: &HashMap<IpAddr, Vec<ReadBack>>) -> bool {
+        let wanted = self.config.home(address).map(|home| self.config.resting(home));
+        let reads = backs.get(&address);
+        let back = reads.is_some_and(|all| all.iter().all(|r| r.reading.is_some_and(|reading| reading.pool == wanted)));
+        back || self.registry.holder(address).is_some()
     }
 
     pub(super) fn device(&self, id: &DeviceId) -> Result<DeviceView, Refusal> {

@@ -2,15 +2,21 @@
 //! puts it into the kernel by [`crate::reconcile`], reads it back, and answers. One thread owns store and kernel; everyone else holds a
 //! [`Controller`], a handle to its queues.
 
+mod batch;
+mod commands;
 mod commit;
 mod inspect;
+mod questions;
+mod record;
 mod registry;
+mod requests;
 mod sessions;
 mod signals;
+mod synchronise;
 mod types;
 mod writer;
 
-use std::{collections::HashMap, fmt, io, net::IpAddr, sync::Arc, thread};
+use std::{fmt, io, sync::Arc, thread};
 
 use tokio::sync::{broadcast, mpsc, oneshot, watch};
 
@@ -20,8 +26,7 @@ pub use writer::Options;
 use crate::{
     clock::Clock,
     config::Config,
-    kernel::{Kernel, KernelError, Link, Losses},
-    model::{DeviceId, DeviceState, PolicyRevision, Revision, SessionId, SourceName},
+    kernel::{Kernel, KernelError, Link},
     store::{Store, StoreError},
 };
 pub use crate::{model::UriChange, refusal::Refusal, transition::Registration};
@@ -134,207 +139,24 @@ impl Controller {
     /// Finishes what is in the queues and ends the thread. The kernel goes on as it is.
     pub async fn shutdown(&self) {
         // A thread that is gone already is fine.
-        let _ = self.restrict(|w| w.stopping = true).await;
+        let (done, is_done) = oneshot::channel();
+        let stop = Job::Command(Box::new(move |w: &mut Writer| {
+            w.stopping = true;
+            // Whoever has it stopped may be gone.
+            let _ = done.send(());
+        }));
+        let _ = self.urgent.send(stop).await;
+        let _ = is_done.await;
     }
 
-    /// Adds or changes devices, all or none.
-    ///
-    /// # Errors
-    /// See [`Refusal`].
-    pub async fn register(
-        &self,
-        context: SignalContext,
-        devices: Vec<Registration>,
-    ) -> Result<(Vec<DeviceView>, Revision), Refusal> {
-        self.ask(move |w| w.register(&context, &devices)).await?
-    }
-
-    /// Releases a device.
-    ///
-    /// # Errors
-    /// See [`Refusal`].
-    pub async fn policy_applied(
-        &self,
-        context: SignalContext,
-        device: DeviceId,
-        revision: PolicyRevision,
-    ) -> Result<SignalOutcome, Refusal> {
-        self.ask(move |w| w.policy_applied(&context, &device, &revision)).await?
-    }
-
-    /// Quarantines a device. `reason` is for people and the log.
-    ///
-    /// # Errors
-    /// [`Refusal::UnknownDevice`], [`Refusal::DeviceRetired`]; [`Refusal::Busy`] only when the controller is gone.
-    pub async fn policy_revoked(
-        &self,
-        context: SignalContext,
-        device: DeviceId,
-        reason: String,
-    ) -> Result<SignalOutcome, Refusal> {
-        self.restrict(move |w| w.policy_revoked(&context, &device, &reason)).await?
-    }
-
-    /// Ends the management of a device.
-    ///
-    /// # Errors
-    /// [`Refusal::UnknownDevice`]; [`Refusal::Busy`] only when the controller is gone.
-    pub async fn retire(&self, context: SignalContext, device: DeviceId) -> Result<SignalOutcome, Refusal> {
-        self.restrict(move |w| w.retire(&context, &device)).await?
-    }
-
-    /// A device.
-    ///
-    /// # Errors
-    /// [`Refusal::UnknownDevice`], [`Refusal::Busy`].
-    pub async fn device(&self, device: DeviceId) -> Result<DeviceView, Refusal> {
-        self.ask(move |w| w.device(&device)).await?
-    }
-
-    /// By id, ascending, after `after`.
-    ///
-    /// # Errors
-    /// [`Refusal::Busy`].
-    pub async fn devices(
-        &self,
-        after: Option<DeviceId>,
-        limit: u32,
-        state: Option<DeviceState>,
-    ) -> Result<Vec<DeviceView>, Refusal> {
-        self.ask(move |w| w.devices(after.as_ref(), limit, state)).await
-    }
-
-    /// Changes after a revision that are kept, and those to come. `None`: only those to come. A watcher that falls more than 4,096 changes
-    /// behind gets a lag error from the receiver and has to ask again.
-    ///
-    /// # Errors
-    /// [`Refusal::RevisionTooOld`], [`Refusal::StoreUnavailable`], [`Refusal::Busy`].
-    pub async fn watch_gateway_uris(
-        &self,
-        after: Option<Revision>,
-    ) -> Result<(Vec<UriChange>, broadcast::Receiver<UriChange>), Refusal> {
-        self.ask(move |w| w.watch(after)).await?
-    }
-
-    /// Opens a session. A caller that has gone away meanwhile has refused its client: nothing stays open that nobody would close.
-    ///
-    /// # Errors
-    /// See [`Refusal`].
-    pub async fn open_session(
-        &self,
-        context: SignalContext,
-        source: SourceName,
-        report: SessionReport,
-    ) -> Result<OpenOutcome, Refusal> {
-        let (answer, answered) = oneshot::channel::<Result<OpenOutcome, Refusal>>();
-        let job: Job = Box::new(move |w: &mut Writer| {
-            if answer.is_closed() {
-                return;
-            }
-            if let Err(Ok(unheard)) = answer.send(w.open(&context, &source, report)) {
-                w.close(&context, unheard.session.session.id);
-            }
-        });
-        self.normal.try_send(job).map_err(|_| Refusal::Busy)?;
-        answered.await.map_err(|_| Refusal::Busy)?
-    }
-
-    /// Ends a session, if it is still live.
-    ///
-    /// # Errors
-    /// [`Refusal::Busy`] only when the controller is gone.
-    pub async fn close_session(&self, context: SignalContext, session: SessionId) -> Result<CloseOutcome, Refusal> {
-        self.restrict(move |w| w.close(&context, session)).await
-    }
-
-    /// Makes the live sessions of a source those of a list.
-    ///
-    /// # Errors
-    /// See [`Refusal`]; what is wrong with single reports is in the outcome.
-    pub async fn synchronise_sessions(
-        &self,
-        context: SignalContext,
-        source: SourceName,
-        reports: Vec<SessionReport>,
-    ) -> Result<SynchroniseOutcome, Refusal> {
-        self.ask(move |w| w.synchronise(&context, &source, reports)).await?
-    }
-
-    /// By id, ascending, after `after`.
-    ///
-    /// # Errors
-    /// [`Refusal::Busy`].
-    pub async fn sessions(&self, after: Option<SessionId>, limit: u32) -> Result<Vec<SessionView>, Refusal> {
-        self.ask(move |w| w.sessions(after, limit)).await
-    }
-
-    /// How the gateway stands.
-    ///
-    /// # Errors
-    /// [`Refusal::Busy`].
-    pub async fn status(&self) -> Result<Status, Refusal> {
-        self.ask(|w| w.status()).await
-    }
-
-    /// One, or those of all live sessions.
-    ///
-    /// # Errors
-    /// [`Refusal::Kernel`], [`Refusal::Busy`].
-    pub async fn addresses(&self, address: Option<IpAddr>, limit: u32) -> Result<Vec<AddressView>, Refusal> {
-        self.ask(move |w| w.addresses(address, limit)).await?
-    }
-
-    /// What is known around a packet between these addresses.
-    ///
-    /// # Errors
-    /// [`Refusal::Kernel`], [`Refusal::Busy`].
-    pub async fn surroundings(&self, ends: Vec<IpAddr>) -> Result<Surroundings, Refusal> {
-        self.ask(move |w| w.surroundings(&ends)).await?
-    }
-
-    /// The devices of the live sessions that hold these addresses.
-    ///
-    /// # Errors
-    /// [`Refusal::Busy`].
-    pub async fn holders(&self, addresses: Vec<IpAddr>) -> Result<HashMap<IpAddr, DeviceId>, Refusal> {
-        self.ask(move |w| w.holders(&addresses)).await
-    }
-
-    /// What the programs counted.
-    ///
-    /// # Errors
-    /// [`Refusal::Kernel`], [`Refusal::Busy`].
-    pub async fn counters(&self) -> Result<Counters, Refusal> {
-        self.ask(|w| w.counters()).await?
-    }
-
-    /// Denials and captured packets that were not told of.
-    ///
-    /// # Errors
-    /// [`Refusal::Kernel`], [`Refusal::Busy`].
-    pub async fn losses(&self) -> Result<Losses, Refusal> {
-        self.ask(|w| w.losses()).await?
-    }
-
-    /// Refused when the queue is full.
+    /// A question: answered from what is committed. Refused when the queue is full.
     async fn ask<T: Send + 'static>(&self, f: impl FnOnce(&mut Writer) -> T + Send + 'static) -> Result<T, Refusal> {
-        let (job, answer) = job(f);
+        let (answer, answered) = oneshot::channel();
+        // A caller that has gone away has still asked.
+        let job = Job::Question(Box::new(move |w: &mut Writer| drop(answer.send(f(w)))));
         self.normal.try_send(job).map_err(|_| Refusal::Busy)?;
-        answer.await.map_err(|_| Refusal::Busy)
+        answered.await.map_err(|_| Refusal::Busy)
     }
-
-    /// Waits for room in the queue: a restriction is not refused for load.
-    async fn restrict<T: Send + 'static>(&self, f: impl FnOnce(&mut Writer) -> T + Send + 'static) -> Result<T, Refusal> {
-        let (job, answer) = job(f);
-        self.urgent.send(job).await.map_err(|_| Refusal::Busy)?;
-        answer.await.map_err(|_| Refusal::Busy)
-    }
-}
-
-fn job<T: Send + 'static>(f: impl FnOnce(&mut Writer) -> T + Send + 'static) -> (Job, oneshot::Receiver<T>) {
-    let (answer, answered) = oneshot::channel();
-    // A caller that has gone away has still asked.
-    (Box::new(move |w: &mut Writer| drop(answer.send(f(w)))), answered)
 }
 
 #[cfg(test)]

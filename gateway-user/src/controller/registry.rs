@@ -26,6 +26,7 @@ pub(super) struct Registry {
     sessions: BTreeMap<SessionId, Session>,
     by_address: HashMap<IpAddr, SessionId>,
     by_device: HashMap<DeviceId, BTreeSet<SessionId>>,
+    by_source: HashMap<SourceName, BTreeSet<SessionId>>,
 }
 
 impl Registry {
@@ -41,21 +42,26 @@ impl Registry {
         new
     }
 
-    pub(super) fn put_device(&mut self, device: Device, now: &Now) {
-        if let Some(old) = self.devices.remove(&device.id) {
-            // One that has moved to another device in the same change stays with that.
-            old.common_names.iter().for_each(|n| remove_if(&mut self.names, n, &old.id));
-            old.certificates
-                .iter()
-                .for_each(|c| remove_if(&mut self.certificates, c, &old.id));
+    /// Forgets a device, and returns it as it was.
+    pub(super) fn take_device(&mut self, id: &DeviceId) -> Option<Device> {
+        let old = self.devices.remove(id)?;
+        // One that has moved to another device in the same change stays with that.
+        old.common_names.iter().for_each(|n| remove_if(&mut self.names, n, &old.id));
+        old.certificates
+            .iter()
+            .for_each(|c| remove_if(&mut self.certificates, c, &old.id));
+        if let Some(end) = self.lease_ends.remove(id) {
+            self.leases.remove(&(end, id.clone()));
         }
+        Some(old)
+    }
+
+    pub(super) fn put_device(&mut self, device: Device, now: &Now) {
+        drop(self.take_device(&device.id));
         self.names
             .extend(device.common_names.iter().map(|n| (n.clone(), device.id.clone())));
         self.certificates
             .extend(device.certificates.iter().map(|c| (*c, device.id.clone())));
-        if let Some(end) = self.lease_ends.remove(&device.id) {
-            self.leases.remove(&(end, device.id.clone()));
-        }
         if let Some(lease) = device.lease.filter(|_| device.state == DeviceState::Released) {
             let end = lease_end(&lease, now);
             self.leases.insert((end, device.id.clone()));
@@ -75,6 +81,7 @@ impl Registry {
         if let Some(device) = &session.device {
             self.by_device.entry(device.clone()).or_default().insert(session.id);
         }
+        self.by_source.entry(session.source.clone()).or_default().insert(session.id);
         self.sessions.insert(session.id, session);
     }
 
@@ -89,7 +96,18 @@ impl Registry {
                 self.by_device.remove(device);
             }
         }
+        if let Some(all) = self.by_source.get_mut(&session.source) {
+            all.remove(&id);
+            if all.is_empty() {
+                self.by_source.remove(&session.source);
+            }
+        }
         Some(session)
+    }
+
+    /// The number that the next session will have.
+    pub(super) const fn next_session_id(&self) -> SessionId {
+        SessionId(self.next_session)
     }
 
     /// A number that no session had.
@@ -126,7 +144,11 @@ impl Registry {
     }
 
     pub(super) fn sessions_of_source(&self, source: &SourceName) -> impl Iterator<Item = &Session> {
-        self.sessions.values().filter(move |s| s.source == *source)
+        self.by_source
+            .get(source)
+            .into_iter()
+            .flatten()
+            .filter_map(|id| self.sessions.get(id))
     }
 
     pub(super) fn sessions_after(&self, after: Option<SessionId>) -> impl Iterator<Item = &Session> {

@@ -1,16 +1,14 @@
-//! Commands about sessions: open, close, synchronise. An address starts in quarantine, whoever had it before; the session is committed;
-//! then all of its addresses get what its device has, at once.
+//! Commands about single sessions, and the rules by which one opens. An address starts in quarantine, whoever had it before; the session is
+//! committed; then all of its addresses get what its device has, at once.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, HashSet},
     net::IpAddr,
 };
 
-use tracing::info;
-
 use super::{
-    CloseOutcome, Enforcement, OpenOutcome, Refusal, SessionReport, SignalContext, SynchroniseOutcome,
-    commit::{Cause, changes},
+    CloseOutcome, OpenOutcome, Refusal, SessionReport,
+    batch::{Ask, Cause, Decided, Settled, Subject},
     writer::Writer,
 };
 use crate::{
@@ -18,13 +16,12 @@ use crate::{
     kernel::KernelError,
     model::{Device, DeviceId, DeviceState, Session, SessionId, SourceName, Trust},
     reconcile::{self, Op},
-    store::ChangeSet,
     transition::{self, Directory as _, Signal, Step},
 };
 
-/// Sessions that open and end in one commit.
+/// Sessions that are to open and to end together.
 #[derive(Default)]
-struct Batch {
+pub(super) struct Admitted {
     /// With their indexes into the request.
     opening: Vec<(u32, Session)>,
     ending: BTreeSet<SessionId>,
@@ -34,8 +31,8 @@ struct Batch {
     by_device: HashMap<DeviceId, (u32, u32)>,
 }
 
-impl Batch {
-    fn end(&mut self, session: &Session) {
+impl Admitted {
+    pub(super) fn end(&mut self, session: &Session) {
         if self.ending.insert(session.id) {
             self.freed += session.addresses.len();
             if let Some(device) = &session.device {
@@ -56,115 +53,90 @@ impl Batch {
 impl Writer {
     pub(super) fn open(
         &mut self,
-        context: &SignalContext,
+        ask: Ask<'_>,
         source: &SourceName,
         report: SessionReport,
-    ) -> Result<OpenOutcome, Refusal> {
-        let mut batch = Batch::default();
-        self.admit(&mut batch, 0, source, report)?;
-        let (mut opened, refused) = self.execute(batch, Cause::of(context));
-        if let Some((_, refusal)) = refused.into_iter().next() {
-            return Err(refusal);
-        }
-        let session = opened.pop().ok_or(Refusal::Busy)?;
-        let (enforced, addresses) = self.read_back(std::slice::from_ref(&session));
-        let device = self.registry.device_of(&session);
+    ) -> Result<Decided<OpenOutcome>, Refusal> {
+        let id = match ask.again.then(|| self.opened_as(source, &report)).flatten() {
+            Some(id) => id,
+            None => {
+                self.settle_holders(&report.addresses);
+                let mut admitted = Admitted::default();
+                self.admit(&mut admitted, 0, source, report, &BTreeSet::new())?;
+                let (opened, refused) = self.stage(admitted, ask.cause());
+                if let Some((_, refusal)) = refused.into_iter().next() {
+                    return Err(refusal);
+                }
+                opened.first().map(|(_, id)| *id).ok_or(Refusal::Busy)?
+            }
+        };
+        let decided = Decided::new(Subject::Opened(id), move |w: &mut Self, settled: Settled| {
+            settled.durable()?;
+            // Ended meanwhile: by another report of the same source, or by the device's retirement.
+            let session = w.registry.session(id).cloned().ok_or(Refusal::Busy)?;
+            Ok(w.opened(&session, settled))
+        });
+        Ok(Decided {
+            unheard: (!ask.again).then_some(id),
+            ..decided
+        })
+    }
+
+    fn opened(&self, session: &Session, settled: Settled) -> OpenOutcome {
+        let device = self.registry.device_of(session);
         let resting = || {
             let home = session.addresses.first().and_then(|a| self.config.home(*a))?;
             self.config
                 .pool_by_id(self.config.resting(home))
                 .map(|p| p.gateway_uri.clone())
         };
-        Ok(OpenOutcome {
+        OpenOutcome {
             gateway_uri: device.map(|d| d.gateway_uri.clone()).or_else(resting).unwrap_or_default(),
-            session: self.session_view(&session, &self.clock.now()),
-            enforcement: if enforced {
-                Enforcement::Enforced
-            } else {
-                Enforcement::Committed
-            },
-            addresses,
+            session: self.session_view(session, &self.clock.now()),
+            enforcement: settled.level(true),
+            addresses: settled.addresses,
             revision: self.registry.revision,
-        })
+        }
     }
 
-    pub(super) fn close(&mut self, context: &SignalContext, id: SessionId) -> CloseOutcome {
-        let Some(session) = self.registry.session(id).cloned() else {
-            let waits = self.pending.closed.contains(&id) && self.flush().is_err();
-            let enforcement = if waits {
-                Enforcement::EnforcedNotDurable
-            } else {
-                Enforcement::NoSession
-            };
-            return CloseOutcome {
-                ended: false,
-                enforcement,
-                revision: self.registry.revision,
-            };
+    pub(super) fn close(&mut self, ask: Ask<'_>, id: SessionId) -> Result<Decided<CloseOutcome>, Refusal> {
+        self.settle_before([], [id]);
+        let again = ask.again;
+        let Some(session) = self.registry.session(id).cloned().filter(|_| !again) else {
+            return Ok(Decided::new(Subject::Nothing, move |w, settled| {
+                Ok(CloseOutcome {
+                    ended: again,
+                    enforcement: settled.level(w.is_durable(None, Some(id))),
+                    revision: w.registry.revision,
+                })
+            }));
         };
-        let done = self.restrict(&[], &[id], Cause::of(context));
-        self.log_session("session closed", &session, Cause::of(context));
-        let enforcement = match (done.durable, self.is_back(&session)) {
-            (false, _) => Enforcement::EnforcedNotDurable,
-            (true, true) => Enforcement::Enforced,
-            (true, false) => Enforcement::Committed,
-        };
-        CloseOutcome {
-            ended: true,
-            enforcement,
-            revision: self.registry.revision,
-        }
+        self.end_sessions(&[id], ask.cause());
+        Ok(Decided::new(Subject::Closed(session), move |w, settled| {
+            Ok(CloseOutcome {
+                ended: true,
+                enforcement: settled.level(w.is_durable(None, Some(id))),
+                revision: w.registry.revision,
+            })
+        }))
     }
 
-    pub(super) fn synchronise(
+    /// Settles what the batch opens on these addresses: it may be about to end.
+    pub(super) fn settle_holders(&mut self, addresses: &[IpAddr]) {
+        let holders: Vec<SessionId> = addresses.iter().filter_map(|a| Some(self.registry.holder(*a)?.id)).collect();
+        self.settle_before([], holders);
+    }
+
+    pub(super) fn end_sessions(&mut self, ids: &[SessionId], cause: Cause<'_>) {
+        self.settle_before([], ids.iter().copied());
+        self.restrict(&[], ids, cause);
+    }
+
+    /// Checks a report against the rules and adds it to what is admitted; refused, it leaves no trace there. A session of `kept` is not
+    /// ended for it.
+    pub(super) fn admit(
         &mut self,
-        context: &SignalContext,
-        source: &SourceName,
-        reports: Vec<SessionReport>,
-    ) -> Result<SynchroniseOutcome, Refusal> {
-        let mut refused = Vec::new();
-        let (mut kept, mut new) = (BTreeSet::new(), Vec::new());
-        for (index, report) in (0_u32..).zip(reports) {
-            match self.identify(&report) {
-                Ok(device) => match self.same(device, source, &report).filter(|id| kept.insert(*id)) {
-                    Some(_) => {}
-                    None => new.push((index, report)),
-                },
-                Err(refusal) => refused.push((index, refusal)),
-            }
-        }
-        let mut batch = Batch::default();
-        self.registry
-            .sessions_of_source(source)
-            .filter(|s| !kept.contains(&s.id))
-            .for_each(|s| batch.end(s));
-        for (index, report) in new {
-            // What is left of this source's sessions is in the list: it is not ended for another line of the same list.
-            if let Err(refusal) = self.admit_beside(&mut batch, index, source, report, &kept) {
-                refused.push((index, refusal));
-            }
-        }
-        let ended = batch.ending.len() as u32;
-        let (opened, failed) = self.execute(batch, Cause::of(context));
-        refused.extend(failed);
-        refused.sort_by_key(|(index, _)| *index);
-        Ok(SynchroniseOutcome {
-            opened: opened.len() as u32,
-            kept: kept.len() as u32,
-            ended,
-            refused,
-            revision: self.registry.revision,
-        })
-    }
-
-    fn admit(&mut self, batch: &mut Batch, index: u32, source: &SourceName, report: SessionReport) -> Result<(), Refusal> {
-        self.admit_beside(batch, index, source, report, &BTreeSet::new())
-    }
-
-    /// Checks a report against the rules and adds it to the batch; refused, it leaves no trace there.
-    fn admit_beside(
-        &mut self,
-        batch: &mut Batch,
+        batch: &mut Admitted,
         index: u32,
         source: &SourceName,
         report: SessionReport,
@@ -231,59 +203,23 @@ impl Writer {
         Ok(())
     }
 
-    /// Does a batch: the sessions that opened, and those that did not.
-    fn execute(&mut self, batch: Batch, cause: Cause<'_>) -> (Vec<Session>, Vec<(u32, Refusal)>) {
-        let now = self.clock.now();
-        let ended: Vec<Session> = batch
-            .ending
-            .iter()
-            .filter_map(|id| self.registry.session(*id).cloned())
-            .collect();
-        let freed = ended
-            .iter()
-            .flat_map(|s| &s.addresses)
-            .filter(|a| !batch.claimed.contains_key(a));
-        let ops = freed.map(|a| Op::Clear(*a)).collect();
-        self.apply(ops);
-        let mut refused = Vec::new();
-        let mut opening = Vec::new();
-        for (index, session) in batch.opening {
+    /// Ends and opens what was admitted: what opens is in quarantine until the commit. Returns what opens, and what the kernel refused.
+    pub(super) fn stage(&mut self, admitted: Admitted, cause: Cause<'_>) -> (Vec<(u32, SessionId)>, Vec<(u32, Refusal)>) {
+        let Admitted { opening, ending, .. } = admitted;
+        let ending: Vec<SessionId> = ending.into_iter().collect();
+        self.end_sessions(&ending, cause);
+        let (mut refused, mut opened) = (Vec::new(), Vec::new());
+        for (index, session) in opening {
             match self.quarantine(&session) {
-                Ok(()) => opening.push((index, session)),
+                Ok(()) => opened.push((index, session)),
                 Err(e) => refused.push((index, refusal(e))),
             }
         }
-        let steps = self.connected(&opening);
-        let closing: Vec<SessionId> = batch.ending.iter().copied().collect();
-        let set = ChangeSet {
-            closed: batch.ending,
-            opened: opening.iter().map(|(_, s)| (s.id, s.clone())).collect(),
-            ..changes(&steps, &now)
-        };
-        let committed = if opening.is_empty() {
-            Err(Refusal::Busy)
-        } else {
-            self.commit(set, &steps, cause)
-        };
-        if let Err(why) = committed {
-            // The new ones leave no trace; that the old ones have ended stays true.
-            let gone = opening
-                .iter()
-                .flat_map(|(_, s)| &s.addresses)
-                .map(|a| Op::Clear(*a))
-                .collect();
-            self.apply(gone);
-            self.restrict(&[], &closing, cause);
-            refused.extend(opening.into_iter().map(|(index, _)| (index, why.clone())));
-            ended.iter().for_each(|s| self.log_session("session ended", s, cause));
-            return (Vec::new(), refused);
-        }
-        let devices: BTreeSet<&DeviceId> = opening.iter().filter_map(|(_, s)| s.device.as_ref()).collect();
-        self.enforce(&devices.into_iter().collect::<Vec<_>>(), &[]);
-        let opened: Vec<Session> = opening.into_iter().map(|(_, s)| s).collect();
-        ended.iter().for_each(|s| self.log_session("session ended", s, cause));
-        opened.iter().for_each(|s| self.log_session("session opened", s, cause));
-        (opened, refused)
+        let steps = self.connected(&opened);
+        let numbers = opened.iter().map(|(index, s)| (*index, s.id)).collect();
+        let sessions: Vec<Session> = opened.into_iter().map(|(_, s)| s).collect();
+        self.loosen(&steps, &sessions, cause);
+        (numbers, refused)
     }
 
     /// Puts the addresses of a session that is not durable yet into the kernel, without release. Failed, none of them stays.
@@ -311,7 +247,7 @@ impl Writer {
     }
 
     /// The device that a report means; `None`: one that the registry does not know, where the configuration lets it in.
-    fn identify(&self, report: &SessionReport) -> Result<Option<&Device>, Refusal> {
+    pub(super) fn identify(&self, report: &SessionReport) -> Result<Option<&Device>, Refusal> {
         let Some(device) = self.registry.resolve(&report.device_name) else {
             return match self.config.devices.unknown {
                 UnknownDevice::Refuse => Err(Refusal::UnknownDevice(report.device_name.clone())),
@@ -327,8 +263,14 @@ impl Writer {
         Ok(Some(device))
     }
 
+    /// The live session that a report opened.
+    fn opened_as(&self, source: &SourceName, report: &SessionReport) -> Option<SessionId> {
+        let device = self.identify(report).ok()?;
+        self.same(device, source, report)
+    }
+
     /// The live session that a report describes.
-    fn same(&self, device: Option<&Device>, source: &SourceName, report: &SessionReport) -> Option<SessionId> {
+    pub(super) fn same(&self, device: Option<&Device>, source: &SourceName, report: &SessionReport) -> Option<SessionId> {
         let session = self.registry.holder(*report.addresses.first()?)?;
         let set = |a: &[IpAddr]| a.iter().copied().collect::<BTreeSet<_>>();
         let same = session.source == *source
@@ -348,29 +290,6 @@ impl Writer {
         } else {
             Refusal::AddressOutsidePools(address)
         })
-    }
-
-    /// Whether the addresses of a session that has ended are judged by quarantine again, wherever a program meets them.
-    fn is_back(&mut self, session: &Session) -> bool {
-        session.addresses.iter().all(|address| {
-            let wanted = self.config.home(*address).map(|home| self.config.resting(home));
-            let reads = self.kernel.read_back(*address);
-            reads.is_ok_and(|all| all.iter().all(|r| r.reading.is_some_and(|reading| reading.pool == wanted)))
-        })
-    }
-
-    fn log_session(&self, what: &str, s: &Session, cause: Cause<'_>) {
-        info!(
-            session = s.id.0,
-            device = s.device.as_ref().map_or("", |d| d.as_str()),
-            addresses = ?s.addresses,
-            interface = %s.interface,
-            source = %s.source,
-            by = cause.by,
-            request = cause.request,
-            revision = self.registry.revision.0,
-            "{what}"
-        );
     }
 }
 

@@ -1,11 +1,12 @@
 //! Commands about devices: register, policy applied, policy revoked, retire.
 
 use super::{
-    DeviceView, Enforcement, Refusal, Registration, SignalContext, SignalOutcome,
-    commit::{Cause, Restricted, changes},
+    DeviceView, Refusal, Registration, SignalOutcome,
+    batch::{Ask, Decided, Settled, Subject},
     writer::Writer,
 };
 use crate::{
+    kernel::KernelError,
     model::{DeviceId, PolicyRevision, Revision},
     transition::{self, Directory as _, Signal, Step},
 };
@@ -13,84 +14,99 @@ use crate::{
 impl Writer {
     pub(super) fn register(
         &mut self,
-        context: &SignalContext,
+        ask: Ask<'_>,
         list: &[Registration],
-    ) -> Result<(Vec<DeviceView>, Revision), Refusal> {
-        let now = self.clock.now();
-        let steps = transition::register(&self.registry, list, now, &self.config)?;
-        self.commit(changes(&steps, &now), &steps, Cause::of(context))?;
-        let moved: Vec<&DeviceId> = steps.iter().filter(|s| s.changed).map(|s| &s.device.id).collect();
-        self.enforce(&moved, &[]);
-        let views = list
-            .iter()
-            .filter_map(|r| self.registry.device(&r.id))
-            .map(|d| self.view(d, &now))
-            .collect();
-        Ok((views, self.registry.revision))
+    ) -> Result<Decided<(Vec<DeviceView>, Revision)>, Refusal> {
+        let ids: Vec<DeviceId> = list.iter().map(|r| r.id.clone()).collect();
+        if !ask.again {
+            let steps = transition::register(&self.registry, list, self.clock.now(), &self.config)?;
+            let changed: Vec<Step> = steps.into_iter().filter(|s| s.changed).collect();
+            self.loosen(&changed, &[], ask.cause());
+        }
+        Ok(Decided::new(Subject::Nothing, move |w, settled| {
+            settled.durable()?;
+            let now = w.clock.now();
+            let views = ids
+                .iter()
+                .filter_map(|id| w.registry.device(id))
+                .map(|d| w.view(d, &now))
+                .collect();
+            Ok((views, w.registry.revision))
+        }))
     }
 
     /// A release: commit, then kernel, then read back.
     pub(super) fn policy_applied(
         &mut self,
-        context: &SignalContext,
+        ask: Ask<'_>,
         device: &DeviceId,
         revision: &PolicyRevision,
-    ) -> Result<SignalOutcome, Refusal> {
-        let now = self.clock.now();
-        let signal = Signal::PolicyApplied {
-            revision,
-            observed_at: context.observed_at,
-        };
-        let step = self.step(device, signal)?;
-        // What it was restricted by comes first on the disk, even if the release itself changes nothing.
-        self.flush().map_err(|e| Refusal::StoreUnavailable(e.to_string()))?;
-        self.commit(
-            changes(std::slice::from_ref(&step), &now),
-            std::slice::from_ref(&step),
-            Cause::of(context),
-        )?;
-        self.enforce(&[device], &[]);
-        self.outcome(
-            device,
-            Restricted {
-                durable: true,
-                failed: None,
-            },
-        )
+    ) -> Result<Decided<SignalOutcome>, Refusal> {
+        if !ask.again {
+            let signal = Signal::PolicyApplied {
+                revision,
+                observed_at: ask.context.observed_at,
+            };
+            let step = self.step(device, signal)?;
+            self.loosen(&[step], &[], ask.cause());
+        }
+        let id = device.clone();
+        Ok(Decided::new(Subject::Device(device.clone()), move |w, settled| {
+            settled.durable()?;
+            w.outcome(&id, settled, true)
+        }))
     }
 
     /// A restriction: kernel, then commit.
     pub(super) fn policy_revoked(
         &mut self,
-        context: &SignalContext,
+        ask: Ask<'_>,
         device: &DeviceId,
         note: &str,
-    ) -> Result<SignalOutcome, Refusal> {
-        let step = self.step(
-            device,
-            Signal::PolicyRevoked {
-                observed_at: context.observed_at,
-            },
-        )?;
-        let done = self.restrict(
-            &[step],
-            &[],
-            Cause {
-                note,
-                ..Cause::of(context)
-            },
-        );
-        self.outcome(device, done)
+    ) -> Result<Decided<SignalOutcome>, Refusal> {
+        let signal = Signal::PolicyRevoked {
+            observed_at: ask.context.observed_at,
+        };
+        self.restriction(ask, device, signal, note)
     }
 
     /// A restriction, for ever.
-    pub(super) fn retire(&mut self, context: &SignalContext, device: &DeviceId) -> Result<SignalOutcome, Refusal> {
-        let step = self.step(device, Signal::Retire)?;
-        let done = self.restrict(&[step], &[], Cause::of(context));
-        self.outcome(device, done)
+    pub(super) fn retire(&mut self, ask: Ask<'_>, device: &DeviceId) -> Result<Decided<SignalOutcome>, Refusal> {
+        self.restriction(ask, device, Signal::Retire, "")
     }
 
-    fn step(&self, device: &DeviceId, signal: Signal<'_>) -> Result<Step, Refusal> {
+    fn restriction(
+        &mut self,
+        ask: Ask<'_>,
+        device: &DeviceId,
+        signal: Signal<'_>,
+        note: &str,
+    ) -> Result<Decided<SignalOutcome>, Refusal> {
+        let mut failed = None;
+        if !ask.again {
+            self.settle_before([device], []);
+            let step = self.step(device, signal)?;
+            failed = self.restrict(&[step], &[], ask.cause().with(note));
+        }
+        Ok(self.restricted(device, failed))
+    }
+
+    /// The answer to a restriction. Where neither half came about, it is true in memory, and both are tried again; but it must not be
+    /// acknowledged.
+    pub(super) fn restricted(&self, device: &DeviceId, failed: Option<KernelError>) -> Decided<SignalOutcome> {
+        let id = device.clone();
+        Decided::new(Subject::Device(device.clone()), move |w, settled| {
+            let durable = w.is_durable(Some(&id), None);
+            match failed {
+                Some(e) if !durable => Err(Refusal::Kernel(format!(
+                    "{e}; nor could the store be written; both are tried again"
+                ))),
+                _ => w.outcome(&id, settled, durable),
+            }
+        })
+    }
+
+    pub(super) fn step(&self, device: &DeviceId, signal: Signal<'_>) -> Result<Step, Refusal> {
         let known = self
             .registry
             .device(device)
@@ -98,33 +114,15 @@ impl Writer {
         transition::step(known, signal, self.clock.now(), &self.config)
     }
 
-    fn outcome(&mut self, device: &DeviceId, done: Restricted) -> Result<SignalOutcome, Refusal> {
-        // Neither half came about. It is true in memory, and both are tried again; but it must not be acknowledged.
-        if let Restricted {
-            durable: false,
-            failed: Some(e),
-        } = &done
-        {
-            return Err(Refusal::Kernel(format!(
-                "{e}; nor could the store be written; both are tried again"
-            )));
-        }
-        let sessions: Vec<_> = self.registry.sessions_of(device).cloned().collect();
-        let (enforced, addresses) = self.read_back(&sessions);
-        let now = self.clock.now();
+    pub(super) fn outcome(&self, device: &DeviceId, settled: Settled, durable: bool) -> Result<SignalOutcome, Refusal> {
         let known = self
             .registry
             .device(device)
             .ok_or_else(|| Refusal::UnknownDevice(device.clone()))?;
         Ok(SignalOutcome {
-            device: self.view(known, &now),
-            enforcement: match (done.durable, sessions.is_empty(), enforced) {
-                (false, ..) => Enforcement::EnforcedNotDurable,
-                (true, true, _) => Enforcement::NoSession,
-                (true, false, true) => Enforcement::Enforced,
-                (true, false, false) => Enforcement::Committed,
-            },
-            addresses,
+            device: self.view(known, &self.clock.now()),
+            enforcement: settled.level(durable),
+            addresses: settled.addresses,
             revision: self.registry.revision,
         })
     }

@@ -1,6 +1,6 @@
 //! What is asked of the controller and what it answers, in the domain's terms.
 
-use std::net::IpAddr;
+use std::{net::IpAddr, time::Duration};
 
 use gateway_ebpf::abi::{Answers, Count, RuleCount, ShadowCount};
 
@@ -20,6 +20,61 @@ pub struct SignalContext {
     pub request: RequestId,
     /// When the caller saw what it reports.
     pub observed_at: Option<WallTime>,
+    /// SHA-256 of the request's method and body; `None`: the request is not remembered.
+    pub digest: Option<[u8; 32]>,
+    /// How far it is to get before it is answered.
+    pub acknowledge: Acknowledge,
+    /// How long that is tried; then the answer says how far it got. Zero: once.
+    pub deadline: Duration,
+}
+
+/// How far a change is to get before it is answered.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Acknowledge {
+    /// Durable, and read back everywhere.
+    #[default]
+    Enforced,
+    /// Durable; the kernel is not asked.
+    Committed,
+}
+
+/// The answer to a command.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Answer<T> {
+    /// It was done now.
+    First(T),
+    /// The same client has asked this before, by the same request id, and this was the answer, as it was handed to
+    /// [`super::Controller::answered`].
+    Again(Vec<u8>),
+}
+
+impl<T> Answer<T> {
+    /// The answer, if it is a first one.
+    pub fn first(self) -> Option<T> {
+        match self {
+            Self::First(answer) => Some(answer),
+            Self::Again(_) => None,
+        }
+    }
+}
+
+/// A command that was refused, with its place in the audit.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{refusal}")]
+pub struct Refused {
+    /// Why.
+    pub refusal: Refusal,
+    /// Number of the audit's entry: as text `A` and the number, the reference code. `None`: it has none, since nobody took it.
+    pub reference: Option<u64>,
+}
+
+impl From<Refusal> for Refused {
+    fn from(refusal: Refusal) -> Self {
+        Self {
+            refusal,
+            reference: None,
+        }
+    }
 }
 
 /// A connection, as the VPN server reports it.

@@ -1,7 +1,7 @@
 //! The thread that owns store and kernel: its start, its loop, what it does when time passes, and how the kernel gets what memory has.
 
 use std::{
-    collections::VecDeque,
+    collections::{HashMap, VecDeque},
     net::IpAddr,
     sync::Arc,
     time::{Duration, Instant},
@@ -10,19 +10,37 @@ use std::{
 use tokio::sync::{broadcast, mpsc, watch};
 use tracing::{error, info, warn};
 
-use super::{commit::Cause, registry::Registry};
+use super::{
+    batch::{Batch, Cause, Ticket},
+    record::{self, Trail},
+    registry::Registry,
+    requests::Requests,
+    synchronise::Synchronise,
+};
 use crate::{
+    audit::Head,
     clock::Clock,
     config::Config,
     kernel::{Kernel, KernelError, Link},
-    model::{BootTime, DeviceId, Now, SessionId, UriChange, WallTime},
+    model::{BootTime, DeviceId, Now, SessionId, SourceName, UriChange, WallTime},
     reconcile::{self, Held, Observed, Op},
-    store::{ChangeSet, Store},
+    store::{ChangeSet, Request, Store},
     transition::{self, Directory as _, Signal, Step},
 };
 
 /// Something for the thread to do.
-pub(super) type Job = Box<dyn FnOnce(&mut Writer) + Send>;
+pub(super) enum Job {
+    /// Decided with others, committed with them, and answered.
+    Command(Task),
+    /// Answered by itself, from what is committed.
+    Question(Task),
+}
+
+/// What a job does.
+pub(super) type Task = Box<dyn FnOnce(&mut Writer) + Send>;
+
+/// Jobs of a batch at most.
+const BATCH: usize = 512;
 
 /// How the thread keeps time; the defaults are for the daemon.
 #[derive(Clone, Copy, Debug)]
@@ -67,8 +85,28 @@ pub(super) struct Writer {
     pub(super) clock: Box<dyn Clock>,
     pub(super) links: Vec<Link>,
     pub(super) registry: Registry,
+    /// Decided, not committed yet.
+    pub(super) batch: Batch,
     /// In force, not durable.
     pub(super) pending: ChangeSet,
+    /// What the audit is yet to have.
+    pub(super) audit: Trail,
+    /// The last entry that is durable.
+    pub(super) audit_head: Head,
+    /// Wall clock of the last commit.
+    pub(super) committed_at: Option<WallTime>,
+    pub(super) requests: Requests,
+    /// Answers that the next commit takes along.
+    pub(super) answers: Vec<Request>,
+    /// Since when they wait.
+    pub(super) answers_since: Option<Instant>,
+    pub(super) questions: VecDeque<Task>,
+    pub(super) lists: VecDeque<Synchronise>,
+    /// Callers that wait until something is in force.
+    pub(super) parked: Vec<Ticket>,
+    pub(super) next_again: Instant,
+    /// When a source last told of all its sessions.
+    pub(super) heard: HashMap<SourceName, BootTime>,
     /// What the store last said, if it was not "done".
     pub(super) store_problem: Option<String>,
     /// What the kernel last refused; cleared by a pass of reconciling that went through.
@@ -101,6 +139,9 @@ impl Writer {
         let snapshot = store.load()?;
         let instant = Instant::now();
         let mut writer = Self {
+            audit: Trail::new(snapshot.audit_head),
+            audit_head: snapshot.audit_head.unwrap_or(Head::NONE),
+            committed_at: snapshot.committed_at,
             registry: Registry::new(snapshot, &now),
             started_at: now.wall,
             config,
@@ -108,7 +149,16 @@ impl Writer {
             kernel,
             clock,
             links,
+            batch: Batch::default(),
             pending: ChangeSet::default(),
+            requests: Requests::default(),
+            answers: Vec::new(),
+            answers_since: None,
+            questions: VecDeque::new(),
+            lists: VecDeque::new(),
+            parked: Vec::new(),
+            next_again: instant,
+            heard: HashMap::new(),
             store_problem: None,
             kernel_problem: None,
             conflicts: VecDeque::new(),
@@ -124,9 +174,9 @@ impl Writer {
         let (steps, closing) = writer.outdated(&now);
         // Until all is compared, the programs look at every lease.
         writer.apply(vec![Op::EarliestLeaseEnd(Some(BootTime(0)))]);
-        let changes = writer.take_restriction(&steps, &closing, &now);
+        writer.take_restriction(&steps, &closing, Cause::gateway("Start"));
         writer.reconcile()?;
-        writer.commit_restriction(changes, &steps, &closing, Cause::GATEWAY);
+        writer.settle();
         let links = writer.links.clone();
         reconcile::apply(vec![Op::Links(links)], writer.kernel.as_mut());
         info!(
@@ -152,7 +202,11 @@ impl Writer {
                 self.links = links.borrow_and_update().clone();
                 self.next_check = Instant::now();
             }
-            let wake = self.wake();
+            let wake = if self.lists.is_empty() && self.questions.is_empty() {
+                self.wake()
+            } else {
+                Duration::ZERO
+            };
             let (job, restricts) = tokio::select! {
                 biased;
                 job = urgent.recv() => match job { Some(job) => (Some(job), true), None => break },
@@ -166,13 +220,18 @@ impl Writer {
                 }
                 () = tokio::time::sleep(wake) => (None, false),
             };
-            self.end_leases(&self.clock.now());
+            self.pass_time();
             // What restricts does not wait for interfaces, floor and routes to be looked after; the rest is answered as these are now.
             if !restricts {
                 self.maintain();
             }
-            if let Some(job) = job {
-                job(&mut self);
+            self.collect(job, &mut urgent, &mut normal);
+            self.settle();
+            self.ask_again();
+            while urgent.is_empty()
+                && let Some(question) = self.questions.pop_front()
+            {
+                question(&mut self);
             }
             if restricts {
                 self.maintain();
@@ -182,16 +241,59 @@ impl Writer {
                 normal.close();
             }
         }
-        // Both queues belong to the same handles, so what is left came before the end.
+        self.stop(urgent, normal);
+    }
+
+    /// Decides what waits, restrictions first, so that one commit does for all of it. Nothing is waited for: a lone command is a batch. A
+    /// restriction that comes meanwhile ends the batch.
+    fn collect(&mut self, first: Option<Job>, urgent: &mut mpsc::Receiver<Job>, normal: &mut mpsc::Receiver<Job>) {
+        let mut taken = 0;
+        let mut next = first.or_else(|| urgent.try_recv().ok());
+        while let Some(job) = next {
+            self.take_job(job);
+            taken += 1;
+            next = if taken < BATCH { urgent.try_recv().ok() } else { None };
+        }
+        while taken < BATCH
+            && self.questions.len() < BATCH
+            && urgent.is_empty()
+            && let Ok(job) = normal.try_recv()
+        {
+            self.take_job(job);
+            taken += 1;
+        }
+        if urgent.is_empty() {
+            self.slice();
+        }
+    }
+
+    fn take_job(&mut self, job: Job) {
+        match job {
+            Job::Command(decide) => decide(self),
+            Job::Question(question) => self.questions.push_back(question),
+        }
+    }
+
+    /// Both queues belong to the same handles, so what is left came before the end.
+    fn stop(&mut self, mut urgent: mpsc::Receiver<Job>, mut normal: mpsc::Receiver<Job>) {
         urgent.close();
         normal.close();
         while let Ok(job) = urgent.try_recv() {
-            job(&mut self);
+            self.take_job(job);
         }
         while let Ok(job) = normal.try_recv() {
-            job(&mut self);
+            self.take_job(job);
         }
-        if !self.pending.is_empty() && self.flush().is_err() {
+        while !self.lists.is_empty() {
+            self.slice();
+            self.settle();
+        }
+        self.settle();
+        self.answer_parked();
+        while let Some(question) = self.questions.pop_front() {
+            question(self);
+        }
+        if self.flush().is_err() {
             error!(
                 not_durable = self.not_durable(),
                 "stopping with restrictions that are in force but not committed"
@@ -249,11 +351,9 @@ impl Writer {
     /// Tries again what failed, looks after the links: whatever is due.
     fn maintain(&mut self) {
         let instant = Instant::now();
-        if !self.pending.is_empty()
-            && instant >= self.next_retry
-            && let Err(e) = self.flush()
-        {
-            error!(error = %e, not_durable = self.not_durable(), "restrictions are in force but still not durable");
+        if self.commit_due().is_some_and(|at| instant >= at) {
+            // What failed is in the log already.
+            let _ = self.flush();
         }
         if instant >= self.next_check {
             let links = self.links.clone();
@@ -270,11 +370,25 @@ impl Writer {
         }
     }
 
+    /// When what waits for a commit is to have one of its own.
+    fn commit_due(&self) -> Option<Instant> {
+        if !self.pending.is_empty() {
+            return Some(self.next_retry);
+        }
+        let since = [self.audit.since, self.answers_since].into_iter().flatten().min()?;
+        let due = since + record::WITHIN;
+        Some(if self.store_problem.is_some() {
+            due.max(self.next_retry)
+        } else {
+            due
+        })
+    }
+
     fn wake(&self) -> Duration {
         let instant = Instant::now();
         let mut wake = self.next_check.saturating_duration_since(instant);
-        if !self.pending.is_empty() {
-            wake = wake.min(self.next_retry.saturating_duration_since(instant));
+        for at in [self.commit_due(), (!self.parked.is_empty()).then_some(self.next_again)] {
+            wake = at.map_or(wake, |at| wake.min(at.saturating_duration_since(instant)));
         }
         if let Some(end) = self.registry.earliest_lease() {
             wake = wake.min(Duration::from_nanos(end.0.saturating_sub(self.clock.now().boot.0)));
@@ -282,14 +396,23 @@ impl Writer {
         wake
     }
 
-    fn end_leases(&mut self, now: &Now) {
-        let over = self.registry.over(now);
+    /// What is over by now.
+    fn pass_time(&mut self) {
+        let now = self.clock.now();
+        let over = self.registry.over(&now);
         if over.is_empty() {
             return;
         }
-        let end = |id| transition::step(self.registry.device(id)?, Signal::LeaseEnded, *now, &self.config).ok();
+        self.settle_before(&over, []);
+        let end = |id| transition::step(self.registry.device(id)?, Signal::LeaseEnded, now, &self.config).ok();
         let steps: Vec<Step> = over.iter().filter_map(end).collect();
-        self.restrict(&steps, &[], Cause::GATEWAY);
+        self.restrict(&steps, &[], Cause::gateway("LeaseEnded"));
+    }
+
+    /// A source has told of all its sessions.
+    pub(super) fn heard_of(&mut self, source: &SourceName) {
+        let now = self.clock.now();
+        self.heard.insert(source.clone(), now.boot);
     }
 
     /// What a start has to put right: leases of another boot, devices and sessions whose pools are gone.

@@ -296,9 +296,12 @@ impl Kernel for Live {
         self.tables.set_earliest_lease_end(end);
     }
 
-    fn read_back(&mut self, address: IpAddr) -> Result<Vec<ReadBack>, KernelError> {
+    fn read_back(&mut self, addresses: &[IpAddr]) -> Result<Vec<Vec<ReadBack>>, KernelError> {
+        if addresses.is_empty() {
+            return Ok(Vec::new());
+        }
         let links = links::now().map_err(|e| system("listing interfaces", e))?;
-        readback::read_back(&self.config, &links, address).map_err(|e| system("reading back", e))
+        readback::read_back(&self.config, &links, addresses).map_err(|e| system("reading back", e))
     }
 
     fn read(&self, address: IpAddr) -> Result<AddressReading, KernelError> {

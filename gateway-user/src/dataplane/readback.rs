@@ -1,7 +1,13 @@
 //! Reading an address by system call through the programs that are attached now: which maps a program has, and what they say. Nothing is
 //! remembered from one call to the next.
 
-use std::{collections::HashMap, io, net::IpAddr, os::fd::AsFd, rc::Rc};
+use std::{
+    collections::{HashMap, hash_map::Entry},
+    io,
+    net::IpAddr,
+    os::fd::AsFd,
+    rc::Rc,
+};
 
 use gateway_ebpf::abi::{BUCKET6_SLOTS, Bucket6, Class, ClassEntry, Cold, Control, ENTRY_LEASED, Homes6, entry_pool, map};
 
@@ -13,26 +19,31 @@ use super::{
 };
 use crate::{
     config::Config,
-    kernel::{ProgramReading, ReadBack},
+    kernel::{HookPoint, Link, ProgramReading, ReadBack},
     links::LinkNow,
     model::PoolId,
 };
 
-/// One reading for each hook with a program of ours, or that should have one.
-pub(super) fn read_back(config: &Config, links: &[LinkNow], address: IpAddr) -> io::Result<Vec<ReadBack>> {
-    let mut reader = Reader::default();
-    let mut all = Vec::new();
+/// For each address, in order: one reading for each hook with a program of ours, or that should have one. What is attached is asked once.
+pub(super) fn read_back(config: &Config, links: &[LinkNow], addresses: &[IpAddr]) -> io::Result<Vec<Vec<ReadBack>>> {
+    let mut places = Vec::new();
     for now in links.iter().filter(|l| config.role(&l.link.name).is_some()) {
-        for (hook, program) in hooks::attached(config, now)? {
-            all.push(ReadBack {
-                interface: now.link.name.clone(),
-                ifindex: now.link.ifindex,
-                hook,
-                reading: program.map(|p| reader.through(&p, address)).transpose()?.flatten(),
-            });
-        }
+        let attached = hooks::attached(config, now)?;
+        places.extend(attached.into_iter().map(|(hook, program)| (&now.link, hook, program)));
     }
-    Ok(all)
+    let mut reader = Reader::default();
+    let mut one = |address: &IpAddr| {
+        let read = |(link, hook, program): &(&Link, HookPoint, Option<ProgramInfo>)| {
+            Ok(ReadBack {
+                interface: link.name.clone(),
+                ifindex: link.ifindex,
+                hook: *hook,
+                reading: program.as_ref().map(|p| reader.through(p, *address)).transpose()?.flatten(),
+            })
+        };
+        places.iter().map(read).collect()
+    };
+    addresses.iter().map(&mut one).collect()
 }
 
 /// A class byte, and the map that it was read from.
@@ -44,12 +55,16 @@ pub(super) struct Reading {
 
 /// The class of an address by two tables: DIR4 and CHUNKS4, or HASH6 and HOMES6.
 pub(super) fn class(tables: [&Map; 2], address: IpAddr) -> io::Result<Reading> {
+    class_of(tables, address, &mut Large::default())
+}
+
+fn class_of(tables: [&Map; 2], address: IpAddr, large: &mut Large) -> io::Result<Reading> {
     let [first, second] = tables;
     match address {
         IpAddr::V4(a) => {
             let (upper, lower) = ((u32::from(a) >> 16) as usize, (u32::from(a) & 0xffff) as usize);
-            let chunk = first.element::<[u16; CHUNK]>(0)?[upper];
-            let class = second.element::<[u8; CHUNK]>(u32::from(chunk))?[lower];
+            let chunk = large.directory(first)?[upper];
+            let class = large.chunk(second, u32::from(chunk))?[lower];
             Ok(Reading {
                 class,
                 map_id: second.info.id,
@@ -99,11 +114,39 @@ pub(super) fn pool_now(entry: ClassEntry, cold: Option<Cold>, boot_now: u64) -> 
     (pool != 0).then_some(PoolId(pool))
 }
 
+/// The elements of the IPv4 tables that were read: a system call copies 64 KiB or more, and the addresses of a batch share them.
+#[derive(Default)]
+struct Large {
+    directories: HashMap<u32, Box<[u16; CHUNK]>>,
+    chunks: HashMap<(u32, u32), Box<[u8; CHUNK]>>,
+}
+
+impl Large {
+    fn directory(&mut self, map: &Map) -> io::Result<&[u16; CHUNK]> {
+        Ok(match self.directories.entry(map.info.id) {
+            Entry::Occupied(e) => e.into_mut(),
+            Entry::Vacant(e) => e.insert(map.element(0)?),
+        })
+    }
+
+    fn chunk(&mut self, map: &Map, index: u32) -> io::Result<&[u8; CHUNK]> {
+        Ok(match self.chunks.entry((map.info.id, index)) {
+            Entry::Occupied(e) => e.into_mut(),
+            Entry::Vacant(e) => e.insert(map.element(index)?),
+        })
+    }
+}
+
+/// An address's tables, by their maps' ids, with the address.
+type Place = ([u32; 4], IpAddr);
+
 /// Within one call, each map is opened and each table looked up once, however many programs share it.
 #[derive(Default)]
 struct Reader {
     maps: HashMap<u32, Option<Rc<Map>>>,
-    read: HashMap<[u32; 4], (Reading, ClassEntry, Option<Cold>)>,
+    large: Large,
+    controls: HashMap<u32, Box<Control>>,
+    read: HashMap<Place, (Reading, ClassEntry, Option<Cold>)>,
 }
 
 impl Reader {
@@ -123,16 +166,13 @@ impl Reader {
         let [Some(first), Some(second), Some(cold), Some(control)] = found else {
             return Ok(None);
         };
-        let key = [first.info.id, second.info.id, cold.info.id, control.info.id];
+        let key = ([first.info.id, second.info.id, cold.info.id, control.info.id], address);
         let (reading, entry, record) = match self.read.get(&key) {
             Some(r) => *r,
             None => {
-                let reading = class([&first, &second], address)?;
-                let r = (
-                    reading,
-                    entry(&control, reading.class)?,
-                    super::tables::cold_record(&cold, address)?,
-                );
+                let reading = class_of([&first, &second], address, &mut self.large)?;
+                let entry = self.control(&control)?.classes[usize::from(reading.class)];
+                let r = (reading, entry, super::tables::cold_record(&cold, address)?);
                 self.read.insert(key, r);
                 r
             }
@@ -142,6 +182,13 @@ impl Reader {
             map_id: reading.map_id,
             pool: pool_now(entry, record, super::tables::boot_now()),
         }))
+    }
+
+    fn control(&mut self, map: &Map) -> io::Result<&Control> {
+        Ok(match self.controls.entry(map.info.id) {
+            Entry::Occupied(e) => e.into_mut(),
+            Entry::Vacant(e) => e.insert(map.element(0)?),
+        })
     }
 
     fn map(&mut self, id: u32) -> Option<Rc<Map>> {

@@ -51,6 +51,8 @@ pub struct State {
     pub capacity: usize,
     /// The next calls of assign and clear fail: so many.
     pub failing: u32,
+    /// How often it was asked what is attached, to read back.
+    pub looks: u64,
     /// What was called.
     pub calls: Vec<Call>,
     /// As counted by "packets".
@@ -182,28 +184,31 @@ impl Kernel for FakeKernel {
         state.earliest = end;
     }
 
-    fn read_back(&mut self, address: IpAddr) -> Result<Vec<ReadBack>, KernelError> {
-        let state = self.state();
-        let pool = self.class(&state, address);
-        let mut out = Vec::new();
-        for link in &state.links {
-            let Some(role) = self.config.role(&link.name) else { continue };
-            for hook in Self::hooks(link, role) {
+    fn read_back(&mut self, addresses: &[IpAddr]) -> Result<Vec<Vec<ReadBack>>, KernelError> {
+        let mut state = self.state();
+        state.looks += 1;
+        let one = |address: &IpAddr| {
+            let pool = self.class(&state, *address);
+            let at = |link: &Link, hook: HookPoint| {
                 let attached = !state.detached.contains(&(link.ifindex, hook));
-                let reading = attached.then_some(ProgramReading {
-                    program_id: 100 + link.ifindex,
-                    map_id: MAP_ID,
-                    pool,
-                });
-                out.push(ReadBack {
+                ReadBack {
                     interface: link.name.clone(),
                     ifindex: link.ifindex,
                     hook,
-                    reading,
-                });
-            }
-        }
-        Ok(out)
+                    reading: attached.then_some(ProgramReading {
+                        program_id: 100 + link.ifindex,
+                        map_id: MAP_ID,
+                        pool,
+                    }),
+                }
+            };
+            let of = |link: &Link| {
+                let hooks = self.config.role(&link.name).map(|role| Self::hooks(link, role));
+                hooks.into_iter().flatten().map(|h| at(link, h)).collect::<Vec<_>>()
+            };
+            state.links.iter().flat_map(of).collect()
+        };
+        Ok(addresses.iter().map(one).collect())
     }
 
     fn read(&self, address: IpAddr) -> Result<AddressReading, KernelError> {

@@ -177,12 +177,12 @@ pub trait Kernel: Send {
     /// Tells the programs until when no lease can have ended; `None`: there is none.
     fn set_earliest_lease_end(&mut self, end: Option<BootTime>);
 
-    /// Reads an address by system call through the program that is attached now at each hook of each interface that has a role. An
-    /// interface that exists and has a role but no program of ours gives an entry without reading.
+    /// Reads addresses by system call through the program that is attached now at each hook of each interface that has a role; for each
+    /// address in order. An interface that exists and has a role but no program of ours gives an entry without reading.
     ///
     /// # Errors
     /// See [`KernelError`].
-    fn read_back(&mut self, address: IpAddr) -> Result<Vec<ReadBack>, KernelError>;
+    fn read_back(&mut self, addresses: &[IpAddr]) -> Result<Vec<Vec<ReadBack>>, KernelError>;
 
     /// Reads an address from our own map, by system call.
     ///

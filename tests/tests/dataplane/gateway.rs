@@ -105,7 +105,7 @@ impl Gateway {
     }
 
     pub(crate) fn read_back(&mut self, address: IpAddr) -> Vec<ReadBack> {
-        self.live(|l| l.read_back(address)).unwrap()
+        self.live(|l| l.read_back(&[address])).unwrap().remove(0)
     }
 
     /// The pool that each hook's program sees, where one of ours is attached.

@@ -22,7 +22,7 @@ async fn a_release_that_cannot_be_committed_changes_nothing() {
     g.disk.fill();
     unavailable(g.applied("phone").await);
     unavailable(g.open("phone", &["10.66.0.5"]).await);
-    unavailable(g.controller().register(g.seen(0), vec![registration("new", "office")]).await);
+    unavailable(g.tell().register(g.seen(0), vec![registration("new", "office")]).await);
     let calls = g.kernel.take_calls();
     assert!(
         !calls.iter().any(|c| matches!(c, Call::Assign(_, to) if to.pool == OFFICE)),
@@ -95,7 +95,7 @@ async fn what_is_not_durable_yet_never_overwrites_what_came_after_it() {
     g.disk.free();
     let mut changed = registration("phone", "lab");
     changed.owner = "another".to_owned();
-    g.controller().register(g.seen(0), vec![changed]).await.unwrap();
+    g.tell().register(g.seen(0), vec![changed]).await.unwrap();
     g.restart().await;
     let device = g.controller().device(id("phone")).await.unwrap().device;
     assert_eq!((device.owner.as_str(), device.full_service_pool.as_str()), ("another", "lab"));
@@ -115,12 +115,12 @@ async fn closing_and_retiring_are_not_refused_by_a_full_disk() {
     g.applied("phone").await.unwrap();
     g.applied("other").await.unwrap();
     g.disk.fill();
-    let closed = g.controller().close_session(g.seen(0), session).await.unwrap();
+    let closed = g.tell().close_session(g.seen(0), session).await.unwrap();
     assert_eq!((closed.ended, closed.enforcement), (true, Enforcement::EnforcedNotDurable));
     assert_eq!(g.judged("10.66.0.5"), QUARANTINE);
-    let again = g.controller().close_session(g.seen(0), session).await.unwrap();
+    let again = g.tell().close_session(g.seen(0), session).await.unwrap();
     assert_eq!((again.ended, again.enforcement), (false, Enforcement::EnforcedNotDurable));
-    let retired = g.controller().retire(g.seen(0), id("other")).await.unwrap();
+    let retired = g.tell().retire(g.seen(0), id("other")).await.unwrap();
     assert_eq!(retired.enforcement, Enforcement::EnforcedNotDurable);
     assert_eq!(g.judged("10.66.0.6"), BLOCKED);
     assert_eq!(g.controller().status().await.unwrap().not_durable, 2);
@@ -182,10 +182,7 @@ async fn a_kernel_that_fails_is_tried_again_and_never_acknowledged_as_enforced()
 async fn the_death_of_the_thread_is_seen() {
     let mut g = Gateway::new().await;
     g.disk.poison();
-    let refused = g
-        .controller()
-        .register(g.seen(0), vec![registration("phone", "office")])
-        .await;
+    let refused = g.tell().register(g.seen(0), vec![registration("phone", "office")]).await;
     assert_eq!(refused, Err(Refusal::Busy));
     assert!(g.ended().await.is_err());
     assert_eq!(g.controller().status().await.unwrap_err(), Refusal::Busy);

@@ -20,14 +20,17 @@ use crate::{
         PoolKind, Socket, Tables, UnknownDevice, XdpMode,
     },
     controller::{
-        Controller, Enforcement, OpenOutcome, Options, Refusal, Registration, SessionReport, SignalContext, SignalOutcome, Start,
-        StartError, WriterDied, WriterThread,
+        Acknowledge, CloseOutcome, Controller, DeviceView, Enforcement, OpenOutcome, Options, Refusal, Registration,
+        SessionReport, SignalContext, SignalOutcome, Start, StartError, SynchroniseOutcome, WriterDied, WriterThread,
     },
     kernel::{
         Link,
         fake::{Call, FakeKernel},
     },
-    model::{BootTime, Device, DeviceId, Identity, Now, PoolId, RequestId, Revision, Role, UriChange, WallTime},
+    model::{
+        BootTime, Device, DeviceId, Identity, Now, PolicyRevision, PoolId, RequestId, Revision, Role, SessionId, SourceName,
+        UriChange, WallTime,
+    },
     store::{AuditQuery, ChangeSet, Committed, Request, Snapshot, SqliteStore, Store, StoreError},
 };
 
@@ -233,17 +236,25 @@ impl Gateway {
         &self.running.as_ref().unwrap().0
     }
 
+    /// The controller, for commands that are not asked twice.
+    pub(super) fn tell(&self) -> Tell<'_> {
+        Tell(self.controller())
+    }
+
     /// A context seen this many milliseconds from the gateway's now.
     pub(super) fn seen(&self, offset_ms: i64) -> SignalContext {
         SignalContext {
             by: Identity::unlimited(Role::Mdm, "test"),
             request: "r-1".parse().unwrap(),
             observed_at: Some(WallTime(self.clock.now().wall.0 + offset_ms)),
+            digest: None,
+            acknowledge: Acknowledge::Enforced,
+            deadline: Duration::ZERO,
         }
     }
 
     pub(super) async fn register(&self, device: &str, pool: &str) {
-        self.controller()
+        self.tell()
             .register(self.seen(0), vec![registration(device, pool)])
             .await
             .unwrap();
@@ -254,7 +265,7 @@ impl Gateway {
     }
 
     pub(super) async fn open_at(&self, source: &str, device: &str, addresses: &[&str]) -> Result<OpenOutcome, Refusal> {
-        self.controller()
+        self.tell()
             .open_session(self.seen(0), source.parse().unwrap(), report(device, addresses))
             .await
     }
@@ -264,15 +275,13 @@ impl Gateway {
     }
 
     pub(super) async fn applied_at(&self, device: &str, offset_ms: i64) -> Result<SignalOutcome, Refusal> {
-        self.controller()
+        self.tell()
             .policy_applied(self.seen(offset_ms), id(device), "rev-1".parse().unwrap())
             .await
     }
 
     pub(super) async fn revoked(&self, device: &str) -> Result<SignalOutcome, Refusal> {
-        self.controller()
-            .policy_revoked(self.seen(0), id(device), "test".to_owned())
-            .await
+        self.tell().policy_revoked(self.seen(0), id(device), "test".to_owned()).await
     }
 
     /// What the next packet is judged by.
@@ -290,6 +299,29 @@ impl Gateway {
         }
         panic!("{what}: not within 5 s");
     }
+}
+
+/// Commands of a controller, with plain answers and refusals.
+pub(super) struct Tell<'a>(&'a Controller);
+
+macro_rules! tell {
+    ($($name:ident($($arg:ident: $type:ty),*) -> $answer:ty;)*) => {
+        impl Tell<'_> {
+            $(pub(super) async fn $name(self, context: SignalContext, $($arg: $type),*) -> Result<$answer, Refusal> {
+                let answer = self.0.$name(context, $($arg),*).await.map_err(|e| e.refusal)?;
+                Ok(answer.first().expect("no digest, so never an answer of before"))
+            })*
+        }
+    };
+}
+tell! {
+    register(devices: Vec<Registration>) -> (Vec<DeviceView>, Revision);
+    policy_applied(device: DeviceId, revision: PolicyRevision) -> SignalOutcome;
+    policy_revoked(device: DeviceId, reason: String) -> SignalOutcome;
+    retire(device: DeviceId) -> SignalOutcome;
+    open_session(source: SourceName, report: SessionReport) -> OpenOutcome;
+    close_session(session: SessionId) -> CloseOutcome;
+    synchronise_sessions(source: SourceName, reports: Vec<SessionReport>) -> SynchroniseOutcome;
 }
 
 pub(super) fn id(device: &str) -> DeviceId {

@@ -160,7 +160,7 @@ async fn session_numbers_are_never_used_twice() {
         let session = g.open("one", &["10.66.0.5"]).await.unwrap().session.session.id;
         assert!(session.0 > last);
         last = session.0;
-        g.controller().close_session(g.seen(0), session).await.unwrap();
+        g.tell().close_session(g.seen(0), session).await.unwrap();
         g.restart().await;
     }
 }

@@ -21,7 +21,7 @@ async fn an_address_handed_over_carries_nothing_over() {
     assert_eq!((g.judged("10.66.0.5"), g.judged("10.66.0.6")), (QUARANTINE, QUARANTINE));
     assert!(g.controller().device(id("old")).await.unwrap().sessions.is_empty());
     // The old device is still released, and its late close does not end the new owner's session.
-    let late = g.controller().close_session(g.seen(0), old.session.session.id).await.unwrap();
+    let late = g.tell().close_session(g.seen(0), old.session.session.id).await.unwrap();
     assert_eq!((late.ended, late.enforcement), (false, Enforcement::NoSession));
     assert_eq!(g.controller().device(id("new")).await.unwrap().sessions.len(), 1);
     g.applied("new").await.unwrap();
@@ -109,14 +109,14 @@ async fn a_certificate_must_be_the_devices() {
     one.common_names = vec![id("cn-1")];
     one.certificates = vec!["aa".repeat(32).parse().unwrap()];
     let list = vec![one, registration("two", "office")];
-    g.controller().register(g.seen(0), list).await.unwrap();
+    g.tell().register(g.seen(0), list).await.unwrap();
     let open = async |device: &str, certificate: Option<&str>| {
         let certificate = certificate.map(|c| c.repeat(32).parse().unwrap());
         let report = SessionReport {
             certificate,
             ..report(device, &["10.66.0.5"])
         };
-        g.controller()
+        g.tell()
             .open_session(g.seen(0), "vpn-1".parse().unwrap(), report)
             .await
             .map(|o| o.session.session.device.unwrap())
@@ -175,7 +175,7 @@ async fn closing_takes_the_release_away_from_the_address() {
         .session
         .id;
     g.applied("one").await.unwrap();
-    let closed = g.controller().close_session(g.seen(0), session).await.unwrap();
+    let closed = g.tell().close_session(g.seen(0), session).await.unwrap();
     assert_eq!((closed.ended, closed.enforcement), (true, Enforcement::Enforced));
     assert_eq!((g.judged("10.66.1.5"), g.judged("fd00:66:1::5")), (QUARANTINE, QUARANTINE));
     assert!(g.kernel.state().assigned.is_empty());
@@ -213,7 +213,7 @@ async fn a_list_ends_keeps_and_opens() {
         report("goes", &["10.66.0.5"]),
     ];
     let outcome = g
-        .controller()
+        .tell()
         .synchronise_sessions(g.seen(0), "vpn-1".parse().unwrap(), list)
         .await
         .unwrap();
@@ -249,7 +249,7 @@ async fn a_list_ends_keeps_and_opens() {
         report("moves", &["10.66.0.8"]),
     ];
     let again = g
-        .controller()
+        .tell()
         .synchronise_sessions(g.seen(0), "vpn-1".parse().unwrap(), list)
         .await
         .unwrap();
@@ -258,7 +258,7 @@ async fn a_list_ends_keeps_and_opens() {
         (0, 3, 0, outcome.revision)
     );
     let none = g
-        .controller()
+        .tell()
         .synchronise_sessions(g.seen(0), "vpn-1".parse().unwrap(), Vec::new())
         .await
         .unwrap();
@@ -290,7 +290,7 @@ async fn a_session_whose_caller_has_gone_away_does_not_stay() {
     let source = || "vpn-1".parse().unwrap();
     // Asked, and given up at once: before the controller comes to it, or while it works on it.
     for address in ["10.66.0.5", "10.66.0.6"] {
-        let asking = g.controller().open_session(g.seen(0), source(), report("phone", &[address]));
+        let asking = g.tell().open_session(g.seen(0), source(), report("phone", &[address]));
         assert!(futures_util::FutureExt::now_or_never(asking).is_none());
     }
     // The queue is served in order.

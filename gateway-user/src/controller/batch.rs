@@ -1,0 +1,460 @@
+//! Group commit. What waits in the queues is decided in turn on memory and collected in a [`Batch`]; one commit makes all of it durable; what
+//! loosens goes into the kernel after that (what restricts is there already); one look reads everything back; then everyone is answered.
+//! If the commit fails, what loosens is undone in memory and refused, and what restricts stays and is tried again.
+
+use std::{
+    collections::{BTreeSet, HashMap, HashSet},
+    net::IpAddr,
+    time::{Duration, Instant},
+};
+
+use tokio::sync::oneshot;
+
+use super::{
+    Acknowledge, AddressEnforcement, Answer, Enforcement, Refusal, Refused, SignalContext, requests::Before, writer::Writer,
+};
+use crate::{
+    kernel::{KernelError, ReadBack},
+    model::{Device, DeviceId, Session, SessionId},
+    reconcile::Op,
+    store::ChangeSet,
+    transition::Step,
+};
+
+/// How often what is not yet in force is read back again, for callers that wait for it.
+pub(super) const AGAIN: Duration = Duration::from_millis(10);
+
+/// What was decided and is not committed yet.
+#[derive(Default)]
+pub(super) struct Batch {
+    /// All of it, in the order in which it was decided.
+    pub(super) changes: ChangeSet,
+    /// Of it, what stays if the commit fails.
+    pub(super) restrictions: ChangeSet,
+    /// What loosens, newest last.
+    undo: Vec<Undo>,
+    /// Devices and sessions of which the commit decides.
+    loosened: HashSet<DeviceId>,
+    opened: HashSet<SessionId>,
+    /// Numbers of the audit's entries that the commit decides of.
+    entries: Vec<u64>,
+    tickets: Vec<Ticket>,
+}
+
+impl Batch {
+    pub(super) fn is_empty(&self) -> bool {
+        self.changes.is_empty() && self.tickets.is_empty()
+    }
+}
+
+/// What memory had before.
+enum Undo {
+    Device(DeviceId, Option<Box<Device>>),
+    Session(SessionId),
+}
+
+/// Someone who waits for an answer.
+pub(super) struct Ticket {
+    subject: Subject,
+    /// Whether it is answered only as enforced, and for how long that is tried.
+    acknowledge: Acknowledge,
+    until: Instant,
+    finish: Finish,
+}
+
+type Finish = Box<dyn FnOnce(&mut Writer, Settled)>;
+
+/// What an answer reads back.
+#[derive(Clone, Debug)]
+pub(super) enum Subject {
+    Nothing,
+    /// All sessions of a device.
+    Device(DeviceId),
+    Opened(SessionId),
+    /// The addresses of a session that ended.
+    Closed(Session),
+}
+
+/// How it went.
+#[derive(Debug, Default)]
+pub(super) struct Settled {
+    /// The store's words, if it was not committed.
+    pub(super) failed: Option<String>,
+    /// Whether there was anything to read back.
+    pub(super) sessions: bool,
+    /// Read back as wanted, everywhere.
+    pub(super) in_force: bool,
+    /// Each address that was read back.
+    pub(super) addresses: Vec<AddressEnforcement>,
+}
+
+impl Settled {
+    /// An error for what is not true unless it is durable.
+    pub(super) fn durable(&self) -> Result<(), Refusal> {
+        self.failed.clone().map_or(Ok(()), |e| Err(Refusal::StoreUnavailable(e)))
+    }
+
+    /// How far a change got that is durable or not.
+    pub(super) const fn level(&self, durable: bool) -> Enforcement {
+        match (durable, self.sessions, self.in_force) {
+            (false, ..) => Enforcement::EnforcedNotDurable,
+            (true, false, _) => Enforcement::NoSession,
+            (true, true, true) => Enforcement::Enforced,
+            (true, true, false) => Enforcement::Committed,
+        }
+    }
+}
+
+/// A command that memory has taken: what is read back for it, and what is then its answer.
+pub(super) struct Decided<T> {
+    pub(super) subject: Subject,
+    pub(super) answer: Box<dyn FnOnce(&mut Writer, Settled) -> Result<T, Refusal>>,
+    /// Ended if nobody hears the answer.
+    pub(super) unheard: Option<SessionId>,
+}
+
+impl<T> Decided<T> {
+    pub(super) fn new(subject: Subject, answer: impl FnOnce(&mut Writer, Settled) -> Result<T, Refusal> + 'static) -> Self {
+        Self {
+            subject,
+            answer: Box::new(answer),
+            unheard: None,
+        }
+    }
+}
+
+/// Who is behind a change: for the audit and the log.
+#[derive(Clone, Copy)]
+pub(super) struct Cause<'a> {
+    pub(super) by: &'a str,
+    /// The RPC, or what the gateway did by itself.
+    pub(super) action: &'static str,
+    pub(super) request: &'a str,
+    /// The caller's own words; may be empty.
+    pub(super) note: &'a str,
+}
+
+impl<'a> Cause<'a> {
+    /// Nobody asked: time passed, or the daemon started.
+    pub(super) const fn gateway(action: &'static str) -> Self {
+        Self {
+            by: "gateway",
+            action,
+            request: "",
+            note: "",
+        }
+    }
+
+    pub(super) fn of(context: &'a SignalContext, action: &'static str) -> Self {
+        Self {
+            by: &context.by.name,
+            action,
+            request: context.request.as_str(),
+            note: "",
+        }
+    }
+
+    pub(super) const fn with(self, note: &'a str) -> Self {
+        Self { note, ..self }
+    }
+}
+
+/// A command, as its first half sees it.
+#[derive(Clone, Copy)]
+pub(super) struct Ask<'a> {
+    pub(super) context: &'a SignalContext,
+    /// The RPC.
+    pub(super) action: &'static str,
+    /// The same request is under way, or done and its answer is not known: nothing is to be changed, and what is so now is the answer.
+    pub(super) again: bool,
+}
+
+impl<'a> Ask<'a> {
+    pub(super) fn cause(&self) -> Cause<'a> {
+        Cause::of(self.context, self.action)
+    }
+}
+
+/// What a command is about, for the audit of its refusal.
+#[derive(Clone, Debug, Default)]
+pub(super) struct About {
+    pub(super) device: Option<DeviceId>,
+    pub(super) subject: String,
+}
+
+impl About {
+    pub(super) fn device(id: &DeviceId) -> Self {
+        Self {
+            device: Some(id.clone()),
+            subject: String::new(),
+        }
+    }
+
+    pub(super) fn subject(what: impl ToString) -> Self {
+        Self {
+            device: None,
+            subject: what.to_string(),
+        }
+    }
+}
+
+impl Writer {
+    /// The first half of a command; the second comes with [`Writer::settle`].
+    pub(super) fn command<T: Send + 'static>(
+        &mut self,
+        context: &SignalContext,
+        action: &'static str,
+        about: About,
+        decide: impl FnOnce(&mut Self, Ask<'_>) -> Result<Decided<T>, Refusal>,
+        to: oneshot::Sender<Result<Answer<T>, Refused>>,
+    ) {
+        let first = self.audit.next_number();
+        let cause = Cause::of(context, action);
+        let ask = |again| Ask { context, action, again };
+        let decided = match self.asked_before(context) {
+            Ok(Before::Answered(answer)) => return drop(to.send(Ok(Answer::Again(answer)))),
+            Ok(Before::Never) => decide(self, ask(false)).inspect(|_| self.remember(context)),
+            Ok(Before::UnderWay) => decide(self, ask(true)),
+            Err(refusal) => Err(refusal),
+        };
+        let decided = match decided {
+            Ok(decided) => decided,
+            Err(refusal) => return drop(to.send(Err(self.refuse(refusal, cause, &about)))),
+        };
+        let entries = first..self.audit.next_number();
+        let (owned, unheard, answer) = (context.clone(), decided.unheard, decided.answer);
+        let finish: Finish = Box::new(move |w: &mut Self, settled: Settled| {
+            let result = answer(w, settled).map(Answer::First);
+            let result = result.map_err(|refusal| {
+                w.forget(&owned);
+                w.refuse_staged(refusal, Cause::of(&owned, action), &about, &entries)
+            });
+            let heard = to.send(result);
+            if let (Err(Ok(_)), Some(id)) = (heard, unheard) {
+                w.end_sessions(
+                    &[id],
+                    Cause::of(&owned, "CloseSession").with("nobody heard that it was opened"),
+                );
+            }
+        });
+        self.batch.tickets.push(Ticket {
+            subject: decided.subject,
+            acknowledge: context.acknowledge,
+            until: Instant::now() + context.deadline,
+            finish,
+        });
+    }
+
+    /// What loosens, or changes nothing that is enforced: true in memory, in force after the commit, and undone if that fails.
+    pub(super) fn loosen(&mut self, steps: &[Step], opened: &[Session], cause: Cause<'_>) {
+        let now = self.clock.now();
+        let mut set = super::commit::changes(steps, &now);
+        for step in steps {
+            if step.changed {
+                let old = self.registry.take_device(&step.device.id).map(Box::new);
+                self.batch.undo.push(Undo::Device(step.device.id.clone(), old));
+                self.registry.put_device(step.device.clone(), &now);
+                let number = self.audit.of_step(step, now.wall, cause);
+                self.batch.entries.push(number);
+            }
+            self.batch.loosened.insert(step.device.id.clone());
+        }
+        for session in opened {
+            self.batch.undo.push(Undo::Session(session.id));
+            self.registry.put_session(session.clone());
+            let number = self.audit.of_session(session, true, now.wall, cause);
+            self.batch.entries.push(number);
+            self.batch.opened.insert(session.id);
+            self.batch.loosened.extend(session.device.clone());
+            set.opened.insert(session.id, session.clone());
+        }
+        self.batch.changes.then(set);
+    }
+
+    /// What restricts: true at once, and in the kernel next. Returns what the kernel refused; it is repaired later.
+    pub(super) fn restrict(&mut self, steps: &[Step], closing: &[SessionId], cause: Cause<'_>) -> Option<KernelError> {
+        let clearing: Vec<_> = closing
+            .iter()
+            .filter_map(|id| self.registry.session(*id))
+            .flat_map(|s| s.addresses.clone())
+            .collect();
+        self.take_restriction(steps, closing, cause);
+        let devices: Vec<&DeviceId> = steps.iter().map(|s| &s.device.id).collect();
+        self.enforce(&devices, &clearing)
+    }
+
+    /// Makes a restriction true in memory, to be committed.
+    pub(super) fn take_restriction(&mut self, steps: &[Step], closing: &[SessionId], cause: Cause<'_>) {
+        let now = self.clock.now();
+        let mut set = super::commit::changes(steps, &now);
+        for step in steps.iter().filter(|s| s.changed) {
+            self.registry.put_device(step.device.clone(), &now);
+            self.audit.of_step(step, now.wall, cause);
+        }
+        for id in closing {
+            if let Some(session) = self.registry.remove_session(*id) {
+                self.audit.of_session(&session, false, now.wall, cause);
+                set.closed.insert(*id);
+            }
+        }
+        self.batch.changes.then(set.clone());
+        self.batch.restrictions.then(set);
+    }
+
+    /// To be called before a restriction is decided. What the batch would loosen of the same is settled first: were the commit to fail, the
+    /// restriction must not rest on it. Nothing waits for it in the kernel, which has none of it yet.
+    pub(super) fn settle_before<'a>(
+        &mut self,
+        devices: impl IntoIterator<Item = &'a DeviceId>,
+        sessions: impl IntoIterator<Item = SessionId>,
+    ) {
+        let staged = devices.into_iter().any(|d| self.batch.loosened.contains(d))
+            || sessions.into_iter().any(|s| self.batch.opened.contains(&s));
+        if staged {
+            self.settle();
+        }
+    }
+
+    /// Commits what was decided, puts it into the kernel, reads back, and answers; until nothing is left to do.
+    pub(super) fn settle(&mut self) {
+        while !self.batch.is_empty() {
+            let mut batch = std::mem::take(&mut self.batch);
+            let failed = self
+                .commit_all(std::mem::take(&mut batch.changes), std::mem::take(&mut batch.restrictions))
+                .err()
+                .map(|e| e.to_string());
+            if failed.is_some() {
+                self.undo(&mut batch);
+                self.audit.log_waiting();
+            } else {
+                let devices: Vec<&DeviceId> = batch.loosened.iter().collect();
+                self.enforce(&devices, &[]);
+            }
+            self.answer(batch.tickets, failed.as_deref());
+        }
+    }
+
+    /// Callers that wait until something is in force: asks again, and answers those whose time is over.
+    pub(super) fn ask_again(&mut self) {
+        if self.parked.is_empty() || Instant::now() < self.next_again {
+            return;
+        }
+        if self.kernel_problem.is_some() {
+            let devices: BTreeSet<DeviceId> = self.parked.iter().flat_map(|t| t.subject.devices(self)).collect();
+            self.enforce(&devices.iter().collect::<Vec<_>>(), &[]);
+        }
+        let tickets = std::mem::take(&mut self.parked);
+        self.answer(tickets, None);
+        self.settle();
+    }
+
+    /// Answers everyone who still waits, as things stand.
+    pub(super) fn answer_parked(&mut self) {
+        let mut tickets = std::mem::take(&mut self.parked);
+        let over = Instant::now();
+        tickets.iter_mut().for_each(|t| t.until = over);
+        self.answer(tickets, None);
+        self.settle();
+    }
+
+    fn undo(&mut self, batch: &mut Batch) {
+        let now = self.clock.now();
+        let mut free: Vec<IpAddr> = Vec::new();
+        for undo in batch.undo.drain(..).rev() {
+            match undo {
+                Undo::Device(id, old) => {
+                    drop(self.registry.take_device(&id));
+                    if let Some(old) = old {
+                        self.registry.put_device(*old, &now);
+                    }
+                }
+                Undo::Session(id) => free.extend(self.registry.remove_session(id).into_iter().flat_map(|s| s.addresses)),
+            }
+        }
+        self.audit.store_failed(&batch.entries);
+        free.retain(|a| self.registry.holder(*a).is_none());
+        self.apply(free.into_iter().map(Op::Clear).collect());
+    }
+
+    /// Reads back for all at once, and answers; keeps those that wait for more.
+    fn answer(&mut self, tickets: Vec<Ticket>, failed: Option<&str>) {
+        let reading = |t: &&Ticket| t.acknowledge == Acknowledge::Enforced;
+        let addresses: BTreeSet<IpAddr> = tickets
+            .iter()
+            .filter(reading)
+            .flat_map(|t| t.subject.addresses(self))
+            .collect();
+        let addresses: Vec<IpAddr> = addresses.into_iter().collect();
+        let backs = self.read_back(addresses);
+        let instant = Instant::now();
+        for ticket in tickets {
+            let mut settled = match ticket.acknowledge {
+                Acknowledge::Enforced => self.look(&ticket.subject, &backs),
+                Acknowledge::Committed => Settled {
+                    sessions: !ticket.subject.addresses(self).is_empty(),
+                    ..Settled::default()
+                },
+            };
+            let waits = ticket.acknowledge == Acknowledge::Enforced && settled.sessions && !settled.in_force;
+            if waits && failed.is_none() && instant < ticket.until && !self.stopping {
+                self.parked.push(ticket);
+                continue;
+            }
+            settled.failed = failed.map(str::to_owned);
+            (ticket.finish)(self, settled);
+        }
+        self.next_again = instant + AGAIN;
+    }
+
+    fn read_back(&mut self, addresses: Vec<IpAddr>) -> HashMap<IpAddr, Vec<ReadBack>> {
+        if addresses.is_empty() {
+            return HashMap::new();
+        }
+        match self.kernel.read_back(&addresses) {
+            Ok(backs) => addresses.into_iter().zip(backs).collect(),
+            Err(e) => {
+                tracing::error!(error = %e, "the kernel cannot be read back");
+                HashMap::new()
+            }
+        }
+    }
+
+    /// What was read back for one answer.
+    fn look(&self, subject: &Subject, backs: &HashMap<IpAddr, Vec<ReadBack>>) -> Settled {
+        let mut settled = Settled::default();
+        match subject {
+            Subject::Nothing => settled.in_force = true,
+            Subject::Device(id) => self.look_at(self.registry.sessions_of(id), backs, &mut settled),
+            Subject::Opened(id) => self.look_at(self.registry.session(*id).into_iter(), backs, &mut settled),
+            Subject::Closed(session) => {
+                settled.sessions = true;
+                settled.in_force = session.addresses.iter().all(|a| self.is_back(*a, backs));
+            }
+        }
+        settled
+    }
+}
+
+impl Subject {
+    /// Addresses to read.
+    fn addresses(&self, writer: &Writer) -> Vec<IpAddr> {
+        match self {
+            Self::Nothing => Vec::new(),
+            Self::Device(id) => writer
+                .registry
+                .sessions_of(id)
+                .flat_map(|s| s.addresses.iter().copied())
+                .collect(),
+            Self::Opened(id) => writer.registry.session(*id).map_or_else(Vec::new, |s| s.addresses.clone()),
+            Self::Closed(session) => session.addresses.clone(),
+        }
+    }
+
+    fn devices(&self, writer: &Writer) -> Option<DeviceId> {
+        match self {
+            Self::Nothing | Self::Closed(_) => None,
+            Self::Device(id) => Some(id.clone()),
+            Self::Opened(id) => writer.registry.session(*id)?.device.clone(),
+        }
+    }
+}

@@ -1,0 +1,149 @@
+//! What can be told to the controller. Every command is answered once it is durable and read back as far as its context asks, or refused.
+//! A caller that goes away has still asked; only what it would have to end itself is not begun, or ended.
+
+use tokio::sync::oneshot;
+
+use super::{
+    Answer, CloseOutcome, Controller, DeviceView, OpenOutcome, Refusal, Refused, Registration, SessionReport, SignalContext,
+    SignalOutcome, SynchroniseOutcome,
+    batch::{About, Ask, Decided},
+    writer::{Job, Writer},
+};
+use crate::model::{DeviceId, PolicyRevision, Revision, SessionId, SourceName};
+
+/// Of a command.
+pub(super) type Result<T> = std::result::Result<Answer<T>, Refused>;
+
+/// Which queue.
+enum Queue {
+    /// Refused when it is full.
+    Normal,
+    /// Waited for, and served first: a restriction is not refused for load.
+    Urgent,
+}
+
+impl Controller {
+    /// Adds or changes devices, all or none.
+    ///
+    /// # Errors
+    /// See [`Refusal`].
+    pub async fn register(&self, context: SignalContext, devices: Vec<Registration>) -> Result<(Vec<DeviceView>, Revision)> {
+        let about = match devices.as_slice() {
+            [one] => About::device(&one.id),
+            many => About::subject(format_args!("{} devices", many.len())),
+        };
+        let decide = move |w: &mut Writer, ask: Ask<'_>| w.register(ask, &devices);
+        self.command(Queue::Normal, context, "RegisterDevices", about, decide).await
+    }
+
+    /// Releases a device.
+    ///
+    /// # Errors
+    /// See [`Refusal`].
+    pub async fn policy_applied(
+        &self,
+        context: SignalContext,
+        device: DeviceId,
+        revision: PolicyRevision,
+    ) -> Result<SignalOutcome> {
+        let about = About::device(&device);
+        let decide = move |w: &mut Writer, ask: Ask<'_>| w.policy_applied(ask, &device, &revision);
+        self.command(Queue::Normal, context, "ReportPolicyApplied", about, decide)
+            .await
+    }
+
+    /// Quarantines a device. `reason` is for people and the audit.
+    ///
+    /// # Errors
+    /// [`Refusal::UnknownDevice`], [`Refusal::DeviceRetired`]; [`Refusal::Busy`] only when the controller is gone.
+    pub async fn policy_revoked(&self, context: SignalContext, device: DeviceId, reason: String) -> Result<SignalOutcome> {
+        let about = About::device(&device);
+        let decide = move |w: &mut Writer, ask: Ask<'_>| w.policy_revoked(ask, &device, &reason);
+        self.command(Queue::Urgent, context, "ReportPolicyRevoked", about, decide)
+            .await
+    }
+
+    /// Ends the management of a device.
+    ///
+    /// # Errors
+    /// [`Refusal::UnknownDevice`]; [`Refusal::Busy`] only when the controller is gone.
+    pub async fn retire(&self, context: SignalContext, device: DeviceId) -> Result<SignalOutcome> {
+        let about = About::device(&device);
+        let decide = move |w: &mut Writer, ask: Ask<'_>| w.retire(ask, &device);
+        self.command(Queue::Urgent, context, "RetireDevice", about, decide).await
+    }
+
+    /// Opens a session. A caller that has gone away meanwhile has refused its client: nothing stays open that nobody would close.
+    ///
+    /// # Errors
+    /// See [`Refusal`].
+    pub async fn open_session(&self, context: SignalContext, source: SourceName, report: SessionReport) -> Result<OpenOutcome> {
+        let about = About {
+            device: Some(report.device_name.clone()),
+            subject: format!("session of {source}"),
+        };
+        let (to, answered) = oneshot::channel::<Result<OpenOutcome>>();
+        let job = Job::Command(Box::new(move |w: &mut Writer| {
+            if !to.is_closed() {
+                w.command(&context, "OpenSession", about, |w, ask| w.open(ask, &source, report), to);
+            }
+        }));
+        self.send(Queue::Normal, job).await?;
+        answered.await.map_err(|_| Refusal::Busy)?
+    }
+
+    /// Ends a session, if it is still live.
+    ///
+    /// # Errors
+    /// [`Refusal::Busy`] only when the controller is gone.
+    pub async fn close_session(&self, context: SignalContext, session: SessionId) -> Result<CloseOutcome> {
+        let decide = move |w: &mut Writer, ask: Ask<'_>| w.close(ask, session);
+        let about = About::subject(format_args!("session {session}"));
+        self.command(Queue::Urgent, context, "CloseSession", about, decide).await
+    }
+
+    /// Makes the live sessions of a source those of a list, but for those that open by themselves meanwhile.
+    ///
+    /// # Errors
+    /// See [`Refusal`]; what is wrong with single reports is in the outcome.
+    pub async fn synchronise_sessions(
+        &self,
+        context: SignalContext,
+        source: SourceName,
+        reports: Vec<SessionReport>,
+    ) -> Result<SynchroniseOutcome> {
+        let (to, answered) = oneshot::channel();
+        let job = Job::Command(Box::new(move |w: &mut Writer| w.synchronise(context, source, reports, to)));
+        self.send(Queue::Normal, job).await?;
+        answered.await.map_err(|_| Refusal::Busy)?
+    }
+
+    /// Hands over the answer that a client gets to a request, as it was sent, so that it gets the same if it asks again. Written with the
+    /// next commit; `secret`: kept in memory only. Nothing happens to the answer of a request without digest, or of one that was refused.
+    pub fn answered(&self, context: SignalContext, answer: Vec<u8>, secret: bool) {
+        let job = Job::Command(Box::new(move |w: &mut Writer| w.answered(&context, answer, secret)));
+        // With the queue full it is forgotten: the answer to the same request will be what is so then.
+        let _ = self.normal.try_send(job);
+    }
+
+    async fn command<T: Send + 'static>(
+        &self,
+        queue: Queue,
+        context: SignalContext,
+        action: &'static str,
+        about: About,
+        decide: impl FnOnce(&mut Writer, Ask<'_>) -> std::result::Result<Decided<T>, Refusal> + Send + 'static,
+    ) -> Result<T> {
+        let (to, answered) = oneshot::channel();
+        let job = Job::Command(Box::new(move |w: &mut Writer| w.command(&context, action, about, decide, to)));
+        self.send(queue, job).await?;
+        answered.await.map_err(|_| Refusal::Busy)?
+    }
+
+    async fn send(&self, queue: Queue, job: Job) -> std::result::Result<(), Refusal> {
+        match queue {
+            Queue::Normal => self.normal.try_send(job).map_err(|_| Refusal::Busy),
+            Queue::Urgent => self.urgent.send(job).await.map_err(|_| Refusal::Busy),
+        }
+    }
+}

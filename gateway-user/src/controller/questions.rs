@@ -1,0 +1,102 @@
+//! What can be asked of the controller; nothing is changed by it.
+
+use std::{collections::HashMap, net::IpAddr};
+
+use tokio::sync::broadcast;
+
+use super::{AddressView, Controller, Counters, DeviceView, Refusal, SessionView, Status, Surroundings};
+use crate::{
+    kernel::Losses,
+    model::{DeviceId, DeviceState, Revision, SessionId, UriChange},
+};
+
+impl Controller {
+    /// A device.
+    ///
+    /// # Errors
+    /// [`Refusal::UnknownDevice`], [`Refusal::Busy`].
+    pub async fn device(&self, device: DeviceId) -> Result<DeviceView, Refusal> {
+        self.ask(move |w| w.device(&device)).await?
+    }
+
+    /// By id, ascending, after `after`.
+    ///
+    /// # Errors
+    /// [`Refusal::Busy`].
+    pub async fn devices(
+        &self,
+        after: Option<DeviceId>,
+        limit: u32,
+        state: Option<DeviceState>,
+    ) -> Result<Vec<DeviceView>, Refusal> {
+        self.ask(move |w| w.devices(after.as_ref(), limit, state)).await
+    }
+
+    /// Changes after a revision that are kept, and those to come. `None`: only those to come. A watcher that falls more than 4,096 changes
+    /// behind gets a lag error from the receiver and has to ask again.
+    ///
+    /// # Errors
+    /// [`Refusal::RevisionTooOld`], [`Refusal::StoreUnavailable`], [`Refusal::Busy`].
+    pub async fn watch_gateway_uris(
+        &self,
+        after: Option<Revision>,
+    ) -> Result<(Vec<UriChange>, broadcast::Receiver<UriChange>), Refusal> {
+        self.ask(move |w| w.watch(after)).await?
+    }
+
+    /// By id, ascending, after `after`.
+    ///
+    /// # Errors
+    /// [`Refusal::Busy`].
+    pub async fn sessions(&self, after: Option<SessionId>, limit: u32) -> Result<Vec<SessionView>, Refusal> {
+        self.ask(move |w| w.sessions(after, limit)).await
+    }
+
+    /// How the gateway stands.
+    ///
+    /// # Errors
+    /// [`Refusal::Busy`].
+    pub async fn status(&self) -> Result<Status, Refusal> {
+        self.ask(|w| w.status()).await
+    }
+
+    /// One, or those of all live sessions.
+    ///
+    /// # Errors
+    /// [`Refusal::Kernel`], [`Refusal::Busy`].
+    pub async fn addresses(&self, address: Option<IpAddr>, limit: u32) -> Result<Vec<AddressView>, Refusal> {
+        self.ask(move |w| w.addresses(address, limit)).await?
+    }
+
+    /// What is known around a packet between these addresses.
+    ///
+    /// # Errors
+    /// [`Refusal::Kernel`], [`Refusal::Busy`].
+    pub async fn surroundings(&self, ends: Vec<IpAddr>) -> Result<Surroundings, Refusal> {
+        self.ask(move |w| w.surroundings(&ends)).await?
+    }
+
+    /// The devices of the live sessions that hold these addresses.
+    ///
+    /// # Errors
+    /// [`Refusal::Busy`].
+    pub async fn holders(&self, addresses: Vec<IpAddr>) -> Result<HashMap<IpAddr, DeviceId>, Refusal> {
+        self.ask(move |w| w.holders(&addresses)).await
+    }
+
+    /// What the programs counted.
+    ///
+    /// # Errors
+    /// [`Refusal::Kernel`], [`Refusal::Busy`].
+    pub async fn counters(&self) -> Result<Counters, Refusal> {
+        self.ask(|w| w.counters()).await?
+    }
+
+    /// Denials and captured packets that were not told of.
+    ///
+    /// # Errors
+    /// [`Refusal::Kernel`], [`Refusal::Busy`].
+    pub async fn losses(&self) -> Result<Losses, Refusal> {
+        self.ask(|w| w.losses()).await?
+    }
+}

@@ -1,0 +1,210 @@
+//! The audit's entries between their numbering and their commit. A number is given when something is decided or refused; the entry waits
+//! here until a commit takes it along, in order and without gaps.
+
+use std::time::{Duration, Instant};
+
+use tracing::{info, warn};
+
+use super::{
+    Refusal, Refused,
+    batch::{About, Cause},
+    writer::Writer,
+};
+use crate::{
+    audit::{Entry, Head},
+    model::{Revision, Session, WallTime},
+    transition::Step,
+};
+
+/// How long a refusal waits for a commit that takes it along.
+pub(super) const WITHIN: Duration = Duration::from_secs(1);
+/// Entries that wait while nothing can be committed; beyond it refusals get none, and no number.
+const MOST: usize = 100_000;
+/// The result of what was done.
+const DONE: &str = "done";
+
+/// What the audit is yet to have.
+#[derive(Debug)]
+pub(super) struct Trail {
+    next: u64,
+    waiting: Vec<Entry>,
+    /// Below it everything is in the log.
+    logged: u64,
+    /// Since when anything waits.
+    pub(super) since: Option<Instant>,
+}
+
+impl Trail {
+    /// After the last entry of the store.
+    pub(super) fn new(head: Option<Head>) -> Self {
+        let next = head.map_or(1, |h| h.number + 1);
+        Self {
+            next,
+            waiting: Vec::new(),
+            logged: next,
+            since: None,
+        }
+    }
+
+    /// The number of the next entry.
+    pub(super) const fn next_number(&self) -> u64 {
+        self.next
+    }
+
+    /// All that waits, for a commit.
+    pub(super) fn take(&mut self) -> Vec<Entry> {
+        self.since = None;
+        std::mem::take(&mut self.waiting)
+    }
+
+    /// The commit failed; nothing was added meanwhile.
+    pub(super) fn put_back(&mut self, entries: Vec<Entry>) {
+        self.since = (!entries.is_empty()).then(Instant::now);
+        self.waiting = entries;
+    }
+
+    /// What these stand for was undone.
+    pub(super) fn store_failed(&mut self, numbers: &[u64]) {
+        for entry in self.waiting.iter_mut().filter(|e| numbers.contains(&e.number)) {
+            entry.after.clone_from(&entry.before);
+            STORE_UNAVAILABLE.clone_into(&mut entry.result);
+        }
+    }
+
+    pub(super) fn of_step(&mut self, step: &Step, at: WallTime, cause: Cause<'_>) -> u64 {
+        let device = &step.device;
+        let reason = if cause.note.is_empty() {
+            &device.state_reason
+        } else {
+            cause.note
+        };
+        self.add(Entry {
+            number: 0,
+            at,
+            by: cause.by.to_owned(),
+            action: cause.action.to_owned(),
+            device: Some(device.id.clone()),
+            subject: format!("pool {}", device.full_service_pool),
+            before: step.from.map_or(String::new(), |s| s.as_str().to_owned()),
+            after: device.state.as_str().to_owned(),
+            reason: reason.to_owned(),
+            request: cause.request.to_owned(),
+            result: DONE.to_owned(),
+        })
+    }
+
+    pub(super) fn of_session(&mut self, session: &Session, opened: bool, at: WallTime, cause: Cause<'_>) -> u64 {
+        let addresses: Vec<String> = session.addresses.iter().map(ToString::to_string).collect();
+        let (before, after) = if opened { ("", "open") } else { ("open", "ended") };
+        self.add(Entry {
+            number: 0,
+            at,
+            by: cause.by.to_owned(),
+            action: cause.action.to_owned(),
+            device: session.device.clone(),
+            subject: format!(
+                "session {} of {} on {}: {}",
+                session.id,
+                session.source,
+                session.interface,
+                addresses.join(" ")
+            ),
+            before: before.to_owned(),
+            after: after.to_owned(),
+            reason: cause.note.to_owned(),
+            request: cause.request.to_owned(),
+            result: DONE.to_owned(),
+        })
+    }
+
+    fn refusal(&mut self, refusal: &Refusal, at: WallTime, cause: Cause<'_>, about: &About) -> Option<u64> {
+        if self.waiting.len() >= MOST {
+            warn!("the audit cannot be written, and too much waits for it: a refusal has no entry");
+            return None;
+        }
+        Some(self.add(Entry {
+            number: 0,
+            at,
+            by: cause.by.to_owned(),
+            action: cause.action.to_owned(),
+            device: about.device.clone(),
+            subject: about.subject.clone(),
+            before: String::new(),
+            after: String::new(),
+            reason: refusal.to_string(),
+            request: cause.request.to_owned(),
+            result: refusal.name().to_owned(),
+        }))
+    }
+
+    fn add(&mut self, mut entry: Entry) -> u64 {
+        let number = self.next;
+        entry.number = number;
+        self.next += 1;
+        self.since.get_or_insert_with(Instant::now);
+        self.waiting.push(entry);
+        number
+    }
+
+    /// Tells of what is committed and not told yet.
+    pub(super) fn log_committed(&mut self, entries: &[Entry], revision: Revision) {
+        entries
+            .iter()
+            .filter(|e| e.number >= self.logged)
+            .for_each(|e| log(e, Some(revision)));
+        self.logged = self.next;
+    }
+
+    /// Tells of what is in force and could not be committed.
+    pub(super) fn log_waiting(&mut self) {
+        let logged = self.logged;
+        self.waiting.iter().filter(|e| e.number >= logged).for_each(|e| log(e, None));
+        self.logged = self.next;
+    }
+}
+
+/// The name of [`Refusal::StoreUnavailable`].
+const STORE_UNAVAILABLE: &str = "STORE_UNAVAILABLE";
+
+impl Writer {
+    /// Gives a refusal its number.
+    pub(super) fn refuse(&mut self, refusal: Refusal, cause: Cause<'_>, about: &About) -> Refused {
+        let reference = self.audit.refusal(&refusal, self.clock.now().wall, cause, about);
+        Refused { refusal, reference }
+    }
+
+    /// The same, where what was decided may have an entry already, which the failed commit has marked.
+    pub(super) fn refuse_staged(
+        &mut self,
+        refusal: Refusal,
+        cause: Cause<'_>,
+        about: &About,
+        entries: &std::ops::Range<u64>,
+    ) -> Refused {
+        if entries.is_empty() || !matches!(refusal, Refusal::StoreUnavailable(_)) {
+            return self.refuse(refusal, cause, about);
+        }
+        Refused {
+            refusal,
+            reference: Some(entries.start),
+        }
+    }
+}
+
+fn log(entry: &Entry, revision: Option<Revision>) {
+    info!(
+        number = entry.number,
+        device = entry.device.as_ref().map_or("", |d| d.as_str()),
+        subject = entry.subject,
+        from = entry.before,
+        to = entry.after,
+        reason = ?entry.reason,
+        by = entry.by,
+        request = entry.request,
+        result = entry.result,
+        revision = revision.map_or(0, |r| r.0),
+        durable = revision.is_some(),
+        "{}",
+        entry.action
+    );
+}

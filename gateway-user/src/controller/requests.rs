@@ -1,0 +1,136 @@
+//! Requests that were asked before: by the client's identity and its request id. Here are those whose answers the store does not have yet;
+//! the others are asked from it.
+
+use std::{
+    collections::{HashMap, VecDeque},
+    time::Instant,
+};
+
+use super::{Refusal, SignalContext, writer::Writer};
+use crate::{model::RequestId, store::Request};
+
+/// Requests that are remembered here; beyond it the oldest are only in the store, as asked, without their answers.
+const MOST: usize = 65_536;
+
+/// Whether a request was asked before.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Before {
+    Never,
+    /// It is under way, or its answer was lost with the process.
+    UnderWay,
+    /// And this was the answer.
+    Answered(Vec<u8>),
+}
+
+/// Client and request id.
+type Key = (String, RequestId);
+
+/// Requests whose answers are not in the store.
+#[derive(Debug, Default)]
+pub(super) struct Requests {
+    recent: HashMap<Key, Recent>,
+    order: VecDeque<Key>,
+}
+
+#[derive(Debug)]
+struct Recent {
+    digest: [u8; 32],
+    answer: Option<Vec<u8>>,
+}
+
+impl Requests {
+    /// Their answers are in the store now.
+    pub(super) fn committed(&mut self, requests: &[Request]) {
+        for request in requests.iter().filter(|r| r.answer.is_some()) {
+            self.recent.remove(&(request.client.clone(), request.id.clone()));
+        }
+    }
+
+    fn put(&mut self, key: Key, digest: [u8; 32]) {
+        while self.order.len() >= MOST {
+            if let Some(old) = self.order.pop_front() {
+                self.recent.remove(&old);
+            }
+        }
+        self.order.push_back(key.clone());
+        self.recent.insert(key, Recent { digest, answer: None });
+    }
+}
+
+impl Writer {
+    /// Whether a request was asked before.
+    ///
+    /// # Errors
+    /// [`Refusal::RequestIdReused`].
+    pub(super) fn asked_before(&mut self, context: &SignalContext) -> Result<Before, Refusal> {
+        let Some(digest) = context.digest else {
+            return Ok(Before::Never);
+        };
+        let found = match self.requests.recent.get(&key(context)) {
+            Some(recent) => Some((recent.digest, recent.answer.clone())),
+            None => self.stored(context).map(|r| (r.digest, r.answer)),
+        };
+        match found {
+            None => Ok(Before::Never),
+            Some((other, _)) if other != digest => Err(Refusal::RequestIdReused(context.request.clone())),
+            Some((_, None)) => Ok(Before::UnderWay),
+            Some((_, Some(answer))) => Ok(Before::Answered(answer)),
+        }
+    }
+
+    /// Remembers a request with the change that it makes.
+    pub(super) fn remember(&mut self, context: &SignalContext) {
+        let Some(digest) = context.digest else { return };
+        self.requests.put(key(context), digest);
+        self.batch.changes.requests.push(Request {
+            client: context.by.name.clone(),
+            id: context.request.clone(),
+            digest,
+            at: self.clock.now().wall,
+            answer: None,
+        });
+    }
+
+    /// It was refused after all: it has changed nothing.
+    pub(super) fn forget(&mut self, context: &SignalContext) {
+        self.requests.recent.remove(&key(context));
+    }
+
+    /// The answer to a request, to be remembered with the next commit. One that holds a secret stays in memory.
+    pub(super) fn answered(&mut self, context: &SignalContext, answer: Vec<u8>, secret: bool) {
+        let Some(digest) = context.digest else { return };
+        let Some(recent) = self.requests.recent.get_mut(&key(context)) else {
+            return;
+        };
+        if !secret {
+            self.answers_since.get_or_insert_with(Instant::now);
+            self.answers.push(Request {
+                client: context.by.name.clone(),
+                id: context.request.clone(),
+                digest,
+                at: self.clock.now().wall,
+                answer: Some(answer.clone()),
+            });
+        }
+        recent.answer = Some(answer);
+    }
+
+    fn stored(&mut self, context: &SignalContext) -> Option<Request> {
+        let found = self.store.request(&context.by.name, &context.request).unwrap_or_else(|e| {
+            // What loosens is refused by the commit then; what restricts is not refused for a store that cannot be read.
+            tracing::error!(error = %e, "a request cannot be looked up; it is taken for a new one");
+            None
+        });
+        let oldest = self
+            .clock
+            .now()
+            .wall
+            .0
+            .saturating_sub(i64::try_from(self.config.keep.requests.as_millis()).unwrap_or(i64::MAX));
+        found.filter(|r| r.at.0 >= oldest)
+    }
+}
+
+fn key(context: &SignalContext) -> Key {
+    (context.by.name.clone(), context.request.clone())
+}

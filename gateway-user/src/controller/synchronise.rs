@@ -1,0 +1,180 @@
+//! The whole list of a source's sessions, which may have tens of thousands: taken in slices, between which restrictions and everyone else
+//! get their turn. What the list does not have ends first; then what is new opens. A session that the source opens by itself meanwhile is
+//! younger than the list, and stays.
+
+use std::collections::BTreeSet;
+
+use tokio::sync::oneshot;
+
+use super::{
+    Answer, Refusal, Refused, SessionReport, SignalContext, SynchroniseOutcome,
+    batch::{About, Ask, Cause, Decided, Subject},
+    requests::Before,
+    sessions::Admitted,
+    writer::Writer,
+};
+use crate::model::{SessionId, SourceName};
+
+const ACTION: &str = "SynchroniseSessions";
+/// Reports, or sessions, of a slice.
+const SLICE: usize = 256;
+
+type Outcome = Result<Answer<SynchroniseOutcome>, Refused>;
+
+/// A list that is being worked off.
+pub(super) struct Synchronise {
+    context: SignalContext,
+    source: SourceName,
+    /// Sessions from this number on are younger than the list.
+    until: SessionId,
+    /// Not looked at yet.
+    reports: std::iter::Peekable<std::vec::IntoIter<(u32, SessionReport)>>,
+    new: Vec<(u32, SessionReport)>,
+    kept: BTreeSet<SessionId>,
+    /// To be ended, once all are looked at.
+    ending: Option<std::vec::IntoIter<SessionId>>,
+    opening: Option<std::vec::IntoIter<(u32, SessionReport)>>,
+    opened: Vec<(u32, SessionId)>,
+    ended: u32,
+    refused: Vec<(u32, Refusal)>,
+    to: oneshot::Sender<Outcome>,
+}
+
+impl Writer {
+    /// Puts a list in line.
+    pub(super) fn synchronise(
+        &mut self,
+        context: SignalContext,
+        source: SourceName,
+        reports: Vec<SessionReport>,
+        to: oneshot::Sender<Outcome>,
+    ) {
+        self.heard_of(&source);
+        // An old list again must not end what has opened since.
+        if !matches!(self.asked_before(&context), Ok(Before::Never)) {
+            return self.as_it_is(&context, source, to);
+        }
+        let until = self.registry.next_session_id();
+        let reports: Vec<(u32, SessionReport)> = (0..).zip(reports).collect();
+        self.lists.push_back(Synchronise {
+            context,
+            source,
+            until,
+            reports: reports.into_iter().peekable(),
+            new: Vec::new(),
+            kept: BTreeSet::new(),
+            ending: None,
+            opening: None,
+            opened: Vec::new(),
+            ended: 0,
+            refused: Vec::new(),
+            to,
+        });
+    }
+
+    /// One slice of the list that came first.
+    pub(super) fn slice(&mut self) {
+        let Some(mut list) = self.lists.pop_front() else { return };
+        if self.advance(&mut list) {
+            self.finish_list(list);
+        } else {
+            self.lists.push_front(list);
+        }
+    }
+
+    /// Whether it is at its end.
+    fn advance(&mut self, list: &mut Synchronise) -> bool {
+        if list.reports.peek().is_some() {
+            for (index, report) in list.reports.by_ref().take(SLICE) {
+                match self.identify(&report) {
+                    Ok(device) => match self.same(device, &list.source, &report).filter(|id| list.kept.insert(*id)) {
+                        Some(_) => {}
+                        None => list.new.push((index, report)),
+                    },
+                    Err(refusal) => list.refused.push((index, refusal)),
+                }
+            }
+            return false;
+        }
+        let ending = list.ending.get_or_insert_with(|| {
+            let old = self.registry.sessions_of_source(&list.source);
+            let over = old.filter(|s| s.id < list.until && !list.kept.contains(&s.id)).map(|s| s.id);
+            over.collect::<Vec<_>>().into_iter()
+        });
+        let slice: Vec<SessionId> = ending.by_ref().take(SLICE).collect();
+        if !slice.is_empty() {
+            let live = slice.iter().filter(|id| self.registry.session(**id).is_some()).count();
+            list.ended += u32::try_from(live).unwrap_or(u32::MAX);
+            self.end_sessions(&slice, Cause::of(&list.context, ACTION));
+            return false;
+        }
+        let opening = list.opening.get_or_insert_with(|| std::mem::take(&mut list.new).into_iter());
+        let slice: Vec<(u32, SessionReport)> = opening.by_ref().take(SLICE).collect();
+        if slice.is_empty() {
+            return true;
+        }
+        let addresses: Vec<_> = slice.iter().flat_map(|(_, r)| r.addresses.iter().copied()).collect();
+        self.settle_holders(&addresses);
+        let mut admitted = Admitted::default();
+        for (index, report) in slice {
+            // What is left of this source's sessions is in the list: it is not ended for another line of the same list.
+            if let Err(refusal) = self.admit(&mut admitted, index, &list.source, report, &list.kept) {
+                list.refused.push((index, refusal));
+            }
+        }
+        let (opened, refused) = self.stage(admitted, Cause::of(&list.context, ACTION));
+        list.refused.extend(refused);
+        list.kept.extend(opened.iter().map(|(_, id)| *id));
+        list.opened.extend(opened);
+        false
+    }
+
+    fn as_it_is(&mut self, context: &SignalContext, source: SourceName, to: oneshot::Sender<Outcome>) {
+        let kept = self.registry.sessions_of_source(&source).count();
+        let decide = move |_: &mut Self, _: Ask<'_>| {
+            Ok(Decided::new(Subject::Nothing, move |w: &mut Self, _| {
+                Ok(SynchroniseOutcome {
+                    opened: 0,
+                    kept: u32::try_from(kept).unwrap_or(u32::MAX),
+                    ended: 0,
+                    refused: Vec::new(),
+                    revision: w.registry.revision,
+                })
+            }))
+        };
+        self.command(context, ACTION, About::subject(source), decide, to);
+    }
+
+    /// Sessions that did not open are those that are not live now: their commit failed, or something has ended them since.
+    fn finish_list(&mut self, list: Synchronise) {
+        let Synchronise {
+            context,
+            source,
+            kept,
+            opened,
+            ended,
+            mut refused,
+            to,
+            ..
+        } = list;
+        let kept = kept.len() - opened.len();
+        let decide = move |_: &mut Self, _: Ask<'_>| {
+            Ok(Decided::new(Subject::Nothing, move |w: &mut Self, settled| {
+                let problem = settled.failed.or_else(|| w.store_problem.clone());
+                let failed = || problem.clone().map_or(Refusal::Busy, Refusal::StoreUnavailable);
+                let gone = opened.iter().filter(|(_, id)| w.registry.session(*id).is_none());
+                refused.extend(gone.map(|(index, _)| (*index, failed())));
+                refused.sort_by_key(|(index, _)| *index);
+                let live = opened.iter().filter(|(_, id)| w.registry.session(*id).is_some()).count();
+                Ok(SynchroniseOutcome {
+                    opened: u32::try_from(live).unwrap_or(u32::MAX),
+                    kept: u32::try_from(kept).unwrap_or(u32::MAX),
+                    ended,
+                    refused,
+                    revision: w.registry.revision,
+                })
+            }))
+        };
+        self.command(&context, ACTION, About::subject(source), decide, to);
+    }
+}

@@ -1,7 +1,7 @@
 //! The form of every error that the gateway answers: a gRPC status with google.rpc.ErrorInfo (reason, domain "lazaret", metadata) for
 //! programs and a sentence for people.
 
-use std::collections::HashMap;
+use std::{collections::HashMap, time::Duration};
 
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt as _};
@@ -9,13 +9,20 @@ use tonic_types::{ErrorDetails, StatusExt as _};
 /// `google.rpc.ErrorInfo.domain` of every error of this API.
 pub const DOMAIN: &str = "lazaret";
 
-/// A status with its ErrorInfo.
-pub fn status<const N: usize>(code: Code, reason: &str, metadata: [(&str, String); N], message: &str) -> Status {
-    Status::with_error_details(code, escape(message), info(reason, metadata))
+/// `google.rpc.RetryInfo.retry_delay` of errors after which the same call may simply be repeated.
+const RETRY_AFTER: Duration = Duration::from_secs(1);
+
+/// A status with its ErrorInfo; UNAVAILABLE has google.rpc.RetryInfo, too.
+pub fn status(code: Code, reason: &str, metadata: impl IntoIterator<Item = (&'static str, String)>, message: &str) -> Status {
+    let mut details = info(reason, metadata);
+    if code == Code::Unavailable {
+        details.set_retry_info(Some(RETRY_AFTER));
+    }
+    Status::with_error_details(code, escape(message), details)
 }
 
 /// The details of a status, for one that gets more of them.
-pub fn info<const N: usize>(reason: &str, metadata: [(&str, String); N]) -> ErrorDetails {
+pub fn info(reason: &str, metadata: impl IntoIterator<Item = (&'static str, String)>) -> ErrorDetails {
     let metadata: HashMap<String, String> = metadata.into_iter().map(|(k, v)| (k.to_owned(), escape(&v))).collect();
     ErrorDetails::with_error_info(reason, DOMAIN, metadata)
 }

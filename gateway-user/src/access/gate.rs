@@ -6,7 +6,7 @@ use std::{
     pin::Pin,
     sync::Arc,
     task::{Context, Poll},
-    time::SystemTime,
+    time::{Instant, SystemTime},
 };
 
 use tokio::sync::Semaphore;
@@ -21,6 +21,7 @@ use super::{
     answer::{escape, status},
     peer::Peer,
     roles::{self, Rpc, allowed},
+    transport::{self, AnswerBy},
 };
 use crate::model::Identity;
 
@@ -82,16 +83,18 @@ where
             }
         };
         let slots = self.gate.0[identity.role as usize][usize::from(rpc.restricts)].clone();
+        let time = transport::allowed(request.headers());
         request.extensions_mut().insert(identity);
+        request.extensions_mut().insert(AnswerBy(Instant::now() + time));
         // The service that was polled ready is the one that is called; its clone is polled anew.
         let fresh = self.inner.clone();
         let mut ready = std::mem::replace(&mut self.inner, fresh);
-        Box::pin(async move {
+        Box::pin(transport::answered(time, async move {
             let Ok(_slot) = slots.acquire().await else {
                 return Ok(status(Code::Unavailable, "BUSY", [], "the gateway is shutting down").into_http());
             };
             ready.call(request).await
-        })
+        }))
     }
 }
 
@@ -106,6 +109,11 @@ fn judge(peer: Option<&Peer>, path: &str, now: SystemTime) -> Result<(Identity, 
             [],
             "the certificate has expired since the connection was made",
         )),
+        // As gRPC has it for a method that a server does not know: clients of a later version depend on it.
+        Some(Peer::Known { .. }) if !roles::known(path) => {
+            let sentence = "this gateway knows no such method";
+            Err(status(Code::Unimplemented, "UNKNOWN_METHOD", [], sentence))
+        }
         Some(Peer::Known { identity, .. }) => {
             let refused = || {
                 let role = roles::name(identity.role);
@@ -153,8 +161,9 @@ mod tests {
         assert_eq!(reason(Some(&known(Role::Mdm, later)), path), Ok(Role::Mdm));
         assert_eq!(reason(Some(&known(Role::Operator, None)), path), Ok(Role::Operator));
         let denied = (Code::PermissionDenied, "ROLE_NOT_ALLOWED".into());
-        assert_eq!(reason(Some(&known(Role::Viewer, later)), path), Err(denied.clone()));
-        assert_eq!(reason(Some(&known(Role::Operator, later)), "/x"), Err(denied));
+        assert_eq!(reason(Some(&known(Role::Viewer, later)), path), Err(denied));
+        let unknown = (Code::Unimplemented, "UNKNOWN_METHOD".into());
+        assert_eq!(reason(Some(&known(Role::Operator, later)), "/x"), Err(unknown));
         let ended = Some(now - Duration::from_secs(1));
         assert_eq!(
             reason(Some(&known(Role::Mdm, ended)), path),

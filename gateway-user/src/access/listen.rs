@@ -30,11 +30,10 @@ use super::{
     peer::Peer,
     socket::{self, SocketError},
     tls::{self, ServerTls, TlsError},
+    transport::CALL_TIMEOUT,
 };
 use crate::config::Config;
 
-/// A call that is not a stream takes no longer, its request's body included.
-const CALL_TIMEOUT: Duration = Duration::from_secs(30);
 /// A peer that is silent for so long is asked whether it lives,
 const KEEPALIVE: Duration = Duration::from_secs(30);
 /// and has so long to answer.

@@ -9,3 +9,4 @@ pub mod peer;
 pub mod roles;
 pub mod socket;
 pub mod tls;
+pub mod transport;

@@ -92,6 +92,12 @@ pub fn allowed(path: &str, role: Role) -> Option<&'static Rpc> {
     TABLE.iter().find(|rpc| rpc.path == path && rpc.roles.contains(&role))
 }
 
+/// Whether there is an RPC at `path` at all.
+#[must_use]
+pub fn known(path: &str) -> bool {
+    TABLE.iter().any(|rpc| rpc.path == path)
+}
+
 /// A role by name, as certificates, configuration and CLI write it.
 #[must_use]
 pub fn by_name(name: &str) -> Option<Role> {

@@ -242,7 +242,7 @@ async fn handshakes_have_a_time_limit() {
     gateway.stop().await;
 }
 
-async fn tls(gateway: &Gateway, role: Role) -> tokio_rustls::client::TlsStream<tokio::net::TcpStream> {
+pub(crate) async fn tls(gateway: &Gateway, role: Role) -> tokio_rustls::client::TlsStream<tokio::net::TcpStream> {
     use rustls::pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject as _};
     // Makes the files if they are not there yet.
     let _ = gateway.pki.client(role);

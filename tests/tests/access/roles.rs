@@ -154,7 +154,7 @@ async fn paths_that_are_not_rpcs_are_denied_to_everyone() {
         let e = call(&channel, path).await.unwrap_err();
         assert_eq!(
             (e.code(), reason(&e).as_str()),
-            (Code::PermissionDenied, "ROLE_NOT_ALLOWED"),
+            (Code::Unimplemented, "UNKNOWN_METHOD"),
             "{path}"
         );
     }

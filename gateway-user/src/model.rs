@@ -1,11 +1,17 @@
 //! The words of the domain, as types that cannot hold a wrong value. No I/O; every other module speaks in these.
 
+mod device;
 mod identity;
 
 use std::{fmt, net::IpAddr, str::FromStr, sync::Arc};
 
+use base64::{Engine as _, engine::general_purpose::STANDARD as BASE64};
 use serde::{Deserialize, Serialize};
 
+pub use self::device::{
+    Aliases, Device, DeviceState, Enrolment, Exception, ExceptionKind, FinalKey, Handshake, Offer, Rare, Release, StateReason,
+    Window,
+};
 pub use self::identity::{DevicePattern, Identity, Role, Scope};
 
 /// A text that matches a documented set of characters.
@@ -166,6 +172,24 @@ impl FromStr for Fingerprint {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct VpnKey(pub [u8; 32]);
 
+impl fmt::Display for VpnKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(&BASE64.encode(self.0))
+    }
+}
+impl FromStr for VpnKey {
+    type Err = InvalidVpnKey;
+    fn from_str(s: &str) -> Result<Self, InvalidVpnKey> {
+        let bytes = BASE64.decode(s).map_err(|_| InvalidVpnKey)?;
+        bytes.try_into().map(Self).map_err(|_| InvalidVpnKey)
+    }
+}
+
+/// Not a VPN public key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("a VPN public key must be 32 bytes in base64: 43 digits and one =")]
+pub struct InvalidVpnKey;
+
 /// SHA-256 of a policy key. The key itself is nowhere kept.
 #[derive(Clone, Copy)]
 pub struct KeyHash(pub [u8; 32]);
@@ -239,186 +263,6 @@ pub struct Lease {
     pub length_ms: u64,
 }
 
-/// State of a device; see `DeviceState` in types.proto.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum DeviceState {
-    /// Known, never connected or signalled.
-    Registered,
-    /// Judged by a quarantine policy.
-    Quarantined,
-    /// Quarantined, and a policy is offered to it.
-    PolicyPending,
-    /// Policy applied.
-    Released,
-    /// Quarantined again: its wave of a newer policy revision has come.
-    Stale,
-    /// Judged by a pool of kind blocked.
-    Blocked,
-    /// No longer managed.
-    Retired,
-}
-
-impl DeviceState {
-    /// Every state.
-    pub const ALL: [Self; 7] = [
-        Self::Registered,
-        Self::Quarantined,
-        Self::PolicyPending,
-        Self::Released,
-        Self::Stale,
-        Self::Blocked,
-        Self::Retired,
-    ];
-
-    /// As a word: in the store, the documentation and on the command line.
-    #[must_use]
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Registered => "registered",
-            Self::Quarantined => "quarantined",
-            Self::PolicyPending => "policy-pending",
-            Self::Released => "released",
-            Self::Stale => "stale",
-            Self::Blocked => "blocked",
-            Self::Retired => "retired",
-        }
-    }
-}
-
-/// A device of the registry.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Device {
-    /// Name.
-    pub id: DeviceId,
-    /// For people.
-    pub owner: String,
-    /// Where a release moves it.
-    pub full_service_pool: PoolName,
-    /// Common names of its VPN certificates, beside `id`.
-    pub common_names: Vec<DeviceId>,
-    /// Its VPN certificates, if pinned.
-    pub certificates: Vec<Fingerprint>,
-    /// Its VPN public keys.
-    pub vpn_keys: Vec<VpnKey>,
-    /// When it may enrol.
-    pub window: Window,
-    /// When it was first released by proof since its registration or its last new window.
-    pub enrolled_at: Option<WallTime>,
-    /// When it first arrived.
-    pub arrived_at: Option<WallTime>,
-    /// When it last arrived outside its window.
-    pub arrived_outside: Option<WallTime>,
-    /// Since when its deadline in quarantine runs, and how long it is; `None`: it does not run.
-    pub deadline: Option<Lease>,
-    /// State.
-    pub state: DeviceState,
-    /// Why, for programs.
-    pub state_reason: String,
-    /// Since when.
-    pub state_since: WallTime,
-    /// Policy revision of the last proof.
-    pub policy_revision: Option<PolicyRevision>,
-    /// When the source observed the last restriction; a release must be newer.
-    pub restricted_at: Option<WallTime>,
-    /// When its last proof was accepted, on both clocks.
-    pub proved: Option<Now>,
-    /// Lease of the release; `None`: without end, or not released.
-    pub lease: Option<Lease>,
-    /// A policy that is offered.
-    pub offer: Option<Offer>,
-    /// Its final key.
-    pub final_key: Option<FinalKey>,
-    /// An exception in force.
-    pub exception: Option<Exception>,
-    /// The VPN gateway name that it must use from now on.
-    pub gateway_uri: String,
-    /// The store's revision at which it last changed.
-    pub revision: Revision,
-}
-
-impl Device {
-    /// A device that was just registered; no aliases, no window, no GatewayURI yet.
-    #[must_use]
-    pub fn new(id: DeviceId, full_service_pool: PoolName, at: WallTime) -> Self {
-        Self {
-            id,
-            owner: String::new(),
-            full_service_pool,
-            common_names: Vec::new(),
-            certificates: Vec::new(),
-            vpn_keys: Vec::new(),
-            window: Window::default(),
-            enrolled_at: None,
-            arrived_at: None,
-            arrived_outside: None,
-            deadline: None,
-            state: DeviceState::Registered,
-            state_reason: "registered".to_owned(),
-            state_since: at,
-            policy_revision: None,
-            restricted_at: None,
-            proved: None,
-            lease: None,
-            offer: None,
-            final_key: None,
-            exception: None,
-            gateway_uri: String::new(),
-            revision: Revision(0),
-        }
-    }
-}
-
-/// When a device may enrol. A missing bound does not bind.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Window {
-    /// Not before.
-    pub not_before: Option<WallTime>,
-    /// Not after.
-    pub not_after: Option<WallTime>,
-}
-
-/// A policy that is offered: its temporary key is out.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Offer {
-    /// Of the temporary key.
-    pub key: KeyHash,
-    /// Which policy.
-    pub revision: PolicyRevision,
-    /// How long the temporary key holds.
-    pub holds: Lease,
-}
-
-/// A final key.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct FinalKey {
-    /// Of the key.
-    pub key: KeyHash,
-    /// The only revision that it proves.
-    pub revision: PolicyRevision,
-}
-
-/// What an exception does.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum ExceptionKind {
-    /// Releases without proof.
-    Release,
-    /// Blocks, whatever is signalled.
-    Block,
-}
-
-/// An operator's exception in force.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Exception {
-    /// What it does.
-    pub kind: ExceptionKind,
-    /// Why, in the operator's words.
-    pub reason: String,
-    /// Who.
-    pub by: String,
-    /// How long.
-    pub holds: Lease,
-}
-
 /// How well a session's device is known; the better, the greater.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -479,7 +323,7 @@ pub struct UriChange {
     pub new: String,
     /// When.
     pub at: WallTime,
-    /// As `Device::state_reason`.
+    /// As [`StateReason::as_str`].
     pub reason: String,
 }
 
@@ -514,6 +358,23 @@ mod tests {
             assert!(bad.parse::<InterfaceName>().is_err(), "{bad:?}");
         }
         assert!("tun0".parse::<InterfaceName>().is_ok());
+    }
+
+    #[test]
+    fn vpn_keys() {
+        let text = "xTIBA5rboUvnH4htodjb6e697QjLERt1NAB4mZqp8Dg=";
+        let key: VpnKey = text.parse().unwrap();
+        assert_eq!((key.0[0], key.0[31], key.to_string().as_str()), (0xc5, 0x38, text));
+        assert_eq!(VpnKey([0xff; 32]).to_string().parse(), Ok(VpnKey([0xff; 32])));
+        for bad in [
+            "",
+            "xTIBA5rboUvnH4htodjb6e697QjLERt1NAB4mZqp8Dg",
+            "xTIBA5rboUvnH4htodjb6e697QjLERt1NAB4mZqp8Dh=",
+            "=TIBA5rboUvnH4htodjb6e697QjLERt1NAB4mZqp8Dg=",
+            "xTIBA5rboUvnH4htodjb6e697QjLERt1NAB4mZqp8D\u{e9}=",
+        ] {
+            assert_eq!(bad.parse::<VpnKey>(), Err(InvalidVpnKey), "{bad}");
+        }
     }
 
     #[test]

@@ -6,8 +6,8 @@ use std::{collections::BTreeMap, net::IpAddr};
 use crate::{
     config::{Config, Pool, PoolKind},
     kernel::{Assignment, Kernel, KernelError, Link},
-    model::{BootTime, Device, DeviceState, InterfaceName, Now, PoolId, Session, SessionId},
-    transition::{lease_end, released_to},
+    model::{BootTime, Device, DeviceState, InterfaceName, PoolId, Session, SessionId},
+    transition::{Context, release_end, released_for},
 };
 
 /// What the kernel should have.
@@ -56,16 +56,17 @@ pub enum Op {
 
 /// What an address of a live session is to be judged by. `None`: the configuration has it in no pool.
 #[must_use]
-pub fn assignment(address: IpAddr, session: &Session, device: Option<&Device>, now: &Now, config: &Config) -> Option<Assignment> {
+pub fn assignment(address: IpAddr, session: &Session, device: Option<&Device>, context: &Context<'_>) -> Option<Assignment> {
+    let config = context.config;
     let home = config.home(address)?;
     let resting = resting(device, home, config);
-    let released = device.and_then(|d| Some((d, released_to(d, now, config)?)));
+    let released = device.and_then(|d| Some((d, released_for(d, session.trust, context)?)));
     Some(match released {
         Some((device, pool)) => Assignment {
             pool: pool.id,
             session: session.id,
             interface: session.interface.clone(),
-            lease: device.lease.map(|l| (lease_end(&l, now), resting)),
+            lease: release_end(device, &context.now).map(|end| (end, resting)),
         },
         None => Assignment {
             pool: resting,
@@ -93,11 +94,10 @@ pub fn unreleased(address: IpAddr, session: &Session, device: Option<&Device>, c
 pub fn desired<'a>(
     sessions: impl Iterator<Item = (&'a Session, Option<&'a Device>)>,
     earliest: Option<BootTime>,
-    now: &Now,
-    config: &Config,
+    context: &Context<'_>,
 ) -> Desired {
     let of = |(session, device): (&'a Session, Option<&'a Device>)| {
-        let one = move |a: &IpAddr| Some((*a, assignment(*a, session, device, now, config)?));
+        let one = move |a: &IpAddr| Some((*a, assignment(*a, session, device, context)?));
         session.addresses.iter().filter_map(one)
     };
     Desired {

@@ -83,6 +83,9 @@ pub enum Refusal {
         /// To what.
         bound: PolicyRevision,
     },
+    /// Not released by a proof that is in force, so there is nothing to renew.
+    #[error("device {0} is not released by proof; report its policy as applied")]
+    NotReleased(DeviceId),
     /// There is none.
     #[error("device {0} has no exception")]
     NoException(DeviceId),
@@ -172,6 +175,7 @@ impl Refusal {
             Self::PolicyKeyExpired(_) => "POLICY_KEY_EXPIRED",
             Self::PolicyKeyTemporary(_) => "POLICY_KEY_TEMPORARY",
             Self::PolicyKeyRevision { .. } => "POLICY_KEY_REVISION",
+            Self::NotReleased(_) => "NOT_RELEASED",
             Self::NoException(_) => "NO_EXCEPTION",
             Self::ExceptionTooLong(_) => "EXCEPTION_TOO_LONG",
             Self::RequestIdReused(_) => "REQUEST_ID_REUSED",

@@ -1,42 +1,111 @@
-//! What follows from a signal: pure and total. (device, signal, now, configuration) gives the device after it, or a refusal. It reads no
-//! clock, knows no session's address and touches nothing; [`crate::controller`] does with the result what has to be done.
+//! What follows from a signal: pure and total. (device, signal, context) gives the device after it, or a refusal. It reads no clock, knows
+//! no session's address and touches nothing; [`crate::controller`] does with the result what has to be done. The rules by family: arrivals
+//! (`arrival`), policy keys (`keys`), what releases (`proof`, `exception`), what restricts (`restriction`), registering (`registration`).
 
+mod arrival;
+mod exception;
+mod keys;
+mod policies;
+mod proof;
 mod registration;
+mod restriction;
+mod span;
 
-pub use registration::{Directory, Registration, register};
+use std::{sync::Arc, time::Duration};
 
+pub use self::{
+    arrival::{deadline_end, may_arrive},
+    policies::Policies,
+    proof::{FUTURE_TOLERANCE_MS, by_exception, full_service, held_back, release_end, released_for, released_to, window_open},
+    registration::{Directory, Registration, register},
+    span::{lease, lease_end},
+};
 use crate::{
-    config::{Config, Pool, PoolKind},
-    model::{BootTime, Device, DeviceState, Lease, Now, PolicyRevision, WallTime},
+    config::{AfterDeadline, Config, PoolKind},
+    model::{BootTime, Device, DeviceState, ExceptionKind, KeyHash, Now, PolicyRevision, StateReason, WallTime},
     refusal::Refusal,
 };
 
-/// How far ahead of the gateway's clock a proof may be dated, milliseconds: clocks differ.
-pub const FUTURE_TOLERANCE_MS: i64 = 120_000;
+/// All that a step is decided by, beside the device and the signal.
+#[derive(Clone, Copy, Debug)]
+pub struct Context<'a> {
+    /// The time.
+    pub now: Now,
+    /// The configuration.
+    pub config: &'a Config,
+    /// What the MDM has published.
+    pub policies: &'a Policies,
+    /// Whether the device has a live session: then its deadline begins with its quarantine.
+    pub connected: bool,
+    /// The wall clock of the last commit, if the clock was found behind it after a reboot and has not passed it yet: no release of an
+    /// earlier boot is in force.
+    pub clock_behind: Option<WallTime>,
+}
 
 /// What can happen to a device of the registry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Signal<'a> {
-    /// The MDM has seen its policy applied: the only signal that releases.
+    /// A session of it is to open. Refused: [`Signal::TurnedAway`] remembers it.
+    Connected,
+    /// A session of it was refused because its window is not open.
+    TurnedAway,
+    /// The MDM offers it a policy.
+    Offer {
+        /// The temporary key.
+        key: KeyHash,
+        /// Which policy.
+        revision: &'a PolicyRevision,
+    },
+    /// It has the policy that was offered.
+    Acknowledge {
+        /// The key that it was offered.
+        temporary: KeyHash,
+        /// The final one that it gets for it.
+        fresh: KeyHash,
+    },
+    /// The MDM has seen its policy applied: beside an exception the only signal that releases.
     PolicyApplied {
         /// Which policy.
         revision: &'a PolicyRevision,
+        /// The final key; `None`: a direct signal.
+        key: Option<KeyHash>,
         /// When it was seen; without it, it is no proof.
         observed_at: Option<WallTime>,
     },
+    /// The MDM says that what it proved still holds.
+    RenewLease,
     /// The MDM says that its policy no longer holds.
     PolicyRevoked {
         /// When that was seen; `None`: now.
         observed_at: Option<WallTime>,
     },
+    /// Its wave of a newer policy revision has come.
+    Stale,
+    /// Its deadline in quarantine has passed.
+    DeadlinePassed,
+    /// The lease of its release by proof is over.
+    LeaseEnded,
+    /// An operator releases or blocks it.
+    Except {
+        /// Which.
+        kind: ExceptionKind,
+        /// Why.
+        reason: &'a str,
+        /// Who.
+        by: &'a str,
+        /// For how long.
+        length: Duration,
+    },
+    /// An operator ends the exception.
+    EndException,
+    /// The exception's time is over.
+    ExceptionOver,
     /// It is no longer managed.
     Retire,
-    /// A session of it opens.
-    Connected,
-    /// Its lease is over.
-    LeaseEnded,
-    /// The daemon starts: another boot, perhaps another configuration.
+    /// The daemon starts, or the clock has passed the last commit: another boot, perhaps another configuration.
     Start,
+    /// The store was restored from a backup: what was restricted since is forgotten, so every release needs fresh proof.
+    Restored,
 }
 
 /// A device before and after.
@@ -45,194 +114,123 @@ pub struct Step {
     /// State before; `None`: it was not in the registry.
     pub from: Option<DeviceState>,
     /// GatewayURI before; `None`: it was not in the registry.
-    pub old_uri: Option<String>,
+    pub old_uri: Option<Arc<str>>,
     /// The device after it. Its `revision` is the one before.
     pub device: Device,
     /// Whether anything of the device is different.
     pub changed: bool,
 }
 
-/// What follows from a signal.
+/// What follows from a signal. Restrictions ([`Signal::PolicyRevoked`], [`Signal::Stale`], [`Signal::DeadlinePassed`],
+/// [`Signal::LeaseEnded`], [`Signal::ExceptionOver`], [`Signal::Retire`], [`Signal::Restored`]) are refused to no device that is not
+/// retired. Those that time brings are taken at their word: the caller has looked at [`due`].
 ///
 /// # Errors
-/// [`Refusal::DeviceRetired`], and for [`Signal::PolicyApplied`] alone [`Refusal::StaleSignal`], [`Refusal::SignalFromFuture`] and
-/// [`Refusal::UnknownPool`].
-pub fn step(device: &Device, signal: Signal<'_>, now: Now, config: &Config) -> Result<Step, Refusal> {
+/// What the specification says of the signal; nothing has changed then.
+pub fn step(device: &Device, signal: Signal<'_>, context: &Context<'_>) -> Result<Step, Refusal> {
     let mut after = device.clone();
+    let d = &mut after;
     match signal {
-        Signal::PolicyApplied { revision, observed_at } => applied(&mut after, revision, observed_at, now, config)?,
-        Signal::PolicyRevoked { observed_at } => {
-            if device.state == DeviceState::Retired {
-                return Err(Refusal::DeviceRetired(device.id.clone()));
-            }
-            // A restriction dated ahead would lock out the releases that follow it.
-            let seen = observed_at.map_or(now.wall, |t| t.min(now.wall));
-            after.restricted_at = after.restricted_at.max(Some(seen));
-            // Blocked is tighter than quarantined, and no revocation loosens.
-            if device.state != DeviceState::Blocked {
-                enter(&mut after, DeviceState::Quarantined, "policy_revoked", now);
-            }
-        }
-        Signal::Retire => {
-            if device.state != DeviceState::Retired {
-                after.restricted_at = after.restricted_at.max(Some(now.wall));
-                enter(&mut after, DeviceState::Retired, "retired", now);
-            }
-        }
-        Signal::Connected => match device.state {
-            DeviceState::Retired => return Err(Refusal::DeviceRetired(device.id.clone())),
-            DeviceState::Registered => enter(&mut after, DeviceState::Quarantined, "connected", now),
-            DeviceState::Quarantined
-            | DeviceState::PolicyPending
-            | DeviceState::Released
-            | DeviceState::Stale
-            | DeviceState::Blocked => {}
-        },
-        Signal::LeaseEnded => {
-            if device.state == DeviceState::Released {
-                end_lease(&mut after, now);
-            }
-        }
-        Signal::Start => start(&mut after, now, config),
+        Signal::Connected => arrival::connected(d, context)?,
+        Signal::TurnedAway => arrival::turned_away(d, context),
+        Signal::Offer { key, revision } => keys::offer(d, key, revision, context)?,
+        Signal::Acknowledge { temporary, fresh } => keys::acknowledge(d, temporary, fresh, context)?,
+        Signal::PolicyApplied {
+            revision,
+            key,
+            observed_at,
+        } => proof::applied(d, revision, key, observed_at, context)?,
+        Signal::RenewLease => proof::renew(d, context)?,
+        Signal::PolicyRevoked { observed_at } => restriction::revoked(d, observed_at, context)?,
+        Signal::Stale => restriction::stale(d, context),
+        Signal::DeadlinePassed => restriction::deadline_passed(d, context),
+        Signal::LeaseEnded => restriction::lease_ended(d, context),
+        Signal::Except {
+            kind,
+            reason,
+            by,
+            length,
+        } => exception::grant(d, kind, reason, by, length, context)?,
+        Signal::EndException => exception::end(d, context)?,
+        Signal::ExceptionOver => exception::over(d, context),
+        Signal::Retire => restriction::retire(d, context),
+        Signal::Start => restriction::start(d, context),
+        Signal::Restored => restriction::restored(d, context),
     }
+    Ok(finish(Some(device), after, context.config))
+}
+
+/// What time brings to a device next, and when on this boot's clock: to be told to [`step`] then. In the past or now: at once.
+#[must_use]
+pub fn due(device: &Device, context: &Context<'_>) -> Option<(BootTime, Signal<'static>)> {
+    let known = |given: &Now| context.clock_behind.is_none() || given.boot_id == context.now.boot_id;
+    match device.state {
+        DeviceState::Released if held_back(device, context) => None,
+        DeviceState::Released => {
+            let over = if by_exception(device) {
+                Signal::ExceptionOver
+            } else {
+                Signal::LeaseEnded
+            };
+            release_end(device, &context.now).map(|end| (end, over))
+        }
+        DeviceState::Blocked => {
+            let exception = device.exception.as_ref().filter(|e| known(&e.holds.given))?;
+            Some((lease_end(&exception.holds, &context.now), Signal::ExceptionOver))
+        }
+        DeviceState::Registered | DeviceState::Quarantined | DeviceState::PolicyPending | DeviceState::Stale => {
+            let blocks = context.config.devices.after_deadline == AfterDeadline::Block;
+            deadline_end(device, context)
+                .filter(|_| blocks)
+                .map(|end| (end, Signal::DeadlinePassed))
+        }
+        DeviceState::Retired => None,
+    }
+}
+
+/// Makes what a device has in common with others be the same memory: the names of pools, policy revisions and gateways.
+pub fn share(device: &mut Device, config: &Config, policies: &Policies) {
+    if let Some(pool) = config.pool(&device.full_service_pool) {
+        device.full_service_pool = pool.name.clone();
+    }
+    if let Some(pool) = config.pools.iter().find(|p| p.gateway_uri == device.gateway_uri) {
+        device.gateway_uri = pool.gateway_uri.clone();
+    }
+    if let Some(revision) = device.policy_revision.as_ref().and_then(|r| policies.known(r)) {
+        device.policy_revision = Some(revision.clone());
+    }
+}
+
+fn finish(before: Option<&Device>, mut after: Device, config: &Config) -> Step {
     after.gateway_uri = uri(&after, config);
-    Ok(Step {
-        from: Some(device.state),
-        old_uri: Some(device.gateway_uri.clone()),
-        changed: after != *device,
+    after.aliases.tidy();
+    after.enrolment.tidy();
+    after.release.tidy();
+    after.keys.tidy();
+    Step {
+        from: before.map(|d| d.state),
+        old_uri: before.map(|d| d.gateway_uri.clone()),
+        changed: before != Some(&after),
         device: after,
-    })
-}
-
-/// When a lease ends, on this boot's clock; in the past or now: it is over.
-///
-/// A lease of another boot is measured by the wall clock, never for longer than it had; a wall clock from before it was given says that
-/// the clock is wrong, which proves nothing: it is over.
-#[must_use]
-pub fn lease_end(lease: &Lease, now: &Now) -> BootTime {
-    if lease.given.boot_id == now.boot_id {
-        BootTime(lease.given.boot.0.saturating_add(lease.length_ms.saturating_mul(1_000_000)))
-    } else {
-        BootTime(now.boot.0.saturating_add(left_ms(lease, now).saturating_mul(1_000_000)))
     }
 }
 
-/// Whether a device is to be judged by its full-service pool now: the one place that says so.
-#[must_use]
-pub fn released_to<'c>(device: &Device, now: &Now, config: &'c Config) -> Option<&'c Pool> {
-    let holds = device.lease.is_none_or(|l| lease_end(&l, now) > now.boot);
-    (device.state == DeviceState::Released && holds)
-        .then(|| full_service(device, config))
-        .flatten()
-}
-
-/// The pool that a release moves a device to, if the configuration (still) has it.
-#[must_use]
-pub fn full_service<'c>(device: &Device, config: &'c Config) -> Option<&'c Pool> {
-    config
-        .pool(&device.full_service_pool)
-        .filter(|p| p.kind == PoolKind::FullService)
-}
-
-fn applied(
-    device: &mut Device,
-    revision: &PolicyRevision,
-    observed_at: Option<WallTime>,
-    now: Now,
-    config: &Config,
-) -> Result<(), Refusal> {
-    if device.state == DeviceState::Retired {
-        return Err(Refusal::DeviceRetired(device.id.clone()));
-    }
-    let observed = observed_at.ok_or(Refusal::StaleSignal)?;
-    if observed.0 > now.wall.0.saturating_add(FUTURE_TOLERANCE_MS) {
-        return Err(Refusal::SignalFromFuture);
-    }
-    if device.restricted_at.is_some_and(|restricted| observed <= restricted) {
-        return Err(Refusal::StaleSignal);
-    }
-    let pool = full_service(device, config).ok_or_else(|| Refusal::UnknownPool(device.full_service_pool.to_string()))?;
-    device.policy_revision = Some(revision.clone());
-    device.lease = pool.lease.map(|length| lease(length, now));
-    if device.state != DeviceState::Released {
-        let lease = device.lease;
-        enter(device, DeviceState::Released, "policy_applied", now);
-        device.lease = lease;
-    }
-    Ok(())
-}
-
-fn start(device: &mut Device, now: Now, config: &Config) {
-    if device.state != DeviceState::Released {
-        return;
-    }
-    let Some(pool) = full_service(device, config) else {
-        device.restricted_at = device.restricted_at.max(Some(now.wall));
-        enter(device, DeviceState::Quarantined, "pool_removed", now);
-        return;
-    };
-    if let Some(held) = device.lease {
-        if lease_end(&held, &now) <= now.boot {
-            end_lease(device, now);
-            return;
-        }
-        // From here on this boot's clock decides: a wall clock set back between two restarts does not lengthen it.
-        if held.given.boot_id != now.boot_id {
-            device.lease = Some(Lease {
-                given: now,
-                length_ms: left_ms(&held, &now),
-            });
-        }
-    }
-    device.lease = shorter(device.lease, pool, now);
-}
-
-/// The lease of a released device in this pool: never longer than the one it has.
-fn shorter(held: Option<Lease>, pool: &Pool, now: Now) -> Option<Lease> {
-    match (held, pool.lease.map(|length| lease(length, now))) {
-        (Some(held), Some(fresh)) if lease_end(&fresh, &now) < lease_end(&held, &now) => Some(fresh),
-        (None, fresh) => fresh,
-        (held, _) => held,
-    }
-}
-
-/// A proof that was accepted before the lease began does not begin another one.
-fn end_lease(device: &mut Device, now: Now) {
-    let given = device.lease.map_or(now.wall, |l| l.given.wall.min(now.wall));
-    device.restricted_at = device.restricted_at.max(Some(given));
-    enter(device, DeviceState::Quarantined, "lease_ended", now);
-}
-
-fn enter(device: &mut Device, state: DeviceState, reason: &str, now: Now) {
+fn enter(device: &mut Device, state: DeviceState, reason: StateReason, now: &Now) {
     if device.state != state {
         device.state = state;
         device.state_since = now.wall;
     }
-    reason.clone_into(&mut device.state_reason);
-    device.lease = None;
+    device.state_reason = reason;
 }
 
 /// The GatewayURI that follows from state and pool. A device whose pool is gone from the configuration keeps the first quarantine pool's.
-fn uri(device: &Device, config: &Config) -> String {
+fn uri(device: &Device, config: &Config) -> Arc<str> {
     let pool = match full_service(device, config) {
         Some(pool) if device.state == DeviceState::Released => Some(pool),
         Some(pool) => pool.fallback.and_then(|id| config.pool_by_id(id)),
         None => config.pools.iter().find(|p| p.kind == PoolKind::Quarantine),
     };
     pool.map_or_else(|| device.gateway_uri.clone(), |p| p.gateway_uri.clone())
-}
-
-fn lease(length: std::time::Duration, given: Now) -> Lease {
-    Lease {
-        given,
-        length_ms: u64::try_from(length.as_millis()).unwrap_or(u64::MAX),
-    }
-}
-
-/// What is left of a lease of another boot.
-fn left_ms(lease: &Lease, now: &Now) -> u64 {
-    let passed = now.wall.0.saturating_sub(lease.given.wall.0);
-    u64::try_from(passed).map_or(0, |passed| lease.length_ms.saturating_sub(passed))
 }
 
 #[cfg(test)]

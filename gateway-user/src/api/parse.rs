@@ -255,6 +255,8 @@ fn registration(d: v1::DeviceRegistration) -> Result<Registration, Invalid> {
         full_service_pool: optional_name::<PoolName>("full_service_pool", d.full_service_pool)?,
         common_names: list("common_names", aliases.common_names, name).map_err(within)?,
         certificates: list("certificate_sha256", aliases.certificate_sha256, |f, s| fingerprint(f, &s)).map_err(within)?,
+        vpn_keys: Vec::new(),
+        window: crate::model::Window::default(),
     })
 }
 

@@ -2,7 +2,6 @@
 
 use std::net::IpAddr;
 
-use base64::{Engine as _, engine::general_purpose::STANDARD as BASE64};
 use gateway_ebpf::{
     abi::{self, Answers, RuleCount, ShadowCount},
     reason::Reason,
@@ -28,7 +27,7 @@ use crate::{
 pub(super) fn signal(config: &Config, request: &RequestId, o: SignalOutcome) -> v1::SignalResponse {
     v1::SignalResponse {
         request_id: request.to_string(),
-        gateway_uri: o.device.device.gateway_uri.clone(),
+        gateway_uri: o.device.device.gateway_uri.to_string(),
         device: Some(device(config, o.device)),
         enforcement: enforcement(o.enforcement).into(),
         prefixes: prefixes(config, o.addresses),
@@ -41,34 +40,34 @@ pub(super) fn device(config: &Config, v: DeviceView) -> v1::Device {
     let d = v.device;
     v1::Device {
         device_id: d.id.into(),
-        owner: d.owner,
+        owner: d.owner.into(),
         full_service_pool: d.full_service_pool.into(),
         aliases: Some(v1::Aliases {
-            common_names: d.common_names.into_iter().map(String::from).collect(),
-            certificate_sha256: d.certificates.iter().map(ToString::to_string).collect(),
-            vpn_public_keys: d.vpn_keys.iter().map(|k| BASE64.encode(k.0)).collect(),
+            common_names: d.aliases.common_names.iter().cloned().map(String::from).collect(),
+            certificate_sha256: d.aliases.certificates.iter().map(ToString::to_string).collect(),
+            vpn_public_keys: d.aliases.vpn_keys.iter().map(ToString::to_string).collect(),
         }),
         state: state(d.state).into(),
-        state_reason: d.state_reason,
+        state_reason: d.state_reason.to_string(),
         state_since: Some(timestamp(d.state_since)),
         policy_revision: d.policy_revision.map(String::from).unwrap_or_default(),
-        gateway_uri: d.gateway_uri,
+        gateway_uri: d.gateway_uri.to_string(),
         lease_ends_at: v.lease_ends_at.map(timestamp),
         sessions: v.sessions.into_iter().map(|s| session(config, s)).collect(),
         revision: d.revision.0,
-        window: Some(window(d.window)),
-        enrolled_at: d.enrolled_at.map(timestamp),
-        arrived_at: d.arrived_at.map(timestamp),
-        arrived_outside_at: d.arrived_outside.map(timestamp),
-        deadline_at: d.deadline.map(ends),
-        offer: d.offer.map(|o| v1::PolicyOffer {
-            policy_revision: o.revision.into(),
+        window: Some(window(d.enrolment.window)),
+        enrolled_at: d.enrolment.enrolled_at.map(timestamp),
+        arrived_at: d.enrolment.arrived_at.map(timestamp),
+        arrived_outside_at: d.enrolment.arrived_outside.map(timestamp),
+        deadline_at: d.enrolment.deadline.map(ends),
+        offer: d.keys.offer.as_ref().map(|o| v1::PolicyOffer {
+            policy_revision: o.revision.to_string(),
             ends_at: Some(ends(o.holds)),
         }),
-        acknowledged_policy_revision: d.final_key.map(|k| String::from(k.revision)).unwrap_or_default(),
-        exception: d.exception.map(exception),
+        acknowledged_policy_revision: d.keys.final_key.as_ref().map(|k| k.revision.to_string()).unwrap_or_default(),
+        exception: d.exception.map(|e| exception(*e)),
         required_policy_revision: String::new(),
-        proved_at: d.proved.map(|n| timestamp(n.wall)),
+        proved_at: d.release.proved.map(|n| timestamp(n.wall)),
     }
 }
 
@@ -161,7 +160,7 @@ pub(super) fn closed(request: &RequestId, o: CloseOutcome) -> v1::CloseSessionRe
 pub(super) fn synchronised(request: &RequestId, o: SynchroniseOutcome) -> v1::SynchroniseSessionsResponse {
     let refused = o.refused.into_iter().map(|(index, refusal)| v1::RefusedSession {
         index,
-        reason: status::reason(&refusal).to_owned(),
+        reason: refusal.name().to_owned(),
         message: escape(&refusal.to_string()),
         metadata: status::metadata(&refusal),
     });
@@ -218,7 +217,7 @@ pub(super) fn pool(config: &Config, p: &Pool, session_addresses: u64, counters: 
         prefixes: p.prefixes.iter().map(ToString::to_string).collect(),
         policy: p.policy.to_string(),
         fallback: pool_name(config, p.fallback),
-        gateway_uri: p.gateway_uri.clone(),
+        gateway_uri: p.gateway_uri.to_string(),
         route_table: p.table.as_ref().map_or(0, |t| t.number),
         session_addresses,
         passed: packets(true),

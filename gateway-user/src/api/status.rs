@@ -15,8 +15,8 @@ use crate::{
 
 /// A refused command.
 pub(super) fn refused(refusal: &Refusal) -> Status {
-    let (code, reason, metadata) = entry(refusal);
-    status(code, reason, metadata, &refusal.to_string())
+    let (code, metadata) = entry(refusal);
+    status(code, refusal.name(), metadata, &refusal.to_string())
 }
 
 /// A request with a field that is missing or wrong: INVALID_ARGUMENT, with google.rpc.BadRequest beside the ErrorInfo.
@@ -36,66 +36,52 @@ pub(super) fn not_implemented() -> Status {
     )
 }
 
-/// A refusal's reason, as ErrorInfo has it.
-pub(super) fn reason(refusal: &Refusal) -> &'static str {
-    entry(refusal).1
-}
-
 /// A refusal's metadata, as ErrorInfo has it.
 pub(super) fn metadata(refusal: &Refusal) -> HashMap<String, String> {
-    let pairs = entry(refusal).2.into_iter();
+    let pairs = entry(refusal).1.into_iter();
     pairs.map(|(k, v)| (k.to_owned(), escape(&v))).collect()
 }
 
 /// At most one pair of metadata: what the refusal is about.
-type Entry = (Code, &'static str, [(&'static str, String); 1]);
+type Entry = (Code, [(&'static str, String); 1]);
 
 fn entry(refusal: &Refusal) -> Entry {
     let about = |key: &'static str, value: &dyn std::fmt::Display| [(key, value.to_string())];
     match refusal {
-        Refusal::UnknownDevice(d) => (Code::NotFound, "UNKNOWN_DEVICE", about("device", d)),
-        Refusal::DeviceRetired(d) => (Code::FailedPrecondition, "DEVICE_RETIRED", about("device", d)),
-        Refusal::UnknownPool(p) => (Code::InvalidArgument, "UNKNOWN_POOL", about("pool", p)),
-        Refusal::AliasTaken { owner, .. } => (Code::AlreadyExists, "ALIAS_TAKEN", about("owner", owner)),
-        Refusal::SignalTooOld { most_s, .. } => (Code::FailedPrecondition, "SIGNAL_TOO_OLD", about("most_s", most_s)),
-        Refusal::EnrolmentNotOpen(d) => (Code::FailedPrecondition, "ENROLMENT_NOT_OPEN", about("device", d)),
-        Refusal::EnrolmentClosed(d) => (Code::FailedPrecondition, "ENROLMENT_CLOSED", about("device", d)),
-        Refusal::QuarantineDeadline(d) => (Code::FailedPrecondition, "QUARANTINE_DEADLINE", about("device", d)),
-        Refusal::DeviceBlocked(d, _) => (Code::FailedPrecondition, "DEVICE_BLOCKED", about("device", d)),
-        Refusal::StalePolicyRevision { required, .. } => {
-            (Code::FailedPrecondition, "STALE_POLICY_REVISION", about("required", required))
-        }
-        Refusal::UnknownPolicyRevision(r) => (Code::FailedPrecondition, "UNKNOWN_POLICY_REVISION", about("revision", r)),
-        Refusal::PolicyKeyRequired => (Code::FailedPrecondition, "POLICY_KEY_REQUIRED", about("field", &"policy_key")),
-        Refusal::PolicyKeyUnknown(d) => (Code::PermissionDenied, "POLICY_KEY_UNKNOWN", about("device", d)),
-        Refusal::PolicyKeyExpired(d) => (Code::FailedPrecondition, "POLICY_KEY_EXPIRED", about("device", d)),
-        Refusal::PolicyKeyTemporary(d) => (Code::FailedPrecondition, "POLICY_KEY_TEMPORARY", about("device", d)),
-        Refusal::PolicyKeyRevision { bound, .. } => (Code::FailedPrecondition, "POLICY_KEY_REVISION", about("bound", bound)),
-        Refusal::NoException(d) => (Code::FailedPrecondition, "NO_EXCEPTION", about("device", d)),
-        Refusal::ExceptionTooLong(s) => (Code::InvalidArgument, "EXCEPTION_TOO_LONG", about("most_s", s)),
-        Refusal::RequestIdReused(r) => (Code::AlreadyExists, "REQUEST_ID_REUSED", about("request_id", r)),
-        Refusal::OutsideScope(what) => (Code::PermissionDenied, "OUTSIDE_SCOPE", about("subject", what)),
-        Refusal::NothingPublished => (Code::FailedPrecondition, "NOTHING_PUBLISHED", about("part", &"policy")),
-        Refusal::StaleSignal => (
-            Code::FailedPrecondition,
-            "STALE_SIGNAL",
-            about("field", &"context.observed_at"),
-        ),
-        Refusal::SignalFromFuture => (
-            Code::FailedPrecondition,
-            "SIGNAL_FROM_FUTURE",
-            about("field", &"context.observed_at"),
-        ),
-        Refusal::AddressOutsidePools(a) => (Code::InvalidArgument, "ADDRESS_OUTSIDE_POOLS", about("address", a)),
-        Refusal::AddressReserved(a) => (Code::InvalidArgument, "ADDRESS_RESERVED", about("address", a)),
-        Refusal::AddressTaken { session, .. } => (Code::AlreadyExists, "ADDRESS_TAKEN", about("session", session)),
-        Refusal::SessionLimit { live, .. } => (Code::ResourceExhausted, "SESSION_LIMIT", about("live", live)),
-        Refusal::FingerprintMismatch(d) => (Code::PermissionDenied, "FINGERPRINT_MISMATCH", about("device", d)),
-        Refusal::TableFull => (Code::ResourceExhausted, "TABLE_FULL", about("setting", &"tables.addresses")),
-        Refusal::StoreUnavailable(_) => (Code::Unavailable, "STORE_UNAVAILABLE", about("part", &"store")),
-        Refusal::RevisionTooOld { now, .. } => (Code::OutOfRange, "REVISION_TOO_OLD", about("now", now)),
-        Refusal::Kernel(_) => (Code::Internal, "KERNEL", about("part", &"kernel")),
-        Refusal::Busy => (Code::Unavailable, "BUSY", about("part", &"controller")),
+        Refusal::UnknownDevice(d) => (Code::NotFound, about("device", d)),
+        Refusal::DeviceRetired(d) => (Code::FailedPrecondition, about("device", d)),
+        Refusal::UnknownPool(p) => (Code::InvalidArgument, about("pool", p)),
+        Refusal::AliasTaken { owner, .. } => (Code::AlreadyExists, about("owner", owner)),
+        Refusal::SignalTooOld { most_s, .. } => (Code::FailedPrecondition, about("most_s", most_s)),
+        Refusal::EnrolmentNotOpen(d) => (Code::FailedPrecondition, about("device", d)),
+        Refusal::EnrolmentClosed(d) => (Code::FailedPrecondition, about("device", d)),
+        Refusal::QuarantineDeadline(d) => (Code::FailedPrecondition, about("device", d)),
+        Refusal::DeviceBlocked(d, _) => (Code::FailedPrecondition, about("device", d)),
+        Refusal::StalePolicyRevision { required, .. } => (Code::FailedPrecondition, about("required", required)),
+        Refusal::UnknownPolicyRevision(r) => (Code::FailedPrecondition, about("revision", r)),
+        Refusal::PolicyKeyRequired => (Code::FailedPrecondition, about("field", &"policy_key")),
+        Refusal::PolicyKeyUnknown(d) => (Code::PermissionDenied, about("device", d)),
+        Refusal::PolicyKeyExpired(d) => (Code::FailedPrecondition, about("device", d)),
+        Refusal::PolicyKeyTemporary(d) => (Code::FailedPrecondition, about("device", d)),
+        Refusal::PolicyKeyRevision { bound, .. } => (Code::FailedPrecondition, about("bound", bound)),
+        Refusal::NotReleased(d) => (Code::FailedPrecondition, about("device", d)),
+        Refusal::NoException(d) => (Code::FailedPrecondition, about("device", d)),
+        Refusal::ExceptionTooLong(s) => (Code::InvalidArgument, about("most_s", s)),
+        Refusal::RequestIdReused(r) => (Code::AlreadyExists, about("request_id", r)),
+        Refusal::OutsideScope(what) => (Code::PermissionDenied, about("subject", what)),
+        Refusal::NothingPublished => (Code::FailedPrecondition, about("part", &"policy")),
+        Refusal::StaleSignal => (Code::FailedPrecondition, about("field", &"context.observed_at")),
+        Refusal::SignalFromFuture => (Code::FailedPrecondition, about("field", &"context.observed_at")),
+        Refusal::AddressOutsidePools(a) => (Code::InvalidArgument, about("address", a)),
+        Refusal::AddressReserved(a) => (Code::InvalidArgument, about("address", a)),
+        Refusal::AddressTaken { session, .. } => (Code::AlreadyExists, about("session", session)),
+        Refusal::SessionLimit { live, .. } => (Code::ResourceExhausted, about("live", live)),
+        Refusal::FingerprintMismatch(d) => (Code::PermissionDenied, about("device", d)),
+        Refusal::TableFull => (Code::ResourceExhausted, about("setting", &"tables.addresses")),
+        Refusal::StoreUnavailable(_) => (Code::Unavailable, about("part", &"store")),
+        Refusal::RevisionTooOld { now, .. } => (Code::OutOfRange, about("now", now)),
+        Refusal::Kernel(_) => (Code::Internal, about("part", &"kernel")),
+        Refusal::Busy => (Code::Unavailable, about("part", &"controller")),
     }
 }
 

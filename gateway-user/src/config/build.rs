@@ -127,7 +127,7 @@ fn build_pool(raw: RawPool, numbers: &HashMap<PoolName, PoolId>) -> Option<Pool>
             Some(fallback) => Some(*numbers.get(&fallback.value)?),
             None => None,
         },
-        gateway_uri: raw.gateway_uri?.value,
+        gateway_uri: raw.gateway_uri?.value.into(),
         lease: raw.lease.map(|l| l.value),
         min_trust: Default::default(),
         table: raw.table.map(|t| RouteTable { number: t.value, routes }),

@@ -17,6 +17,7 @@ mod warn;
 use std::{
     net::SocketAddr,
     path::{Path, PathBuf},
+    sync::Arc,
     time::Duration,
 };
 
@@ -420,7 +421,7 @@ pub struct Pool {
     /// Of a full-service pool: the quarantine pool that judges its addresses without a released device, and its devices when restricted.
     pub fallback: Option<PoolId>,
     /// The VPN gateway name of its devices.
-    pub gateway_uri: String,
+    pub gateway_uri: Arc<str>,
     /// Of a full-service pool: how long a release holds; `None`: until revoked.
     pub lease: Option<Duration>,
     /// Of a full-service pool: how well a session's device must be known for a release to hold for it (`min_trust`). Default: by name.

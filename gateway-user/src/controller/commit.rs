@@ -107,10 +107,10 @@ pub(super) fn changes(steps: &[Step], now: &Now) -> ChangeSet {
         Some(UriChange {
             revision: Revision(0),
             device: s.device.id.clone(),
-            old,
-            new: s.device.gateway_uri.clone(),
+            old: old.to_string(),
+            new: s.device.gateway_uri.to_string(),
             at: now.wall,
-            reason: s.device.state_reason.clone(),
+            reason: s.device.state_reason.to_string(),
         })
     };
     ChangeSet {

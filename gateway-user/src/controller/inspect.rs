@@ -16,7 +16,7 @@ use crate::{
         BootTime, Device, DeviceId, DeviceState, InterfaceName, Now, PoolId, Revision, Session, SessionId, UriChange, WallTime,
     },
     reconcile::assignment,
-    transition::{Directory as _, lease_end},
+    transition::{Directory as _, release_end},
 };
 
 /// How long `status` shows a conflict, milliseconds.
@@ -26,7 +26,7 @@ impl Writer {
     pub(super) fn view(&self, device: &Device, now: &Now) -> DeviceView {
         DeviceView {
             device: device.clone(),
-            lease_ends_at: device.lease.map(|l| on_the_wall(lease_end(&l, now), now)),
+            lease_ends_at: release_end(device, now).map(|end| on_the_wall(end, now)),
             sessions: self
                 .registry
                 .sessions_of(&device.id)
@@ -38,7 +38,7 @@ impl Writer {
     /// Its pool is that of its first address: a released session's are all the same.
     pub(super) fn session_view(&self, session: &Session, now: &Now) -> SessionView {
         let device = self.registry.device_of(session);
-        let of = |a: &IpAddr| assignment(*a, session, device, now, &self.config);
+        let of = |a: &IpAddr| assignment(*a, session, device, &self.context(*now));
         let current_pool = session.addresses.iter().find_map(of).map_or(PoolId(0), |a| a.pool);
         SessionView {
             session: session.clone(),
@@ -59,7 +59,7 @@ impl Writer {
             settled.sessions = true;
             let device = self.registry.device_of(session);
             for address in &session.addresses {
-                let wanted = assignment(*address, session, device, &now, &self.config).map_or(PoolId(0), |a| a.pool);
+                let wanted = assignment(*address, session, device, &self.context(now)).map_or(PoolId(0), |a| a.pool);
                 let mut read_backs = backs.get(address).cloned().unwrap_or_default();
                 settled.in_force &= in_force(&self.config, &self.links, &session.interface, wanted, &read_backs);
                 read_backs.extend(unjudged(&self.config, &self.links, &session.interface, &read_backs));

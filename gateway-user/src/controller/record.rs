@@ -74,7 +74,7 @@ impl Trail {
     pub(super) fn of_step(&mut self, step: &Step, at: WallTime, cause: Cause<'_>) -> u64 {
         let device = &step.device;
         let reason = if cause.note.is_empty() {
-            &device.state_reason
+            device.state_reason.as_str()
         } else {
             cause.note
         };

@@ -7,9 +7,9 @@ use std::{
 };
 
 use crate::{
-    model::{BootTime, Device, DeviceId, DeviceState, Fingerprint, Now, Revision, Session, SessionId, SourceName},
+    model::{BootTime, Device, DeviceId, Fingerprint, Now, Revision, Session, SessionId, SourceName, VpnKey},
     store::Snapshot,
-    transition::{Directory, lease_end},
+    transition::{Directory, release_end},
 };
 
 /// What is true now: also what could not be made durable yet.
@@ -21,6 +21,7 @@ pub(super) struct Registry {
     devices: BTreeMap<DeviceId, Device>,
     names: HashMap<DeviceId, DeviceId>,
     certificates: HashMap<Fingerprint, DeviceId>,
+    keys: HashMap<VpnKey, DeviceId>,
     leases: BTreeSet<(BootTime, DeviceId)>,
     lease_ends: HashMap<DeviceId, BootTime>,
     sessions: BTreeMap<SessionId, Session>,
@@ -46,10 +47,18 @@ impl Registry {
     pub(super) fn take_device(&mut self, id: &DeviceId) -> Option<Device> {
         let old = self.devices.remove(id)?;
         // One that has moved to another device in the same change stays with that.
-        old.common_names.iter().for_each(|n| remove_if(&mut self.names, n, &old.id));
-        old.certificates
+        old.aliases
+            .common_names
+            .iter()
+            .for_each(|n| remove_if(&mut self.names, n, &old.id));
+        old.aliases
+            .certificates
             .iter()
             .for_each(|c| remove_if(&mut self.certificates, c, &old.id));
+        old.aliases
+            .vpn_keys
+            .iter()
+            .for_each(|k| remove_if(&mut self.keys, k, &old.id));
         if let Some(end) = self.lease_ends.remove(id) {
             self.leases.remove(&(end, id.clone()));
         }
@@ -59,11 +68,12 @@ impl Registry {
     pub(super) fn put_device(&mut self, device: Device, now: &Now) {
         drop(self.take_device(&device.id));
         self.names
-            .extend(device.common_names.iter().map(|n| (n.clone(), device.id.clone())));
+            .extend(device.aliases.common_names.iter().map(|n| (n.clone(), device.id.clone())));
         self.certificates
-            .extend(device.certificates.iter().map(|c| (*c, device.id.clone())));
-        if let Some(lease) = device.lease.filter(|_| device.state == DeviceState::Released) {
-            let end = lease_end(&lease, now);
+            .extend(device.aliases.certificates.iter().map(|c| (*c, device.id.clone())));
+        self.keys
+            .extend(device.aliases.vpn_keys.iter().map(|k| (*k, device.id.clone())));
+        if let Some(end) = release_end(&device, now) {
             self.leases.insert((end, device.id.clone()));
             self.lease_ends.insert(device.id.clone(), end);
         }
@@ -202,6 +212,12 @@ impl Directory for Registry {
     }
     fn holder_of_certificate(&self, certificate: &Fingerprint) -> Option<&DeviceId> {
         self.certificates.get(certificate)
+    }
+    fn holder_of_key(&self, key: &VpnKey) -> Option<&DeviceId> {
+        self.keys.get(key)
+    }
+    fn connected(&self, id: &DeviceId) -> bool {
+        self.by_device.contains_key(id)
     }
 }
 

@@ -91,7 +91,10 @@ impl Writer {
                 .map(|p| p.gateway_uri.clone())
         };
         OpenOutcome {
-            gateway_uri: device.map(|d| d.gateway_uri.clone()).or_else(resting).unwrap_or_default(),
+            gateway_uri: device
+                .map(|d| d.gateway_uri.clone())
+                .or_else(resting)
+                .map_or_else(String::new, |uri| uri.to_string()),
             session: self.session_view(session, &self.clock.now()),
             enforcement: settled.level(true),
             addresses: settled.addresses,
@@ -242,7 +245,7 @@ impl Writer {
             .filter_map(|(_, s)| self.registry.device_of(s))
             .map(|d| (&d.id, d))
             .collect();
-        let step = |d: &Device| transition::step(d, Signal::Connected, now, &self.config).ok();
+        let step = |d: &Device| transition::step(d, Signal::Connected, &self.context_of(&d.id, now)).ok();
         devices.into_values().filter_map(step).filter(|s| s.changed).collect()
     }
 
@@ -254,7 +257,8 @@ impl Writer {
                 UnknownDevice::Quarantine => Ok(None),
             };
         };
-        let registered = device.certificates.is_empty() || report.certificate.is_some_and(|c| device.certificates.contains(&c));
+        let registered = device.aliases.certificates.is_empty()
+            || report.certificate.is_some_and(|c| device.aliases.certificates.contains(&c));
         // Another device's certificate does not open a session of this one, even if this one has none registered.
         let owner = report.certificate.and_then(|c| self.registry.holder_of_certificate(&c));
         if !registered || owner.is_some_and(|o| *o != device.id) {

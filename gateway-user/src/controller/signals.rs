@@ -19,7 +19,7 @@ impl Writer {
     ) -> Result<Decided<(Vec<DeviceView>, Revision)>, Refusal> {
         let ids: Vec<DeviceId> = list.iter().map(|r| r.id.clone()).collect();
         if !ask.again {
-            let steps = transition::register(&self.registry, list, self.clock.now(), &self.config)?;
+            let steps = transition::register(&self.registry, list, &self.context(self.clock.now()))?;
             let changed: Vec<Step> = steps.into_iter().filter(|s| s.changed).collect();
             self.loosen(&changed, &[], ask.cause());
         }
@@ -45,6 +45,7 @@ impl Writer {
         if !ask.again {
             let signal = Signal::PolicyApplied {
                 revision,
+                key: None,
                 observed_at: ask.context.observed_at,
             };
             let step = self.step(device, signal)?;
@@ -111,7 +112,7 @@ impl Writer {
             .registry
             .device(device)
             .ok_or_else(|| Refusal::UnknownDevice(device.clone()))?;
-        transition::step(known, signal, self.clock.now(), &self.config)
+        transition::step(known, signal, &self.context_of(device, self.clock.now()))
     }
 
     pub(super) fn outcome(&self, device: &DeviceId, settled: Settled, durable: bool) -> Result<SignalOutcome, Refusal> {

@@ -22,10 +22,10 @@ use crate::{
     clock::Clock,
     config::Config,
     kernel::{Kernel, KernelError, Link},
-    model::{BootTime, DeviceId, Now, SessionId, SourceName, UriChange, WallTime},
+    model::{BootTime, Device, DeviceId, Now, SessionId, SourceName, UriChange, WallTime},
     reconcile::{self, Held, Observed, Op},
     store::{ChangeSet, Request, Store},
-    transition::{self, Directory as _, Signal, Step},
+    transition::{self, Context, Directory as _, Policies, Signal, Step},
 };
 
 /// Something for the thread to do.
@@ -85,6 +85,9 @@ pub(super) struct Writer {
     pub(super) clock: Box<dyn Clock>,
     pub(super) links: Vec<Link>,
     pub(super) registry: Registry,
+    pub(super) policies: Policies,
+    /// See [`Context::clock_behind`].
+    pub(super) clock_behind: Option<WallTime>,
     /// Decided, not committed yet.
     pub(super) batch: Batch,
     /// In force, not durable.
@@ -136,13 +139,17 @@ impl Writer {
             options,
         } = start;
         let now = clock.now();
-        let snapshot = store.load()?;
+        let mut snapshot = store.load()?;
+        let policies = Policies::new(std::mem::take(&mut snapshot.publications));
+        let clock_behind = snapshot.committed_at.filter(|last| now.wall < *last);
         let instant = Instant::now();
         let mut writer = Self {
             audit: Trail::new(snapshot.audit_head),
             audit_head: snapshot.audit_head.unwrap_or(Head::NONE),
             committed_at: snapshot.committed_at,
             registry: Registry::new(snapshot, &now),
+            policies,
+            clock_behind,
             started_at: now.wall,
             config,
             store,
@@ -318,7 +325,7 @@ impl Writer {
             None => self.registry.earliest_lease(),
             Some(_) => reconcile::sooner(self.registry.earliest_lease(), self.earliest),
         };
-        let wanted = reconcile::desired(sessions, earliest, &now, &self.config);
+        let wanted = reconcile::desired(sessions, earliest, &self.context(now));
         let free = cleared.iter().filter(|a| self.registry.holder(**a).is_none());
         let found = Observed {
             addresses: free.map(|a| (*a, Held::default())).collect(),
@@ -396,6 +403,25 @@ impl Writer {
         wake
     }
 
+    /// What decides now, for no device in particular.
+    pub(super) fn context(&self, now: Now) -> Context<'_> {
+        Context {
+            now,
+            config: &self.config,
+            policies: &self.policies,
+            connected: false,
+            clock_behind: self.clock_behind.filter(|last| now.wall < *last),
+        }
+    }
+
+    /// What decides about this device now.
+    pub(super) fn context_of(&self, id: &DeviceId, now: Now) -> Context<'_> {
+        Context {
+            connected: self.registry.connected(id),
+            ..self.context(now)
+        }
+    }
+
     /// What is over by now.
     fn pass_time(&mut self) {
         let now = self.clock.now();
@@ -404,7 +430,12 @@ impl Writer {
             return;
         }
         self.settle_before(&over, []);
-        let end = |id| transition::step(self.registry.device(id)?, Signal::LeaseEnded, now, &self.config).ok();
+        let end = |id| {
+            let device = self.registry.device(id)?;
+            let context = self.context_of(id, now);
+            let (_, signal) = transition::due(device, &context).filter(|(end, _)| *end <= now.boot)?;
+            transition::step(device, signal, &context).ok()
+        };
         let steps: Vec<Step> = over.iter().filter_map(end).collect();
         self.restrict(&steps, &[], Cause::gateway("LeaseEnded"));
     }
@@ -417,8 +448,8 @@ impl Writer {
 
     /// What a start has to put right: leases of another boot, devices and sessions whose pools are gone.
     fn outdated(&self, now: &Now) -> (Vec<Step>, Vec<SessionId>) {
-        let step = |d| {
-            transition::step(d, Signal::Start, *now, &self.config)
+        let step = |d: &Device| {
+            transition::step(d, Signal::Start, &self.context_of(&d.id, *now))
                 .ok()
                 .filter(|s| s.changed)
         };
@@ -444,7 +475,7 @@ impl Writer {
             .values_mut()
             .filter(|h| h.lease_end.is_some())
             .for_each(|h| h.session = None);
-        let wanted = reconcile::desired(self.registry.live(), self.registry.earliest_lease(), &now, &self.config);
+        let wanted = reconcile::desired(self.registry.live(), self.registry.earliest_lease(), &self.context(now));
         let ops = reconcile::plan(&wanted, &found, &self.config);
         if self.apply(ops).is_none() {
             self.kernel_problem = None;

@@ -24,7 +24,7 @@ pub(crate) fn config() -> Config {
         shadow_policy: None,
         deny: Deny::Drop,
         fallback: fallback.map(PoolId),
-        gateway_uri: format!("vpn-{name}.example.org"),
+        gateway_uri: format!("vpn-{name}.example.org").into(),
         lease: None,
         min_trust: crate::model::Trust::Name,
         table: None,

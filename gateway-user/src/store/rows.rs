@@ -1,14 +1,15 @@
 //! Rows to domain types and back. A row that makes no valid domain value is damage, named with its table.
 
-use std::net::IpAddr;
+use std::{net::IpAddr, sync::Arc};
 
 use rusqlite::{Row, types::Type};
 
 use crate::{
     audit::{Entry, Head, Sealed},
     model::{
-        BootTime, Device, DeviceId, DeviceState, Exception, ExceptionKind, FinalKey, Fingerprint, KeyHash, Lease, Now, Offer,
-        PolicyRevision, PoolName, Publication, Revision, Session, SessionId, Trust, UriChange, VpnKey, WallTime, Window,
+        Aliases, BootTime, Device, DeviceId, DeviceState, Enrolment, Exception, ExceptionKind, FinalKey, Fingerprint, Handshake,
+        KeyHash, Lease, Now, Offer, PolicyRevision, PoolName, Publication, Rare, Release, Revision, Session, SessionId,
+        StateReason, Trust, UriChange, VpnKey, WallTime, Window,
     },
     store::Request,
 };
@@ -64,37 +65,46 @@ pub(super) const DEVICE: &str = "id, owner, full_service_pool, state, state_reas
 pub(super) struct Devices {
     pool: Option<PoolName>,
     revision: Option<PolicyRevision>,
+    uri: Option<Arc<str>>,
 }
 
 impl Devices {
     pub(super) fn row(&mut self, row: &Row<'_>) -> rusqlite::Result<Device> {
         Ok(Device {
             id: parse(row, 0)?,
-            owner: row.get(1)?,
+            owner: text(row, 1)?.into(),
             full_service_pool: common(&mut self.pool, row, 2)?.ok_or_else(|| damaged(2, "devices: no pool"))?,
             state: state_of(text(row, 3)?)?,
-            state_reason: row.get(4)?,
+            state_reason: StateReason::parse(text(row, 4)?).ok_or_else(|| damaged(4, "devices: an unknown reason"))?,
             state_since: WallTime(row.get(5)?),
             policy_revision: common(&mut self.revision, row, 6)?,
-            restricted_at: time(row, 7)?,
-            proved: moment_of(row, 8)?,
-            lease: span_of(row, 9)?,
-            gateway_uri: row.get(10)?,
+            release: Rare::new(Release {
+                restricted_at: time(row, 7)?,
+                proved: moment_of(row, 8)?,
+                lease: span_of(row, 9)?,
+            }),
+            gateway_uri: common(&mut self.uri, row, 10)?.ok_or_else(|| damaged(10, "devices: no GatewayURI"))?,
             revision: Revision(unsigned(row.get(11)?)),
-            enrolled_at: time(row, 12)?,
-            arrived_at: time(row, 13)?,
-            arrived_outside: time(row, 14)?,
-            deadline: span_of(row, 15)?,
-            offer: self.offer(row)?,
-            final_key: self.final_key(row)?,
-            exception: exception(row)?,
-            window: Window {
-                not_before: time(row, 25)?,
-                not_after: time(row, 26)?,
-            },
-            common_names: names_of(row, 27)?,
-            certificates: digests(row, 28)?.map(Fingerprint::new).collect(),
-            vpn_keys: digests(row, 29)?.map(VpnKey).collect(),
+            enrolment: Rare::new(Enrolment {
+                enrolled_at: time(row, 12)?,
+                arrived_at: time(row, 13)?,
+                arrived_outside: time(row, 14)?,
+                deadline: span_of(row, 15)?,
+                window: Window {
+                    not_before: time(row, 25)?,
+                    not_after: time(row, 26)?,
+                },
+            }),
+            keys: Rare::new(Handshake {
+                offer: self.offer(row)?,
+                final_key: self.final_key(row)?,
+            }),
+            exception: exception(row)?.map(Box::new),
+            aliases: Rare::new(Aliases {
+                common_names: names_of(row, 27)?,
+                certificates: digests(row, 28)?.map(Fingerprint::new).collect(),
+                vpn_keys: digests(row, 29)?.map(VpnKey).collect(),
+            }),
         })
     }
 
@@ -147,14 +157,6 @@ pub(super) const fn trust(trust: Trust) -> &'static str {
         Trust::Name => "name",
         Trust::VpnKey => "vpn-key",
         Trust::Certificate => "certificate",
-    }
-}
-
-/// An exception's kind as a word.
-pub(super) const fn exception_kind(kind: ExceptionKind) -> &'static str {
-    match kind {
-        ExceptionKind::Release => "release",
-        ExceptionKind::Block => "block",
     }
 }
 
@@ -252,38 +254,50 @@ where
 /// A name that the last row probably had, too.
 fn common<T>(last: &mut Option<T>, row: &Row<'_>, column: usize) -> rusqlite::Result<Option<T>>
 where
-    T: TryFrom<String> + Clone + AsStr,
-    T::Error: std::error::Error + Send + Sync + 'static,
+    T: Shared,
 {
     let Some(text) = row.get_ref(column)?.as_str_or_null()? else {
         return Ok(None);
     };
     if last.as_ref().is_none_or(|l| l.text() != text) {
-        *last = Some(name(column, text.to_owned())?);
+        *last = Some(T::of(column, text)?);
     }
     Ok(last.clone())
 }
 
-trait AsStr {
+trait Shared: Clone {
     fn text(&self) -> &str;
+    fn of(column: usize, text: &str) -> rusqlite::Result<Self>;
 }
-impl AsStr for PoolName {
+impl Shared for PoolName {
     fn text(&self) -> &str {
         self.as_str()
     }
+    fn of(column: usize, text: &str) -> rusqlite::Result<Self> {
+        name(column, text.to_owned())
+    }
 }
-impl AsStr for PolicyRevision {
+impl Shared for PolicyRevision {
     fn text(&self) -> &str {
         self.as_str()
+    }
+    fn of(column: usize, text: &str) -> rusqlite::Result<Self> {
+        name(column, text.to_owned())
+    }
+}
+impl Shared for Arc<str> {
+    fn text(&self) -> &str {
+        self
+    }
+    fn of(_: usize, text: &str) -> rusqlite::Result<Self> {
+        Ok(text.into())
     }
 }
 
 fn exception(row: &Row<'_>) -> rusqlite::Result<Option<Exception>> {
     let kind = match row.get_ref(21)?.as_str_or_null()? {
         None => None,
-        Some("release") => Some(ExceptionKind::Release),
-        Some("block") => Some(ExceptionKind::Block),
-        Some(_) => return Err(damaged(21, "devices: an unknown kind of exception")),
+        Some(word) => Some(ExceptionKind::parse(word).ok_or_else(|| damaged(21, "devices: an unknown kind of exception"))?),
     };
     match (kind, row.get(22)?, row.get(23)?, span_of(row, 24)?) {
         (None, None, None, None) => Ok(None),
@@ -332,7 +346,7 @@ fn eight(b: &[u8], from: usize) -> [u8; 8] {
     out
 }
 
-fn names_of(row: &Row<'_>, column: usize) -> rusqlite::Result<Vec<DeviceId>> {
+fn names_of(row: &Row<'_>, column: usize) -> rusqlite::Result<Box<[DeviceId]>> {
     text(row, column)?
         .split(' ')
         .filter(|n| !n.is_empty())
@@ -350,8 +364,7 @@ fn digests<'r>(row: &'r Row<'_>, column: usize) -> rusqlite::Result<impl Iterato
 }
 
 fn state_of(text: &str) -> rusqlite::Result<DeviceState> {
-    let found = DeviceState::ALL.into_iter().find(|s| s.as_str() == text);
-    found.ok_or_else(|| damaged(3, "devices: an unknown state"))
+    DeviceState::parse(text).ok_or_else(|| damaged(3, "devices: an unknown state"))
 }
 
 fn damaged(column: usize, what: &'static str) -> rusqlite::Error {

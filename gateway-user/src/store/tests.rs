@@ -9,7 +9,8 @@ use tempfile::TempDir;
 
 use super::*;
 use crate::model::{
-    BootTime, DeviceState, Exception, ExceptionKind, FinalKey, Fingerprint, KeyHash, Lease, Now, Offer, Trust, VpnKey, Window,
+    Aliases, BootTime, DeviceState, Enrolment, Exception, ExceptionKind, FinalKey, Fingerprint, Handshake, KeyHash, Lease, Now,
+    Offer, Rare, Release, StateReason, Trust, VpnKey, Window,
 };
 
 const AT: WallTime = WallTime(1_800_000_000_000);
@@ -40,16 +41,22 @@ fn span(wall: i64, length_ms: u64) -> Lease {
 
 fn device(id: &str) -> Device {
     Device {
-        owner: "Zoë \u{1f600} 'quoted'; DROP TABLE devices".to_owned(),
-        common_names: vec![format!("{id}-cn").parse().unwrap()],
-        certificates: vec![Fingerprint::new([id.len() as u8; 32])],
+        owner: "Zoë \u{1f600} 'quoted'; DROP TABLE devices".into(),
+        aliases: Rare::new(Aliases {
+            common_names: [format!("{id}-cn").parse().unwrap()].into(),
+            certificates: [Fingerprint::new([id.len() as u8; 32])].into(),
+            vpn_keys: Box::default(),
+        }),
         state: DeviceState::Released,
-        state_reason: "policy_applied".to_owned(),
+        state_reason: StateReason::PolicyApplied,
         state_since: WallTime(5),
         policy_revision: Some("r1".parse().unwrap()),
-        restricted_at: Some(WallTime(-3)),
-        lease: Some(span(7, 9)),
-        gateway_uri: "office.example".to_owned(),
+        release: Rare::new(Release {
+            restricted_at: Some(WallTime(-3)),
+            proved: None,
+            lease: Some(span(7, 9)),
+        }),
+        gateway_uri: "office.example".into(),
         ..Device::new(id.parse().unwrap(), "office".parse().unwrap(), WallTime(5))
     }
 }
@@ -57,33 +64,42 @@ fn device(id: &str) -> Device {
 /// Every field has a value of its own.
 fn whole(id: &str) -> Device {
     Device {
-        common_names: ["b", "a:1", "user@example.org"].map(|n| n.parse().unwrap()).to_vec(),
-        certificates: vec![Fingerprint::new([9; 32]), Fingerprint::new([0; 32])],
-        vpn_keys: vec![VpnKey([7; 32]), VpnKey([255; 32])],
-        window: Window {
-            not_before: Some(WallTime(-1)),
-            not_after: Some(WallTime(i64::MAX)),
-        },
-        enrolled_at: Some(WallTime(21)),
-        arrived_at: Some(WallTime(22)),
-        arrived_outside: Some(WallTime(23)),
-        deadline: Some(span(-24, 25)),
-        proved: Some(span(i64::MIN, 0).given),
-        offer: Some(Offer {
-            key: KeyHash([3; 32]),
-            revision: "r2".parse().unwrap(),
-            holds: span(26, u64::MAX),
+        aliases: Rare::new(Aliases {
+            common_names: ["b", "a:1", "user@example.org"].map(|n| n.parse().unwrap()).into(),
+            certificates: [Fingerprint::new([9; 32]), Fingerprint::new([0; 32])].into(),
+            vpn_keys: [VpnKey([7; 32]), VpnKey([255; 32])].into(),
         }),
-        final_key: Some(FinalKey {
-            key: KeyHash([4; 32]),
-            revision: "r3".parse().unwrap(),
+        enrolment: Rare::new(Enrolment {
+            window: Window {
+                not_before: Some(WallTime(-1)),
+                not_after: Some(WallTime(i64::MAX)),
+            },
+            enrolled_at: Some(WallTime(21)),
+            arrived_at: Some(WallTime(22)),
+            arrived_outside: Some(WallTime(23)),
+            deadline: Some(span(-24, 25)),
         }),
-        exception: Some(Exception {
+        release: Rare::new(Release {
+            proved: Some(span(i64::MIN, 0).given),
+            ..(*device(id).release).clone()
+        }),
+        keys: Rare::new(Handshake {
+            offer: Some(Offer {
+                key: KeyHash([3; 32]),
+                revision: "r2".parse().unwrap(),
+                holds: span(26, u64::MAX),
+            }),
+            final_key: Some(FinalKey {
+                key: KeyHash([4; 32]),
+                revision: "r3".parse().unwrap(),
+            }),
+        }),
+        exception: Some(Box::new(Exception {
             kind: ExceptionKind::Block,
             reason: "lost \u{0} property".to_owned(),
             by: "uid:0".to_owned(),
             holds: span(27, 28),
-        }),
+        })),
         ..device(id)
     }
 }
@@ -117,11 +133,9 @@ fn what_is_committed_is_loaded_after_a_restart() {
     let all = [
         device("full"),
         Device {
-            lease: None,
             policy_revision: None,
-            restricted_at: None,
-            common_names: Vec::new(),
-            certificates: Vec::new(),
+            release: Rare::default(),
+            aliases: Rare::default(),
             state: DeviceState::Retired,
             ..device("bare")
         },
@@ -176,8 +190,7 @@ fn a_change_is_made_whole_or_not_at_all() {
     store.commit(&changes, Revision(0), AT).unwrap();
     // The second device is fine, its session's address is held.
     let mut bad = devices(&[Device {
-        common_names: Vec::new(),
-        certificates: Vec::new(),
+        aliases: Rare::default(),
         ..device("two")
     }]);
     bad.opened = [(SessionId(2), session(2, Some("two"), &["10.0.0.2", "10.0.0.1"]))].into();
@@ -199,8 +212,7 @@ fn aliases_move_between_devices_in_one_change() {
     let (_temp, path) = directory();
     let mut store = SqliteStore::open(&path).unwrap();
     let two = Device {
-        common_names: Vec::new(),
-        certificates: Vec::new(),
+        aliases: Rare::default(),
         ..device("two")
     };
     store
@@ -208,35 +220,46 @@ fn aliases_move_between_devices_in_one_change() {
         .unwrap();
     let moved = [
         Device {
-            common_names: Vec::new(),
-            certificates: Vec::new(),
+            aliases: Rare::default(),
             ..device("one")
         },
         Device {
-            common_names: device("one").common_names,
-            certificates: device("one").certificates,
+            aliases: device("one").aliases,
             ..two.clone()
         },
     ];
     store.commit(&devices(&moved), Revision(1), AT).unwrap();
-    let names: Vec<usize> = store.load().unwrap().devices.iter().map(|d| d.common_names.len()).collect();
+    let names: Vec<usize> = store
+        .load()
+        .unwrap()
+        .devices
+        .iter()
+        .map(|d| d.aliases.common_names.len())
+        .collect();
     assert_eq!(names, [0, 1]);
     // One that is held elsewhere is refused, whichever kind it is; one of another kind with the same bytes is not.
     let key = |d: Device, b| Device {
-        vpn_keys: vec![VpnKey([b; 32])],
+        aliases: Rare::new(Aliases {
+            vpn_keys: [VpnKey([b; 32])].into(),
+            ..(*d.aliases).clone()
+        }),
         ..d
     };
     store.commit(&devices(&[key(moved[0].clone(), 3)]), Revision(2), AT).unwrap();
     for taken in [
-        Device {
-            certificates: moved[1].certificates.clone(),
-            ..moved[0].clone()
+        Aliases {
+            certificates: moved[1].aliases.certificates.clone(),
+            ..Aliases::default()
         },
-        Device {
-            common_names: moved[1].common_names.clone(),
-            ..moved[0].clone()
+        Aliases {
+            common_names: moved[1].aliases.common_names.clone(),
+            ..Aliases::default()
         },
     ] {
+        let taken = Device {
+            aliases: Rare::new(taken),
+            ..moved[0].clone()
+        };
         let taken = store.commit(&devices(&[taken]), Revision(3), AT);
         assert!(matches!(&taken, Err(StoreError::Io(e)) if e.contains("UNIQUE")), "{taken:?}");
     }

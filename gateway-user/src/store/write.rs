@@ -77,9 +77,9 @@ struct Aliases {
 impl Aliases {
     fn of(device: &Device) -> Self {
         Self {
-            names: names(&device.common_names),
-            certificates: device.certificates.iter().flat_map(|c| *c.bytes()).collect(),
-            vpn_keys: device.vpn_keys.iter().flat_map(|k| k.0).collect(),
+            names: names(&device.aliases.common_names),
+            certificates: device.aliases.certificates.iter().flat_map(|c| *c.bytes()).collect(),
+            vpn_keys: device.aliases.vpn_keys.iter().flat_map(|k| k.0).collect(),
         }
     }
 
@@ -125,35 +125,35 @@ fn devices(t: &Transaction<'_>, changes: &ChangeSet, revision: Revision) -> rusq
 }
 
 fn put(t: &Transaction<'_>, d: &Device, aliases: &Aliases, revision: Revision) -> rusqlite::Result<()> {
-    let (offer, key, exception) = (d.offer.as_ref(), d.final_key.as_ref(), d.exception.as_ref());
+    let (offer, key, exception) = (d.keys.offer.as_ref(), d.keys.final_key.as_ref(), d.exception.as_ref());
     t.prepare_cached(&UPSERT)?.execute(params![
         d.id.as_str(),
         d.owner,
         d.full_service_pool.as_str(),
         d.state.as_str(),
-        d.state_reason,
+        d.state_reason.as_str(),
         d.state_since.0,
         d.policy_revision.as_ref().map(|r| r.as_str()),
-        d.restricted_at.map(|t| t.0),
-        d.proved.as_ref().map(moment),
-        d.lease.as_ref().map(span),
+        d.release.restricted_at.map(|t| t.0),
+        d.release.proved.as_ref().map(moment),
+        d.release.lease.as_ref().map(span),
         d.gateway_uri,
         signed(revision.0),
-        d.enrolled_at.map(|t| t.0),
-        d.arrived_at.map(|t| t.0),
-        d.arrived_outside.map(|t| t.0),
-        d.deadline.as_ref().map(span),
+        d.enrolment.enrolled_at.map(|t| t.0),
+        d.enrolment.arrived_at.map(|t| t.0),
+        d.enrolment.arrived_outside.map(|t| t.0),
+        d.enrolment.deadline.as_ref().map(span),
         offer.map(|o| o.key.0),
         offer.map(|o| o.revision.as_str()),
         offer.map(|o| span(&o.holds)),
         key.map(|k| k.key.0),
         key.map(|k| k.revision.as_str()),
-        exception.map(|e| rows::exception_kind(e.kind)),
+        exception.map(|e| e.kind.as_str()),
         exception.map(|e| e.reason.as_str()),
         exception.map(|e| e.by.as_str()),
         exception.map(|e| span(&e.holds)),
-        d.window.not_before.map(|t| t.0),
-        d.window.not_after.map(|t| t.0),
+        d.enrolment.window.not_before.map(|t| t.0),
+        d.enrolment.window.not_after.map(|t| t.0),
         aliases.names,
         aliases.certificates,
         aliases.vpn_keys,

@@ -2,10 +2,10 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
-use super::{Step, full_service, shorter, uri};
+use super::{Context, Step, arrival, by_exception, finish, full_service, restriction::shorter};
 use crate::{
     config::{Config, PoolKind},
-    model::{Device, DeviceId, DeviceState, Fingerprint, Now, PoolName},
+    model::{Aliases, Device, DeviceId, DeviceState, Enrolment, Fingerprint, PoolName, Rare, StateReason, VpnKey, Window},
     refusal::Refusal,
 };
 
@@ -22,6 +22,10 @@ pub struct Registration {
     pub common_names: Vec<DeviceId>,
     /// Certificates.
     pub certificates: Vec<Fingerprint>,
+    /// VPN public keys.
+    pub vpn_keys: Vec<VpnKey>,
+    /// When it may enrol.
+    pub window: Window,
 }
 
 /// The registry, as far as registering has to know it.
@@ -32,17 +36,25 @@ pub trait Directory {
     fn holder_of_name(&self, name: &DeviceId) -> Option<&DeviceId>;
     /// Whose certificate it is.
     fn holder_of_certificate(&self, certificate: &Fingerprint) -> Option<&DeviceId>;
+    /// Whose VPN key it is.
+    fn holder_of_key(&self, key: &VpnKey) -> Option<&DeviceId>;
+    /// Whether a device has a live session.
+    fn connected(&self, id: &DeviceId) -> bool;
 }
 
 /// The devices after a list of registrations, in the list's order; of several for one id, the last counts.
 ///
 /// # Errors
 /// [`Refusal::UnknownPool`], [`Refusal::DeviceRetired`], [`Refusal::AliasTaken`]: none of them is registered.
-pub fn register(directory: &impl Directory, list: &[Registration], now: Now, config: &Config) -> Result<Vec<Step>, Refusal> {
+pub fn register(directory: &impl Directory, list: &[Registration], context: &Context<'_>) -> Result<Vec<Step>, Refusal> {
     let mut steps: BTreeMap<&DeviceId, Step> = BTreeMap::new();
     let mut order: Vec<&DeviceId> = Vec::new();
     for registration in list {
-        let step = one(directory.device(&registration.id), registration, now, config)?;
+        let context = Context {
+            connected: directory.connected(&registration.id),
+            ..*context
+        };
+        let step = one(directory.device(&registration.id), registration, &context)?;
         if steps.insert(&registration.id, step).is_none() {
             order.push(&registration.id);
         }
@@ -51,32 +63,49 @@ pub fn register(directory: &impl Directory, list: &[Registration], now: Now, con
     Ok(order.into_iter().filter_map(|id| steps.remove(id)).collect())
 }
 
-fn one(known: Option<&Device>, registration: &Registration, now: Now, config: &Config) -> Result<Step, Refusal> {
-    let full_service_pool = pool(registration.full_service_pool.as_ref(), config)?;
+fn one(known: Option<&Device>, registration: &Registration, context: &Context<'_>) -> Result<Step, Refusal> {
+    let full_service_pool = pool(registration.full_service_pool.as_ref(), context.config)?;
     let names: BTreeSet<&DeviceId> = registration.common_names.iter().filter(|n| **n != registration.id).collect();
     let certificates: BTreeSet<Fingerprint> = registration.certificates.iter().copied().collect();
+    let vpn_keys: BTreeSet<VpnKey> = registration.vpn_keys.iter().copied().collect();
     let mut device = known
         .cloned()
-        .unwrap_or_else(|| Device::new(registration.id.clone(), full_service_pool.clone(), now.wall));
+        .unwrap_or_else(|| Device::new(registration.id.clone(), full_service_pool.clone(), context.now.wall));
     if device.state == DeviceState::Retired {
         return Err(Refusal::DeviceRetired(registration.id.clone()));
     }
-    device.owner.clone_from(&registration.owner);
+    device.owner = registration.owner.as_str().into();
     device.full_service_pool = full_service_pool;
-    device.common_names = names.into_iter().cloned().collect();
-    device.certificates = certificates.into_iter().collect();
+    device.aliases = Rare::new(Aliases {
+        common_names: names.into_iter().cloned().collect(),
+        certificates: certificates.into_iter().collect(),
+        vpn_keys: vpn_keys.into_iter().collect(),
+    });
     if device.state == DeviceState::Released
-        && let Some(pool) = full_service(&device, config)
+        && !by_exception(&device)
+        && let Some(pool) = full_service(&device, context.config)
     {
-        device.lease = shorter(device.lease, pool, now);
+        let lease = shorter(device.release.lease, pool, context.now);
+        device.release.lease = lease;
     }
-    device.gateway_uri = uri(&device, config);
-    Ok(Step {
-        from: known.map(|d| d.state),
-        old_uri: known.map(|d| d.gateway_uri.clone()),
-        changed: known != Some(&device),
-        device,
-    })
+    if device.enrolment.window != registration.window {
+        enrol_anew(&mut device, registration.window, context);
+    }
+    Ok(finish(known, device, context.config))
+}
+
+/// Another window: what came of the one before no longer counts. A release goes on; what a deadline or an early arrival has shut opens.
+fn enrol_anew(device: &mut Device, window: Window, context: &Context<'_>) {
+    device.enrolment = Rare::new(Enrolment {
+        window,
+        arrived_at: context.connected.then_some(context.now.wall),
+        ..Enrolment::default()
+    });
+    if device.state == DeviceState::Blocked && device.exception.is_none() {
+        arrival::rest(device, StateReason::NewWindow, context);
+    } else {
+        arrival::begin_deadline(device, context);
+    }
 }
 
 fn pool(named: Option<&PoolName>, config: &Config) -> Result<PoolName, Refusal> {
@@ -94,6 +123,7 @@ fn pool(named: Option<&PoolName>, config: &Config) -> Result<PoolName, Refusal> 
 fn unique(directory: &impl Directory, steps: &BTreeMap<&DeviceId, Step>) -> Result<(), Refusal> {
     let mut names: HashMap<&DeviceId, &DeviceId> = steps.keys().map(|id| (*id, *id)).collect();
     let mut certificates: HashMap<Fingerprint, &DeviceId> = HashMap::new();
+    let mut keys: HashMap<VpnKey, &DeviceId> = HashMap::new();
     let outside = |holder: &&DeviceId| !steps.contains_key(*holder);
     for (id, step) in steps {
         let device = &step.device;
@@ -101,7 +131,7 @@ fn unique(directory: &impl Directory, steps: &BTreeMap<&DeviceId, Step>) -> Resu
         if let Some(owner) = directory.holder_of_name(id).filter(outside) {
             return Err(taken(id, owner));
         }
-        for name in &device.common_names {
+        for name in &device.aliases.common_names {
             let known = directory
                 .device(name)
                 .map(|d| &d.id)
@@ -110,10 +140,16 @@ fn unique(directory: &impl Directory, steps: &BTreeMap<&DeviceId, Step>) -> Resu
                 return Err(taken(name, owner));
             }
         }
-        for certificate in &device.certificates {
+        for certificate in &device.aliases.certificates {
             let known = directory.holder_of_certificate(certificate).filter(outside);
             if let Some(owner) = known.or_else(|| certificates.insert(*certificate, id).filter(|o| o != id)) {
                 return Err(taken(certificate, owner));
+            }
+        }
+        for key in &device.aliases.vpn_keys {
+            let known = directory.holder_of_key(key).filter(outside);
+            if let Some(owner) = known.or_else(|| keys.insert(*key, id).filter(|o| o != id)) {
+                return Err(taken(key, owner));
             }
         }
     }

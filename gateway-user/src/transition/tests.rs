@@ -3,7 +3,7 @@
 use super::*;
 use crate::{
     controller::tests::kit,
-    model::{DeviceId, Fingerprint, PoolName, Revision},
+    model::{DeviceId, Fingerprint, PoolName, Revision, VpnKey},
 };
 
 const MINUTE: i64 = 60_000;
@@ -20,6 +20,12 @@ impl Directory for Nobody {
     fn holder_of_certificate(&self, _: &Fingerprint) -> Option<&DeviceId> {
         None
     }
+    fn holder_of_key(&self, _: &VpnKey) -> Option<&DeviceId> {
+        None
+    }
+    fn connected(&self, _: &DeviceId) -> bool {
+        false
+    }
 }
 
 fn device(pool: &str) -> Device {
@@ -29,8 +35,24 @@ fn device(pool: &str) -> Device {
         full_service_pool: Some(pool.parse().unwrap()),
         common_names: Vec::new(),
         certificates: Vec::new(),
+        vpn_keys: Vec::new(),
+        window: crate::model::Window::default(),
     }];
-    register(&Nobody, &list, kit::START, &kit::config()).unwrap().remove(0).device
+    register(&Nobody, &list, &context(kit::START, &kit::config()))
+        .unwrap()
+        .remove(0)
+        .device
+}
+
+fn context(now: Now, config: &Config) -> Context<'_> {
+    static NONE: std::sync::LazyLock<Policies> = std::sync::LazyLock::new(Policies::default);
+    Context {
+        now,
+        config,
+        policies: &NONE,
+        connected: false,
+        clock_behind: None,
+    }
 }
 
 fn at(ms: i64) -> Now {
@@ -49,11 +71,11 @@ fn seen(ms: i64) -> Option<WallTime> {
 fn a_new_device_is_registered_with_its_quarantine_pools_uri() {
     let device = device("lab");
     assert_eq!(
-        (device.state, device.gateway_uri.as_str()),
+        (device.state, &*device.gateway_uri),
         (DeviceState::Registered, "quarantine.vpn.example")
     );
     assert_eq!(
-        (device.revision, device.lease, device.restricted_at),
+        (device.revision, device.release.lease, device.release.restricted_at),
         (Revision(0), None, None)
     );
 }
@@ -61,12 +83,12 @@ fn a_new_device_is_registered_with_its_quarantine_pools_uri() {
 #[test]
 fn connecting_does_not_release() {
     let config = kit::config();
-    let connected = step(&device("office"), Signal::Connected, at(0), &config).unwrap();
+    let connected = step(&device("office"), Signal::Connected, &context(at(0), &config)).unwrap();
     assert_eq!(
         (connected.device.state, connected.device.state_reason.as_str()),
         (DeviceState::Quarantined, "connected")
     );
-    let again = step(&connected.device, Signal::Connected, at(1), &config).unwrap();
+    let again = step(&connected.device, Signal::Connected, &context(at(1), &config)).unwrap();
     assert!(!again.changed);
 }
 
@@ -76,31 +98,35 @@ fn a_late_restriction_restricts() {
     let revision: PolicyRevision = "1".parse().unwrap();
     let applied = Signal::PolicyApplied {
         revision: &revision,
+        key: None,
         observed_at: seen(MINUTE),
     };
-    let released = step(&device("office"), applied, at(MINUTE), &config).unwrap().device;
+    let released = step(&device("office"), applied, &context(at(MINUTE), &config))
+        .unwrap()
+        .device;
     // Seen before the proof, told after it.
     let revoked = step(
         &released,
         Signal::PolicyRevoked { observed_at: seen(0) },
-        at(2 * MINUTE),
-        &config,
+        &context(at(2 * MINUTE), &config),
     )
     .unwrap()
     .device;
-    assert_eq!((revoked.state, revoked.restricted_at), (DeviceState::Quarantined, seen(0)));
+    assert_eq!(
+        (revoked.state, revoked.release.restricted_at),
+        (DeviceState::Quarantined, seen(0))
+    );
     // And an older one still does not move the mark back.
     let older = step(
         &revoked,
         Signal::PolicyRevoked {
             observed_at: seen(-MINUTE),
         },
-        at(2 * MINUTE),
-        &config,
+        &context(at(2 * MINUTE), &config),
     )
     .unwrap()
     .device;
-    assert_eq!(older.restricted_at, seen(0));
+    assert_eq!(older.release.restricted_at, seen(0));
 }
 
 #[test]
@@ -109,9 +135,13 @@ fn revoking_does_not_loosen_what_is_blocked() {
         state: DeviceState::Blocked,
         ..device("office")
     };
-    let revoked = step(&blocked, Signal::PolicyRevoked { observed_at: None }, at(0), &kit::config())
-        .unwrap()
-        .device;
+    let revoked = step(
+        &blocked,
+        Signal::PolicyRevoked { observed_at: None },
+        &context(at(0), &kit::config()),
+    )
+    .unwrap()
+    .device;
     assert_eq!(revoked.state, DeviceState::Blocked);
 }
 
@@ -124,22 +154,22 @@ fn a_device_whose_pool_is_gone_can_be_restricted_but_not_released() {
         state: DeviceState::Released,
         ..device("office")
     };
-    assert!(released_to(&lost, &at(0), &config).is_none());
+    assert!(released_to(&lost, &context(at(0), &config)).is_none());
     let applied = step(
         &lost,
         Signal::PolicyApplied {
             revision: &revision,
+            key: None,
             observed_at: seen(0),
         },
-        at(0),
-        &config,
+        &context(at(0), &config),
     );
     assert_eq!(applied, Err(Refusal::UnknownPool("gone".to_owned())));
-    let revoked = step(&lost, Signal::PolicyRevoked { observed_at: None }, at(0), &config)
+    let revoked = step(&lost, Signal::PolicyRevoked { observed_at: None }, &context(at(0), &config))
         .unwrap()
         .device;
     assert_eq!(
-        (revoked.state, revoked.gateway_uri.as_str()),
+        (revoked.state, &*revoked.gateway_uri),
         (DeviceState::Quarantined, "quarantine.vpn.example")
     );
 }
@@ -185,13 +215,13 @@ fn no_walk_reaches_released_without_newer_proof_and_no_restriction_is_refused() 
                 1 => {
                     now.boot_id += 1;
                     now.boot.0 = 1;
-                    believed.proven = match (believed.proven, state.lease) {
+                    believed.proven = match (believed.proven, state.release.lease) {
                         (Some(Some(_)), Some(lease)) => {
                             Some(Some(lease_end(&lease, &now))).filter(|_| now.wall >= lease.given.wall)
                         }
                         (other, _) => other,
                     };
-                    state = step(&state, Signal::Start, now, &config).unwrap().device;
+                    state = step(&state, Signal::Start, &context(now, &config)).unwrap().device;
                 }
                 _ => {}
             }
@@ -200,6 +230,7 @@ fn no_walk_reaches_released_without_newer_proof_and_no_restriction_is_refused() 
             let signal = match dice.roll(100) {
                 0..40 => Signal::PolicyApplied {
                     revision: &revision,
+                    key: None,
                     observed_at: observed,
                 },
                 40..60 => Signal::PolicyRevoked { observed_at: observed },
@@ -208,7 +239,7 @@ fn no_walk_reaches_released_without_newer_proof_and_no_restriction_is_refused() 
                 90..99 => Signal::Start,
                 _ => Signal::Retire,
             };
-            let result = step(&state, signal, now, &config);
+            let result = step(&state, signal, &context(now, &config));
             match signal {
                 Signal::PolicyRevoked { observed_at } => {
                     assert_eq!(result.is_err(), retired, "a restriction was refused");
@@ -237,7 +268,7 @@ fn no_walk_reaches_released_without_newer_proof_and_no_restriction_is_refused() 
                         refused += 1;
                     }
                 }
-                Signal::Connected | Signal::Start => {}
+                _ => {}
             }
             if let Ok(step) = result {
                 assert_eq!(step.changed, step.device != state);
@@ -245,7 +276,7 @@ fn no_walk_reaches_released_without_newer_proof_and_no_restriction_is_refused() 
                 state = step.device;
             }
             let holds = believed.proven.is_some_and(|end| end.is_none_or(|end| end > now.boot));
-            let judged = released_to(&state, &now, &config);
+            let judged = released_to(&state, &context(now, &config));
             assert!(
                 judged.is_none() || holds,
                 "released without proof: {state:?} {signal:?} {now:?}"
@@ -256,7 +287,7 @@ fn no_walk_reaches_released_without_newer_proof_and_no_restriction_is_refused() 
             } else {
                 "quarantine"
             };
-            assert_eq!(state.gateway_uri, format!("{wanted}.vpn.example"));
+            assert_eq!(*state.gateway_uri, *format!("{wanted}.vpn.example"));
             if retired {
                 assert_eq!(state.state, DeviceState::Retired, "retired is final");
                 break;

@@ -80,8 +80,8 @@ async fn a_restriction_that_cannot_be_committed_is_in_force_and_becomes_durable(
     g.restart().await;
     let device = g.controller().device(id("phone")).await.unwrap().device;
     assert_eq!(
-        (device.state, device.restricted_at),
-        (DeviceState::Quarantined, revoked.device.device.restricted_at)
+        (device.state, device.release.restricted_at),
+        (DeviceState::Quarantined, revoked.device.device.release.restricted_at)
     );
     assert_eq!(enforcement(g.applied("phone").await), Enforcement::Enforced);
 }
@@ -98,9 +98,9 @@ async fn what_is_not_durable_yet_never_overwrites_what_came_after_it() {
     g.tell().register(g.seen(0), vec![changed]).await.unwrap();
     g.restart().await;
     let device = g.controller().device(id("phone")).await.unwrap().device;
-    assert_eq!((device.owner.as_str(), device.full_service_pool.as_str()), ("another", "lab"));
+    assert_eq!((&*device.owner, device.full_service_pool.as_str()), ("another", "lab"));
     assert_eq!(
-        (device.state, device.restricted_at),
+        (device.state, device.release.restricted_at),
         (DeviceState::Quarantined, Some(START.wall))
     );
 }

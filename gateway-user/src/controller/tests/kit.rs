@@ -62,7 +62,7 @@ pub(crate) fn config() -> Config {
         shadow_policy: None,
         deny: Deny::Drop,
         fallback,
-        gateway_uri: format!("{name}.vpn.example"),
+        gateway_uri: format!("{name}.vpn.example").into(),
         lease,
         min_trust: crate::model::Trust::Name,
         table: None,
@@ -339,6 +339,8 @@ pub(super) fn registration(device: &str, pool: &str) -> Registration {
         full_service_pool: Some(pool.parse().unwrap()),
         common_names: Vec::new(),
         certificates: Vec::new(),
+        vpn_keys: Vec::new(),
+        window: crate::model::Window::default(),
     }
 }
 

@@ -96,7 +96,7 @@ async fn what_the_configuration_no_longer_has_is_not_released() {
         (device.state, device.state_reason.as_str()),
         (DeviceState::Quarantined, "pool_removed")
     );
-    assert_eq!(device.gateway_uri, "quarantine.vpn.example");
+    assert_eq!(&*device.gateway_uri, "quarantine.vpn.example");
     assert_eq!(g.judged("10.66.0.5"), QUARANTINE);
     // A session on an address without a pool has ended.
     let sessions = g.controller().sessions(None, 10).await.unwrap();
@@ -112,13 +112,13 @@ async fn a_renamed_gateway_and_a_new_lease_reach_released_devices() {
     g.applied("one").await.unwrap();
     g.stop().await;
     let mut changed = config();
-    changed.pools[1].gateway_uri = "new.vpn.example".to_owned();
+    changed.pools[1].gateway_uri = "new.vpn.example".into();
     changed.pools[1].lease = Some(std::time::Duration::from_secs(60));
     g.reconfigure(changed);
     g.start().await.unwrap();
     let view = g.controller().device(id("one")).await.unwrap();
     assert_eq!(view.device.state, DeviceState::Released);
-    assert_eq!(view.device.gateway_uri, "new.vpn.example");
+    assert_eq!(&*view.device.gateway_uri, "new.vpn.example");
     assert_eq!(view.lease_ends_at.unwrap().0, START.wall.0 + 60_000);
     let (changes, _) = g
         .controller()

@@ -20,7 +20,7 @@ async fn a_release_is_committed_before_the_kernel_knows_it() {
     let released = g.applied("phone").await.unwrap();
     assert_eq!(released.enforcement, Enforcement::Enforced);
     assert_eq!(released.device.device.state, DeviceState::Released);
-    assert_eq!(released.device.device.gateway_uri, "office.vpn.example");
+    assert_eq!(&*released.device.device.gateway_uri, "office.vpn.example");
     assert_eq!(released.device.device.revision, released.revision);
     assert_eq!(released.addresses.len(), 2);
     assert_eq!((g.judged("10.66.0.5"), g.judged("fd00:66::5")), (OFFICE, OFFICE));
@@ -43,7 +43,7 @@ async fn a_restriction_is_in_the_kernel_before_it_is_committed() {
     let revoked = g.revoked("phone").await.unwrap();
     assert_eq!(revoked.enforcement, Enforcement::Enforced);
     assert_eq!(revoked.device.device.state, DeviceState::Quarantined);
-    assert_eq!(revoked.device.device.gateway_uri, "quarantine.vpn.example");
+    assert_eq!(&*revoked.device.device.gateway_uri, "quarantine.vpn.example");
     assert_eq!((g.judged("10.66.0.5"), g.judged("fd00:66::5")), (QUARANTINE, QUARANTINE));
     let calls = g.kernel.take_calls();
     let committed = calls.iter().position(|c| *c == Call::Note("committed")).unwrap();
@@ -181,7 +181,7 @@ async fn a_retired_device_is_blocked_and_stays_so() {
     let retired = g.tell().retire(g.seen(0), id("phone")).await.unwrap();
     assert_eq!(retired.enforcement, Enforcement::Enforced);
     assert_eq!(retired.device.device.state, DeviceState::Retired);
-    assert_eq!(retired.device.device.gateway_uri, "quarantine.vpn.example");
+    assert_eq!(&*retired.device.device.gateway_uri, "quarantine.vpn.example");
     assert_eq!(retired.device.sessions.len(), 1);
     assert_eq!(g.judged("10.66.0.5"), BLOCKED);
     g.clock.advance_ms(1000);
@@ -236,7 +236,10 @@ async fn registering_is_all_or_none_and_aliases_belong_to_one_device() {
     register(vec![two, one]).await.unwrap();
     let holders = g.controller().devices(None, 10, None).await.unwrap();
     assert_eq!(
-        holders.iter().map(|d| d.device.certificates.len()).collect::<Vec<_>>(),
+        holders
+            .iter()
+            .map(|d| d.device.aliases.certificates.len())
+            .collect::<Vec<_>>(),
         [0, 1]
     );
 }
@@ -251,10 +254,10 @@ async fn registering_again_moves_a_released_device_but_releases_none() {
     g.applied("phone").await.unwrap();
     let list = vec![registration("phone", "lab"), registration("other", "lab")];
     let (views, revision) = g.tell().register(g.seen(0), list).await.unwrap();
-    assert_eq!(views[0].device.gateway_uri, "lab.vpn.example");
+    assert_eq!(&*views[0].device.gateway_uri, "lab.vpn.example");
     assert_eq!(views[0].device.revision, revision);
     assert_eq!((g.judged("10.66.0.5"), g.judged("fd00:66::5")), (LAB, LAB));
-    assert_eq!(views[1].device.gateway_uri, "quarantine.vpn.example");
+    assert_eq!(&*views[1].device.gateway_uri, "quarantine.vpn.example");
     assert_eq!(g.judged("10.66.0.6"), QUARANTINE);
     // The new pool has a lease, and the release takes it on.
     assert!(views[0].lease_ends_at.is_some());

@@ -7,7 +7,7 @@ const VERSION_1: &str = "
     INSERT INTO devices VALUES
         ('bare', '', 'office', 'registered', 'registered', 5, NULL, NULL, NULL, NULL, NULL, NULL, 'q.example', 1),
         ('phone', 'Zoë', 'lab', 'released', 'policy_applied', 6, 'r1', -3, 1800000000000, -2, -1, 3600000, 'lab.example', 7),
-        ('tablet', 'x', 'office', 'blocked', 'by hand', 7, NULL, 9, NULL, NULL, NULL, NULL, 'q.example', 4);
+        ('tablet', 'x', 'office', 'blocked', 'pool_removed', 7, NULL, 9, NULL, NULL, NULL, NULL, 'q.example', 4);
     INSERT INTO common_names VALUES ('z-cn', 'phone'), ('a-cn', 'phone'), ('other', 'tablet');
     INSERT INTO certificates VALUES (zeroblob(32), 'tablet'), (unhex('ff' || hex(zeroblob(31))), 'phone'),
         (unhex('0a' || hex(zeroblob(31))), 'phone');
@@ -44,32 +44,44 @@ fn a_database_of_version_1_is_brought_up_whole() {
     second[0] = 0xff;
     let expected = [
         Device {
-            gateway_uri: "q.example".to_owned(),
+            gateway_uri: "q.example".into(),
             revision: Revision(1),
             ..plain("bare", "office", 5)
         },
         Device {
-            owner: "Zoë".to_owned(),
+            owner: "Zoë".into(),
             state: DeviceState::Released,
-            state_reason: "policy_applied".to_owned(),
+            state_reason: StateReason::PolicyApplied,
             policy_revision: Some("r1".parse().unwrap()),
-            restricted_at: Some(WallTime(-3)),
-            lease: Some(span(1_800_000_000_000, 3_600_000)),
-            gateway_uri: "lab.example".to_owned(),
+            release: Rare::new(Release {
+                restricted_at: Some(WallTime(-3)),
+                proved: None,
+                lease: Some(span(1_800_000_000_000, 3_600_000)),
+            }),
+            gateway_uri: "lab.example".into(),
             revision: Revision(7),
-            common_names: vec!["a-cn".parse().unwrap(), "z-cn".parse().unwrap()],
-            certificates: vec![Fingerprint::new(first), Fingerprint::new(second)],
+            aliases: Rare::new(Aliases {
+                common_names: ["a-cn".parse().unwrap(), "z-cn".parse().unwrap()].into(),
+                certificates: [Fingerprint::new(first), Fingerprint::new(second)].into(),
+                vpn_keys: Box::default(),
+            }),
             ..plain("phone", "lab", 6)
         },
         Device {
-            owner: "x".to_owned(),
+            owner: "x".into(),
             state: DeviceState::Blocked,
-            state_reason: "by hand".to_owned(),
-            restricted_at: Some(WallTime(9)),
-            gateway_uri: "q.example".to_owned(),
+            state_reason: StateReason::PoolRemoved,
+            release: Rare::new(Release {
+                restricted_at: Some(WallTime(9)),
+                ..Release::default()
+            }),
+            gateway_uri: "q.example".into(),
             revision: Revision(4),
-            common_names: vec!["other".parse().unwrap()],
-            certificates: vec![Fingerprint::new([0; 32])],
+            aliases: Rare::new(Aliases {
+                common_names: ["other".parse().unwrap()].into(),
+                certificates: [Fingerprint::new([0; 32])].into(),
+                vpn_keys: Box::default(),
+            }),
             ..plain("tablet", "office", 7)
         },
     ];
@@ -97,7 +109,10 @@ fn a_database_of_version_1_is_brought_up_whole() {
     assert_eq!(store.uri_changes(Revision(6)).unwrap().unwrap().len(), 1);
     // Aliases still belong to one device each, and devices can be written.
     let thief = Device {
-        certificates: vec![Fingerprint::new([0; 32])],
+        aliases: Rare::new(Aliases {
+            certificates: [Fingerprint::new([0; 32])].into(),
+            ..Aliases::default()
+        }),
         ..plain("bare", "office", 5)
     };
     assert!(store.commit(&devices(&[thief]), Revision(7), AT).is_err());

@@ -1,0 +1,188 @@
+//! What releases by proof, for how long, and whether a release is in force now.
+
+use super::{Context, Policies, arrival, enter, keys, lease, lease_end};
+use crate::{
+    config::{Config, Pool, PoolKind},
+    model::{BootTime, Device, DeviceState, ExceptionKind, KeyHash, Now, PolicyRevision, StateReason, Trust, WallTime},
+    refusal::Refusal,
+};
+
+/// How far ahead of the gateway's clock a proof may be dated, milliseconds: clocks differ.
+pub const FUTURE_TOLERANCE_MS: i64 = 120_000;
+
+/// Whether a device is to be judged by its full-service pool now: the one place that says so. [`released_for`] asks for a session.
+#[must_use]
+pub fn released_to<'c>(device: &Device, context: &Context<'c>) -> Option<&'c Pool> {
+    let holds = release_end(device, &context.now).is_none_or(|end| end > context.now.boot);
+    (device.state == DeviceState::Released && holds && !held_back(device, context))
+        .then(|| full_service(device, context.config))
+        .flatten()
+}
+
+/// The same for a session whose device is known so well: a pool may demand more than that.
+#[must_use]
+pub fn released_for<'c>(device: &Device, trust: Trust, context: &Context<'c>) -> Option<&'c Pool> {
+    released_to(device, context).filter(|pool| trust >= pool.min_trust)
+}
+
+/// When a release ends unless renewed, on this boot's clock; `None`: never, or it is none.
+#[must_use]
+pub fn release_end(device: &Device, now: &Now) -> Option<BootTime> {
+    if device.state != DeviceState::Released {
+        return None;
+    }
+    match device.exception.as_ref().filter(|_| by_exception(device)) {
+        Some(exception) => Some(lease_end(&exception.holds, now)),
+        None => device.release.lease.map(|l| lease_end(&l, now)),
+    }
+}
+
+/// Whether a release of an earlier boot waits for the wall clock to pass the last commit.
+#[must_use]
+pub fn held_back(device: &Device, context: &Context<'_>) -> bool {
+    let this_boot = |given: Option<Now>| given.is_some_and(|g| g.boot_id == context.now.boot_id);
+    let given = match device.exception.as_ref().filter(|_| by_exception(device)) {
+        Some(exception) => this_boot(Some(exception.holds.given)),
+        None => this_boot(device.release.proved) || this_boot(device.release.lease.map(|l| l.given)),
+    };
+    device.state == DeviceState::Released && context.clock_behind.is_some_and(|last| context.now.wall < last) && !given
+}
+
+/// Whether an operator's exception has released it, not proof.
+#[must_use]
+pub fn by_exception(device: &Device) -> bool {
+    device.state == DeviceState::Released && device.exception.as_ref().is_some_and(|e| e.kind == ExceptionKind::Release)
+}
+
+/// The pool that a release moves a device to, if the configuration (still) has it.
+#[must_use]
+pub fn full_service<'c>(device: &Device, config: &'c Config) -> Option<&'c Pool> {
+    config
+        .pool(&device.full_service_pool)
+        .filter(|p| p.kind == PoolKind::FullService)
+}
+
+/// Whether a device may enrol now, or has.
+///
+/// # Errors
+/// [`Refusal::EnrolmentNotOpen`], [`Refusal::EnrolmentClosed`], [`Refusal::QuarantineDeadline`].
+pub fn window_open(device: &Device, context: &Context<'_>) -> Result<(), Refusal> {
+    if device.enrolment.enrolled_at.is_some() {
+        return Ok(());
+    }
+    within_window(device, &context.now)?;
+    if arrival::is_past_deadline(device, context) {
+        return Err(Refusal::QuarantineDeadline(device.id.clone()));
+    }
+    Ok(())
+}
+
+pub(super) fn within_window(device: &Device, now: &Now) -> Result<(), Refusal> {
+    let window = device.enrolment.window;
+    if window.not_before.is_some_and(|t| now.wall < t) {
+        return Err(Refusal::EnrolmentNotOpen(device.id.clone()));
+    }
+    if window.not_after.is_some_and(|t| now.wall > t) {
+        return Err(Refusal::EnrolmentClosed(device.id.clone()));
+    }
+    Ok(())
+}
+
+pub(super) fn applied(
+    device: &mut Device,
+    revision: &PolicyRevision,
+    key: Option<KeyHash>,
+    observed_at: Option<WallTime>,
+    context: &Context<'_>,
+) -> Result<(), Refusal> {
+    neither_retired_nor_blocked(device)?;
+    match key {
+        Some(key) => keys::check(device, key, revision)?,
+        None if context.config.proofs.direct_signal => {}
+        None => return Err(Refusal::PolicyKeyRequired),
+    }
+    fresh(device, observed_at, context)?;
+    required(device, revision, context)?;
+    let pool = full_service(device, context.config).ok_or_else(|| Refusal::UnknownPool(device.full_service_pool.to_string()))?;
+    // Who has proved it goes on proving it, whatever its window has become.
+    let open = window_open(device, context);
+    if device.state != DeviceState::Released || by_exception(device) {
+        open.clone()?;
+    }
+    if open.is_ok() && device.enrolment.enrolled_at.is_none() {
+        device.enrolment.enrolled_at = Some(context.now.wall);
+    }
+    if device.enrolment.deadline.is_some() {
+        device.enrolment.deadline = None;
+    }
+    device.policy_revision = Some(context.policies.known(revision).unwrap_or(revision).clone());
+    device.release.proved = Some(context.now);
+    device.release.lease = pool.lease.map(|length| lease(length, context.now));
+    if device.state != DeviceState::Released || by_exception(device) {
+        device.exception = None;
+        enter(device, DeviceState::Released, StateReason::PolicyApplied, &context.now);
+    }
+    Ok(())
+}
+
+pub(super) fn renew(device: &mut Device, context: &Context<'_>) -> Result<(), Refusal> {
+    neither_retired_nor_blocked(device)?;
+    let pool = released_to(device, context)
+        .filter(|_| !by_exception(device))
+        .ok_or_else(|| Refusal::NotReleased(device.id.clone()))?;
+    device.release.lease = pool.lease.map(|length| lease(length, context.now));
+    Ok(())
+}
+
+pub(super) fn neither_retired_nor_blocked(device: &Device) -> Result<(), Refusal> {
+    match (device.state, device.state_reason) {
+        (DeviceState::Retired, _) => Err(Refusal::DeviceRetired(device.id.clone())),
+        (DeviceState::Blocked, StateReason::DeadlinePassed) => Err(Refusal::QuarantineDeadline(device.id.clone())),
+        (DeviceState::Blocked, reason) => Err(Refusal::DeviceBlocked(device.id.clone(), reason.to_string())),
+        _ => Ok(()),
+    }
+}
+
+/// Whether a revision is what the device has to prove, or newer.
+pub(super) fn required(device: &Device, revision: &PolicyRevision, context: &Context<'_>) -> Result<(), Refusal> {
+    let policies: &Policies = context.policies;
+    let Some(required) = policies.required_of(device) else {
+        return Ok(());
+    };
+    // What a released device holds may never have been published.
+    if revision == required {
+        return Ok(());
+    }
+    let found = policies
+        .order(revision)
+        .ok_or_else(|| Refusal::UnknownPolicyRevision(revision.clone()))?;
+    if Some(found) < policies.order(required) {
+        return Err(Refusal::StalePolicyRevision {
+            device: device.id.clone(),
+            required: required.clone(),
+            found: revision.clone(),
+        });
+    }
+    Ok(())
+}
+
+/// Whether a proof was seen at a time at which it can be one.
+fn fresh(device: &Device, observed_at: Option<WallTime>, context: &Context<'_>) -> Result<(), Refusal> {
+    let observed = observed_at.ok_or(Refusal::StaleSignal)?;
+    let now = context.now.wall.0;
+    if observed.0 > now.saturating_add(FUTURE_TOLERANCE_MS) {
+        return Err(Refusal::SignalFromFuture);
+    }
+    if device.release.restricted_at.is_some_and(|restricted| observed <= restricted) {
+        return Err(Refusal::StaleSignal);
+    }
+    let most = context.config.proofs.max_signal_age;
+    let age = u64::try_from(now.saturating_sub(observed.0)).unwrap_or(0);
+    if u128::from(age) > most.as_millis() {
+        return Err(Refusal::SignalTooOld {
+            age_s: age / 1000,
+            most_s: most.as_secs(),
+        });
+    }
+    Ok(())
+}

@@ -1,0 +1,165 @@
+//! What restricts. No device that is not retired refuses any of it; a retired one is restricted for ever.
+
+use super::{Context, arrival, by_exception, enter, full_service, held_back, lease, release_end, span};
+use crate::{
+    config::{AfterDeadline, Pool},
+    model::{Device, DeviceState, Handshake, Lease, Now, Rare, StateReason, WallTime},
+    refusal::Refusal,
+};
+
+pub(super) fn revoked(device: &mut Device, observed_at: Option<WallTime>, context: &Context<'_>) -> Result<(), Refusal> {
+    if device.state == DeviceState::Retired {
+        return Err(Refusal::DeviceRetired(device.id.clone()));
+    }
+    let now = context.now.wall;
+    // A restriction dated ahead would lock out the releases that follow it.
+    restricted(device, observed_at.map_or(now, |t| t.min(now)));
+    // Blocked is tighter than quarantined, and no revocation loosens.
+    if device.state != DeviceState::Blocked {
+        quarantine(device, StateReason::PolicyRevoked, context);
+    }
+    Ok(())
+}
+
+/// Its revision alone keeps it from being released again: a proof of the newer one may have been seen before the wave came.
+pub(super) fn stale(device: &mut Device, context: &Context<'_>) {
+    if context.policies.awaits_wave(device) {
+        take_keys(device);
+        end_release(device);
+        enter(device, DeviceState::Stale, StateReason::PolicyStale, &context.now);
+        arrival::begin_deadline(device, context);
+    }
+}
+
+pub(super) fn deadline_passed(device: &mut Device, context: &Context<'_>) {
+    let blocks = context.config.devices.deadline.is_some() && context.config.devices.after_deadline == AfterDeadline::Block;
+    if blocks && device.state.quarantined() && device.enrolment.deadline.is_some() {
+        arrival::shut(device, StateReason::DeadlinePassed, context);
+    }
+}
+
+pub(super) fn lease_ended(device: &mut Device, context: &Context<'_>) {
+    if device.state == DeviceState::Released && !by_exception(device) {
+        // A proof that was accepted before the lease began does not begin another one.
+        let since = device.release.lease.map(|l| l.given).or(device.release.proved);
+        restricted_since(device, since, context);
+        quarantine(device, StateReason::LeaseEnded, context);
+    }
+}
+
+pub(super) fn retire(device: &mut Device, context: &Context<'_>) {
+    if device.state != DeviceState::Retired {
+        restricted(device, context.now.wall);
+        take_keys(device);
+        end_release(device);
+        device.exception = None;
+        enter(device, DeviceState::Retired, StateReason::Retired, &context.now);
+    }
+}
+
+pub(super) fn restored(device: &mut Device, context: &Context<'_>) {
+    if device.state == DeviceState::Retired {
+        return;
+    }
+    restricted(device, context.now.wall);
+    if device.state == DeviceState::Blocked {
+        take_keys(device);
+    } else {
+        quarantine(device, StateReason::Restored, context);
+    }
+}
+
+pub(super) fn start(device: &mut Device, context: &Context<'_>) {
+    let now = &context.now;
+    if device.state == DeviceState::Released && full_service(device, context.config).is_none() {
+        restricted(device, now.wall);
+        quarantine(device, StateReason::PoolRemoved, context);
+    }
+    if context.clock_behind.is_none() {
+        adopt(device, now);
+    }
+    if device.state == DeviceState::Released
+        && !held_back(device, context)
+        && release_end(device, now).is_some_and(|end| end <= now.boot)
+    {
+        if by_exception(device) {
+            super::exception::over(device, context);
+        } else {
+            lease_ended(device, context);
+        }
+    }
+    if device.state == DeviceState::Released
+        && !by_exception(device)
+        && !held_back(device, context)
+        && let Some(pool) = full_service(device, context.config)
+    {
+        let lease = shorter(device.release.lease, pool, *now);
+        if lease != device.release.lease {
+            device.release.lease = lease;
+        }
+    }
+    arrival::begin_deadline(device, context);
+}
+
+/// The lease of a released device in this pool: never longer than the one it has.
+pub(super) fn shorter(held: Option<Lease>, pool: &Pool, now: Now) -> Option<Lease> {
+    use super::lease_end;
+    match (held, pool.lease.map(|length| lease(length, now))) {
+        (Some(held), Some(fresh)) if lease_end(&fresh, &now) < lease_end(&held, &now) => Some(fresh),
+        (None, fresh) => fresh,
+        (held, _) => held,
+    }
+}
+
+/// To quarantine, from whatever is no tighter; with a release, what it stood on ends.
+pub(super) fn quarantine(device: &mut Device, reason: StateReason, context: &Context<'_>) {
+    take_keys(device);
+    end_release(device);
+    if device.exception.is_some() {
+        device.exception = None;
+    }
+    arrival::rest(device, reason, context);
+}
+
+/// No proof seen until then releases any more.
+pub(super) fn restricted(device: &mut Device, seen: WallTime) {
+    device.release.restricted_at = device.release.restricted_at.max(Some(seen));
+}
+
+/// The same, of something that had begun then.
+pub(super) fn restricted_since(device: &mut Device, begun: Option<Now>, context: &Context<'_>) {
+    let now = context.now.wall;
+    restricted(device, begun.map_or(now, |b| b.wall.min(now)));
+}
+
+pub(super) fn take_keys(device: &mut Device) {
+    device.keys = Rare::new(Handshake::default());
+}
+
+fn end_release(device: &mut Device) {
+    if device.release.lease.is_some() {
+        device.release.lease = None;
+    }
+}
+
+/// From here on this boot's clock measures what an earlier boot gave; and what was good then is good in this boot, whatever the wall clock
+/// does later.
+fn adopt(device: &mut Device, now: &Now) {
+    if let Some(proved) = device.release.proved.filter(|p| p.boot_id != now.boot_id) {
+        device.release.proved = Some(Now {
+            wall: proved.wall,
+            ..*now
+        });
+    }
+    if let Some(mut lease) = device.release.lease {
+        span::adopt(&mut lease, now);
+        device.release.lease = Some(lease);
+    }
+    if let Some(mut deadline) = device.enrolment.deadline {
+        span::adopt(&mut deadline, now);
+        device.enrolment.deadline = Some(deadline);
+    }
+    if let Some(exception) = &mut device.exception {
+        span::adopt(&mut exception.holds, now);
+    }
+}

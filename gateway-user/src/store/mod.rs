@@ -5,6 +5,7 @@ mod files;
 mod read;
 mod rows;
 mod schema;
+mod seen;
 mod sqlite;
 mod trail;
 mod write;

@@ -116,7 +116,9 @@ pub(super) const STEPS: &[&str] = &["
         -- One after the other: names with a space between, the others 32 bytes each.
         common_names TEXT NOT NULL,
         certificates BLOB NOT NULL,
-        vpn_keys BLOB NOT NULL
+        vpn_keys BLOB NOT NULL,
+        -- The number of its last entry in the audit; 0: none.
+        last_audit INTEGER NOT NULL
     ) STRICT, WITHOUT ROWID;
     INSERT INTO devices_2
         SELECT id, owner, full_service_pool, state, state_reason, state_since, policy_revision, restricted_at, NULL,
@@ -126,7 +128,7 @@ pub(super) const STEPS: &[&str] = &["
             NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL,
             coalesce((SELECT group_concat(name, ' ' ORDER BY name) FROM common_names WHERE device = devices.id), ''),
             coalesce((SELECT unhex(group_concat(hex(fingerprint), '' ORDER BY fingerprint)) FROM certificates WHERE device = devices.id), x''),
-            x''
+            x'', 0
         FROM devices ORDER BY id;
 
     -- Whose a name (1), certificate (2) or VPN key (3) is; that no two devices have one.
@@ -157,7 +159,8 @@ pub(super) const STEPS: &[&str] = &["
         paused INTEGER NOT NULL
     ) STRICT;
 
-    -- In the order in which they came, so that the oldest go first. The index holds a digest of client and id, for it to be small.
+    -- In the order in which they came, so that the oldest go first. The key is a digest of client and id, and the index has it by
+    -- chapters of 16,384 requests: what is written together lies together, wherever the digests are.
     CREATE TABLE requests (
         number INTEGER PRIMARY KEY,
         key INTEGER NOT NULL,
@@ -167,7 +170,7 @@ pub(super) const STEPS: &[&str] = &["
         at INTEGER NOT NULL,
         answer BLOB
     ) STRICT;
-    CREATE INDEX requests_key ON requests (key);
+    CREATE INDEX requests_key ON requests (number >> 14, key);
 
     CREATE TABLE audit (
         number INTEGER PRIMARY KEY,
@@ -182,10 +185,9 @@ pub(super) const STEPS: &[&str] = &["
         request TEXT NOT NULL,
         result TEXT NOT NULL,
         hash BLOB NOT NULL,
-        -- A digest of the device, for the index to be small.
-        device_key INTEGER
+        -- The number of the entry before it of the same registered device; 0: none. No index, which would be written to all over.
+        previous INTEGER NOT NULL
     ) STRICT;
-    CREATE INDEX audit_device ON audit (device_key) WHERE device_key IS NOT NULL;
 "];
 
 /// The version that this binary writes.

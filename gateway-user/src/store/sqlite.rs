@@ -12,7 +12,9 @@ use rusqlite::{Connection, OpenFlags};
 use super::{
     AuditQuery, ChangeSet, Committed, KEPT_URI_CHANGES, Request, Snapshot, Store, StoreError,
     failure::{Failure, map},
-    files, read, schema, trail, write,
+    files, read, schema,
+    seen::Seen,
+    trail, write,
 };
 use crate::{
     audit::Sealed,
@@ -43,12 +45,15 @@ pub struct SqliteStore {
     connection: Connection,
     path: PathBuf,
     kept: u64,
+    /// `None`: not needed yet.
+    seen: Option<Seen>,
     // Dropped last.
     _lock: Flock<File>,
 }
 
 impl SqliteStore {
     /// Opens the database in a directory; makes directory (0700) and file (0600) if there are none, and brings an older schema up to date.
+    /// What is loaded is looked at then; the whole of it, audit and requests included, by `lazaret store check`.
     ///
     /// # Errors
     /// See [`StoreError`].
@@ -65,6 +70,7 @@ impl SqliteStore {
             connection: opened,
             path,
             kept: KEPT_URI_CHANGES,
+            seen: None,
             _lock: lock,
         };
         store.prepare().map_err(|e| e.at(&store.path))?;
@@ -113,10 +119,6 @@ impl SqliteStore {
         c.pragma_update(None, "foreign_keys", false)?;
         schema::migrate(c, found)?;
         c.pragma_update(None, "foreign_keys", true)?;
-        let health: String = c.query_row("PRAGMA quick_check(1)", [], |r| r.get(0))?;
-        if health != "ok" {
-            return Err(StoreError::Corrupt(health).into());
-        }
         c.busy_timeout(WRITE_WAIT)?;
         Ok(())
     }
@@ -128,7 +130,7 @@ impl Store for SqliteStore {
     }
 
     fn commit(&mut self, changes: &ChangeSet, expected: Revision, at: WallTime) -> Result<Committed, StoreError> {
-        write::commit(&mut self.connection, changes, expected, at, self.kept).map_err(|e| e.at(&self.path))
+        write::commit(&mut self.connection, &mut self.seen, changes, expected, at, self.kept).map_err(|e| e.at(&self.path))
     }
 
     fn uri_changes(&mut self, after: Revision) -> Result<Option<Vec<UriChange>>, StoreError> {
@@ -136,7 +138,7 @@ impl Store for SqliteStore {
     }
 
     fn request(&mut self, client: &str, id: &RequestId) -> Result<Option<Request>, StoreError> {
-        trail::request(&self.connection, client, id).map_err(|e| map(&self.path, &e))
+        trail::request(&self.connection, &mut self.seen, client, id).map_err(|e| map(&self.path, &e))
     }
 
     fn audit(&mut self, query: &AuditQuery) -> Result<Vec<Sealed>, StoreError> {
@@ -144,6 +146,6 @@ impl Store for SqliteStore {
     }
 
     fn prune(&mut self, requests_before: WallTime, audit_entries: u64) -> Result<bool, StoreError> {
-        trail::prune(&mut self.connection, requests_before, audit_entries).map_err(|e| map(&self.path, &e))
+        trail::prune(&mut self.connection, &mut self.seen, requests_before, audit_entries).map_err(|e| map(&self.path, &e))
     }
 }

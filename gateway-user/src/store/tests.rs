@@ -1,6 +1,7 @@
 //! The database: what it keeps, and what it refuses.
 
 mod migration;
+mod speed;
 mod trail;
 
 use std::{fs, net::IpAddr, os::unix::fs::PermissionsExt as _, path::Path};

@@ -1,36 +1,36 @@
 //! What is kept of the past: remembered requests and the audit's chain; how they grow, are found and are pruned.
 
-use rusqlite::{Connection, OptionalExtension as _, Transaction, TransactionBehavior, params};
+use std::collections::HashMap;
+
+use rusqlite::{Connection, OptionalExtension as _, Row, Transaction, TransactionBehavior, params};
 
 use super::{
     AuditQuery, KEPT_REQUESTS, PRUNED_AT_ONCE, Request, StoreError,
     failure::Failure,
-    rows::{self, signed},
+    rows::{self, signed, unsigned},
+    seen::Seen,
 };
 use crate::{
     audit::{Entry, Head, Sealed, sha256},
     model::{DeviceId, RequestId, WallTime},
 };
 
+/// Entries of the audit that are looked through for a device that the registry does not know.
+const LOOKED_THROUGH: u32 = 20_000;
+
 /// Adds requests, or the answers of those that are there.
-pub(super) fn remember(t: &Transaction<'_>, requests: &[Request]) -> rusqlite::Result<()> {
+pub(super) fn remember(t: &Transaction<'_>, seen: &mut Option<Seen>, requests: &[Request]) -> rusqlite::Result<()> {
     if requests.is_empty() {
         return Ok(());
     }
-    let mut find = t.prepare_cached("SELECT number, digest, at FROM requests WHERE key = ?1 AND client = ?2 AND id = ?3")?;
     let mut answer = t.prepare_cached("UPDATE requests SET answer = ?2 WHERE number = ?1")?;
     let mut forget = t.prepare_cached("DELETE FROM requests WHERE number = ?1")?;
     let mut insert =
         t.prepare_cached("INSERT INTO requests (key, client, id, digest, at, answer) VALUES (?1, ?2, ?3, ?4, ?5, ?6)")?;
     for r in requests {
         let key = request_key(&r.client, &r.id);
-        let found: Option<(i64, [u8; 32], i64)> = find
-            .query_row(params![key, r.client, r.id.as_str()], |row| {
-                Ok((row.get(0)?, row.get(1)?, row.get(2)?))
-            })
-            .optional()?;
-        match found {
-            Some((number, digest, at)) if digest == r.digest && at == r.at.0 => {
+        match find(t, seen, key, &r.client, &r.id)? {
+            Some((number, old)) if old.digest == r.digest && old.at == r.at => {
                 if r.answer.is_some() {
                     answer.execute(params![number, r.answer])?;
                 }
@@ -43,25 +43,64 @@ pub(super) fn remember(t: &Transaction<'_>, requests: &[Request]) -> rusqlite::R
             None => {}
         }
         insert.execute(params![key, r.client, r.id.as_str(), r.digest, r.at.0, r.answer])?;
+        let number = unsigned(t.last_insert_rowid());
+        seen.as_mut().into_iter().for_each(|s| s.add(number, key));
     }
     Ok(())
 }
 
 /// See [`super::Store::request`].
-pub(super) fn request(connection: &Connection, client: &str, id: &RequestId) -> rusqlite::Result<Option<Request>> {
-    connection
-        .prepare_cached("SELECT client, id, digest, at, answer FROM requests WHERE key = ?1 AND client = ?2 AND id = ?3")?
-        .query_row(params![request_key(client, id), client, id.as_str()], rows::request)
-        .optional()
+pub(super) fn request(
+    connection: &Connection,
+    seen: &mut Option<Seen>,
+    client: &str,
+    id: &RequestId,
+) -> rusqlite::Result<Option<Request>> {
+    let found = find(connection, seen, request_key(client, id), client, id)?;
+    Ok(found.map(|(_, request)| request))
+}
+
+/// The last entry of each device in a change, before and after it, so that a device's entries can be followed back.
+#[derive(Debug, Default)]
+pub(super) struct LastEntries<'c> {
+    after: HashMap<&'c DeviceId, u64>,
+    before: HashMap<&'c DeviceId, u64>,
+}
+
+impl<'c> LastEntries<'c> {
+    /// Of what a change is going to add.
+    pub(super) fn of(entries: &'c [Entry]) -> Self {
+        let after = entries.iter().filter_map(|e| Some((e.device.as_ref()?, e.number)));
+        Self {
+            after: after.collect(),
+            before: HashMap::with_capacity(entries.len()),
+        }
+    }
+
+    /// A device's row has had this number; gives the one that it is to have.
+    pub(super) fn replaces(&mut self, device: &DeviceId, before: u64) -> u64 {
+        let Some((device, after)) = self.after.get_key_value(device) else {
+            return before;
+        };
+        self.before.insert(device, before);
+        *after
+    }
 }
 
 /// Adds entries to the chain and gives its new head.
-pub(super) fn append(t: &Transaction<'_>, mut head: Head, entries: &[Entry]) -> Result<Head, Failure> {
+pub(super) fn append<'c>(
+    t: &Transaction<'_>,
+    mut head: Head,
+    entries: &'c [Entry],
+    last: &mut LastEntries<'c>,
+) -> Result<Head, Failure> {
     if entries.is_empty() {
         return Ok(head);
     }
+    let mut known = t.prepare_cached("SELECT last_audit FROM devices WHERE id = ?1")?;
+    let mut update = t.prepare_cached("UPDATE devices SET last_audit = ?2 WHERE id = ?1")?;
     let text = format!(
-        "INSERT INTO audit ({}, device_key) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13)",
+        "INSERT INTO audit ({}, previous) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13)",
         rows::AUDIT
     );
     let mut insert = t.prepare_cached(&text)?;
@@ -77,6 +116,20 @@ pub(super) fn append(t: &Transaction<'_>, mut head: Head, entries: &[Entry]) -> 
             number: e.number,
             hash: e.hash_after(&head.hash),
         };
+        let previous = match &e.device {
+            None => 0,
+            Some(device) => match last.before.insert(device, e.number) {
+                Some(before) => before,
+                // A refusal: nothing else of the device changes.
+                None => {
+                    let before: Option<i64> = known.query_row([device.as_str()], |r| r.get(0)).optional()?;
+                    if let Some(after) = last.after.get(device).filter(|_| before.is_some()) {
+                        update.execute(params![device.as_str(), signed(*after)])?;
+                    }
+                    unsigned(before.unwrap_or(0))
+                }
+            },
+        };
         insert.execute(params![
             signed(e.number),
             e.at.0,
@@ -90,7 +143,7 @@ pub(super) fn append(t: &Transaction<'_>, mut head: Head, entries: &[Entry]) -> 
             e.request,
             e.result,
             head.hash,
-            e.device.as_ref().map(device_key),
+            signed(previous),
         ])?;
     }
     Ok(head)
@@ -121,20 +174,54 @@ pub(super) fn audit(connection: &Connection, query: &AuditQuery) -> rusqlite::Re
             number,
             device: Some(device),
             limit,
-        } => connection
-            .prepare_cached(&select(
-                "device_key = ?3 AND device = ?4 AND number < ?1 ORDER BY number DESC LIMIT ?2",
-            ))?
-            .query_map(
-                params![below(number), limit, device_key(device), device.as_str()],
-                rows::sealed,
-            )?
-            .collect(),
+        } => of_device(connection, below(number), device, *limit),
     }
 }
 
+/// Follows a device's entries back. Of one that the registry does not know, what the last entries say.
+fn of_device(connection: &Connection, below: i64, device: &DeviceId, limit: u32) -> rusqlite::Result<Vec<Sealed>> {
+    let last: Option<i64> = connection
+        .prepare_cached("SELECT last_audit FROM devices WHERE id = ?1")?
+        .query_row([device.as_str()], |r| r.get(0))
+        .optional()?;
+    let Some(mut next) = last else {
+        let text = format!(
+            "SELECT {} FROM (SELECT * FROM audit WHERE number < ?1 ORDER BY number DESC LIMIT ?4) WHERE device = ?2 LIMIT ?3",
+            rows::AUDIT
+        );
+        return connection
+            .prepare_cached(&text)?
+            .query_map(params![below, device.as_str(), limit, LOOKED_THROUGH], rows::sealed)?
+            .collect();
+    };
+    let text = format!(
+        "SELECT {}, previous FROM audit WHERE number = ?1 AND device = ?2",
+        rows::AUDIT
+    );
+    let mut statement = connection.prepare_cached(&text)?;
+    let mut found = Vec::new();
+    while next > 0 && found.len() < limit as usize {
+        let row = |r: &Row<'_>| Ok((rows::sealed(r)?, r.get(12)?));
+        // The one before may be pruned.
+        let Some((sealed, previous)) = statement.query_row(params![next, device.as_str()], row).optional()? else {
+            break;
+        };
+        if next < below {
+            found.push(sealed);
+        }
+        // Always further back, whatever the row says.
+        next = i64::min(previous, next - 1);
+    }
+    Ok(found)
+}
+
 /// See [`super::Store::prune`].
-pub(super) fn prune(connection: &mut Connection, requests_before: WallTime, audit_entries: u64) -> rusqlite::Result<bool> {
+pub(super) fn prune(
+    connection: &mut Connection,
+    seen: &mut Option<Seen>,
+    requests_before: WallTime,
+    audit_entries: u64,
+) -> rusqlite::Result<bool> {
     let requests = requests_to_prune(connection, requests_before)?;
     let audit = audit_to_prune(connection, audit_entries)?;
     if requests.is_none() && audit.is_none() {
@@ -154,6 +241,9 @@ pub(super) fn prune(connection: &mut Connection, requests_before: WallTime, audi
         t.prepare_cached("DELETE FROM audit WHERE number <= ?1")?.execute([up_to])?;
     }
     t.commit()?;
+    if let (Some(seen), Some((up_to, _))) = (seen, requests) {
+        seen.forget_before(unsigned(up_to));
+    }
     Ok(requests.is_some_and(|r| r.1) || audit.is_some_and(|a| a.1))
 }
 
@@ -170,7 +260,8 @@ fn requests_to_prune(connection: &Connection, before: WallTime) -> rusqlite::Res
     let young: Option<i64> = young
         .query_row(params![signed(PRUNED_AT_ONCE + 1), before.0], |r| r.get(0))
         .optional()?;
-    Ok(part(first, last, young.map_or(last, |y| y - 1).max(above)))
+    // The last one stays, for numbers to go on from.
+    Ok(part(first, last - 1, young.map_or(last, |y| y - 1).max(above)))
 }
 
 fn audit_to_prune(connection: &Connection, kept: u64) -> rusqlite::Result<Option<(i64, bool)>> {
@@ -191,21 +282,50 @@ fn part(first: i64, last: i64, up_to: i64) -> Option<(i64, bool)> {
     (up_to >= first).then_some((up_to.min(most), up_to > most))
 }
 
+/// By digest and text, its number and what is remembered of it.
+fn find(
+    connection: &Connection,
+    seen: &mut Option<Seen>,
+    key: i64,
+    client: &str,
+    id: &RequestId,
+) -> rusqlite::Result<Option<(i64, Request)>> {
+    let seen = match seen {
+        Some(seen) => seen,
+        None => seen.insert(all_seen(connection)?),
+    };
+    let text = "SELECT client, id, digest, at, answer, number FROM requests
+        WHERE number >> 14 = ?1 AND key = ?2 AND client = ?3 AND id = ?4";
+    let mut statement = connection.prepare_cached(text)?;
+    for chapter in seen.chapters(key) {
+        let row = |r: &Row<'_>| Ok((r.get(5)?, rows::request(r)?));
+        let found = statement
+            .query_row(params![signed(chapter), key, client, id.as_str()], row)
+            .optional()?;
+        if found.is_some() {
+            return Ok(found);
+        }
+    }
+    Ok(None)
+}
+
+fn all_seen(connection: &Connection) -> rusqlite::Result<Seen> {
+    let mut seen = Seen::new();
+    let mut statement = connection.prepare("SELECT number, key FROM requests INDEXED BY requests_key ORDER BY number >> 14")?;
+    let mut found = statement.query([])?;
+    while let Some(row) = found.next()? {
+        seen.add(unsigned(row.get(0)?), row.get(1)?);
+    }
+    Ok(seen)
+}
+
 fn request_key(client: &str, id: &RequestId) -> i64 {
     let mut bytes = Vec::with_capacity(client.len() + 1 + id.as_str().len());
     bytes.extend_from_slice(client.as_bytes());
     // In no client's name: control characters are escaped there; and were it, rows are compared whole.
     bytes.push(0);
     bytes.extend_from_slice(id.as_str().as_bytes());
-    key(&bytes)
-}
-
-fn device_key(device: &DeviceId) -> i64 {
-    key(device.as_str().as_bytes())
-}
-
-fn key(bytes: &[u8]) -> i64 {
-    let digest = sha256(bytes);
+    let digest = sha256(&bytes);
     let mut first = [0; 8];
     first.copy_from_slice(&digest[..8]);
     i64::from_be_bytes(first)

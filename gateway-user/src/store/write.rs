@@ -8,7 +8,8 @@ use super::{
     ChangeSet, Committed, StoreError,
     failure::Failure,
     rows::{self, address, moment, names, signed, span, unsigned},
-    trail,
+    seen::Seen,
+    trail::{self, LastEntries},
 };
 use crate::{
     audit::Head,
@@ -23,6 +24,7 @@ const VPN_KEY: i64 = 3;
 /// See [`super::Store::commit`]; `kept` changes of GatewayURIs stay.
 pub(super) fn commit(
     connection: &mut Connection,
+    seen: &mut Option<Seen>,
     changes: &ChangeSet,
     expected: Revision,
     at: WallTime,
@@ -40,14 +42,15 @@ pub(super) fn commit(
         .into());
     }
     let revision = Revision(found + 1);
-    devices(&t, changes, revision)?;
+    let mut last = LastEntries::of(&changes.audit);
+    devices(&t, changes, revision, &mut last)?;
     sessions(&t, changes)?;
     uris(&t, changes, revision, kept)?;
     if let Some(publication) = &changes.publication {
         publish(&t, publication)?;
     }
-    trail::remember(&t, &changes.requests)?;
-    let audit_head = trail::append(&t, head, &changes.audit)?;
+    trail::remember(&t, seen, &changes.requests)?;
+    let audit_head = trail::append(&t, head, &changes.audit, &mut last)?;
     let next = changes.opened.last_key_value().map_or(0, |(id, _)| id.0 + 1);
     t.prepare_cached(
         "UPDATE meta SET revision = ?1, next_session = max(next_session, ?2), committed_at = ?3, audit_number = ?4, audit_hash = ?5,
@@ -92,22 +95,24 @@ impl Aliases {
     }
 }
 
-fn devices(t: &Transaction<'_>, changes: &ChangeSet, revision: Revision) -> rusqlite::Result<()> {
-    let mut old = t.prepare_cached("SELECT common_names, certificates, vpn_keys FROM devices WHERE id = ?1")?;
+fn devices(t: &Transaction<'_>, changes: &ChangeSet, revision: Revision, last: &mut LastEntries<'_>) -> rusqlite::Result<()> {
+    let mut old = t.prepare_cached("SELECT common_names, certificates, vpn_keys, last_audit FROM devices WHERE id = ?1")?;
     let mut remove = t.prepare_cached("DELETE FROM aliases WHERE kind = ?1 AND alias = ?2")?;
     // All aliases that go are gone before the first comes: one may move from a device to another in the same change.
     let mut fresh = Vec::new();
     for device in changes.devices.values() {
         let of_row = |r: &Row<'_>| {
-            Ok(Aliases {
+            let aliases = Aliases {
                 names: r.get(0)?,
                 certificates: r.get(1)?,
                 vpn_keys: r.get(2)?,
-            })
+            };
+            Ok((aliases, unsigned(r.get(3)?)))
         };
-        let before = old.query_row([device.id.as_str()], of_row).optional()?;
+        let (before, entry) = old.query_row([device.id.as_str()], of_row).optional()?.unzip();
         let after = Aliases::of(device);
-        put(t, device, &after, revision)?;
+        let entry = last.replaces(&device.id, entry.unwrap_or(0));
+        put(t, device, &after, revision, entry)?;
         if before.as_ref() != Some(&after) {
             for (kind, alias) in before.iter().flat_map(Aliases::rows) {
                 remove.execute(params![kind, alias])?;
@@ -124,7 +129,7 @@ fn devices(t: &Transaction<'_>, changes: &ChangeSet, revision: Revision) -> rusq
     Ok(())
 }
 
-fn put(t: &Transaction<'_>, d: &Device, aliases: &Aliases, revision: Revision) -> rusqlite::Result<()> {
+fn put(t: &Transaction<'_>, d: &Device, aliases: &Aliases, revision: Revision, entry: u64) -> rusqlite::Result<()> {
     let (offer, key, exception) = (d.keys.offer.as_ref(), d.keys.final_key.as_ref(), d.exception.as_ref());
     t.prepare_cached(&UPSERT)?.execute(params![
         d.id.as_str(),
@@ -157,13 +162,14 @@ fn put(t: &Transaction<'_>, d: &Device, aliases: &Aliases, revision: Revision) -
         aliases.names,
         aliases.certificates,
         aliases.vpn_keys,
+        signed(entry),
     ])?;
     Ok(())
 }
 
-/// Columns in the order of [`rows::DEVICE`].
+/// Columns in the order of [`rows::DEVICE`], and the last entry of the audit.
 static UPSERT: LazyLock<String> = LazyLock::new(|| {
-    let columns: Vec<&str> = rows::DEVICE.split(',').map(str::trim).collect();
+    let columns: Vec<&str> = rows::DEVICE.split(',').map(str::trim).chain(["last_audit"]).collect();
     let values: Vec<String> = (1..=columns.len()).map(|n| format!("?{n}")).collect();
     let set: Vec<String> = columns
         .iter()

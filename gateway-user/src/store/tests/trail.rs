@@ -137,7 +137,9 @@ fn old_requests_are_forgotten_in_parts() {
     assert_eq!((left(&store), calls), ((1_000, 11_000), 3));
     assert_eq!(store.load().unwrap().revision, Revision(1), "pruning is no commit");
     while store.prune(WallTime(i64::MAX), 9).unwrap() {}
-    assert_eq!(left(&store), (0, -1));
+    assert_eq!(left(&store), (1, 11_999), "the last one stays");
+    assert_eq!(store.request("uid:0", &"r10500".parse().unwrap()).unwrap(), None);
+    assert!(store.request("uid:0", &"r11999".parse().unwrap()).unwrap().is_some());
 }
 
 #[test]
@@ -166,14 +168,32 @@ fn the_audit_is_a_chain_that_is_found_by_number_and_device() {
     assert_eq!(ask(AuditQuery::Number(7)), [7]);
     assert!(ask(AuditQuery::Number(10)).is_empty());
     assert_eq!(ask(AuditQuery::After { number: 3, limit: 2 }), [4, 5]);
+    // Registered in the middle of it, and refused at the end.
+    let known = ChangeSet {
+        audit: vec![entry(10, Some("odd")), entry(11, None), entry(12, Some("odd"))],
+        ..devices(&[device("odd")])
+    };
+    store.commit(&known, Revision(4), AT).unwrap();
+    store.commit(&devices(&[device("odd")]), Revision(5), AT).unwrap();
+    let refused = ChangeSet {
+        audit: vec![entry(13, Some("odd")), entry(14, Some("even")), entry(15, Some("odd"))],
+        ..ChangeSet::default()
+    };
+    store.commit(&refused, Revision(6), AT).unwrap();
+    let mut ask = |query| numbers(store.audit(&query).unwrap());
     let before = |number, device: Option<&str>, limit| AuditQuery::Before {
         number,
         device: device.map(|d| d.parse().unwrap()),
         limit,
     };
-    assert_eq!(ask(before(None, None, 3)), [9, 8, 7]);
+    assert_eq!(ask(before(None, None, 3)), [15, 14, 13]);
     assert_eq!(ask(before(Some(7), Some("even"), 2)), [6, 4]);
-    assert_eq!(ask(before(Some(u64::MAX), Some("odd"), 9)), [9, 7, 5, 3, 1]);
+    assert_eq!(
+        ask(before(Some(u64::MAX), Some("odd"), 9)),
+        [15, 13, 12, 10],
+        "from its registration on"
+    );
+    assert_eq!(ask(before(Some(13), Some("odd"), 1)), [12]);
     assert!(ask(before(None, Some("nobody"), 9)).is_empty());
 }
 

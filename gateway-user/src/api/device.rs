@@ -74,7 +74,7 @@ impl DeviceService for Devices {
         let id = context.request.clone();
         let outcome = self
             .controller
-            .policy_applied(context, device, revision)
+            .policy_applied(context, device, revision, None)
             .await
             .map_err(|e| status::refused(&e.refusal))
             .and_then(status::first)?;

@@ -15,10 +15,10 @@ use super::{
 };
 use crate::{
     kernel::{KernelError, ReadBack},
-    model::{Device, DeviceId, Session, SessionId},
+    model::{Device, DeviceId, Publication, Session, SessionId},
     reconcile::Op,
     store::ChangeSet,
-    transition::Step,
+    transition::{Policies, Step},
 };
 
 /// How often what is not yet in force is read back again, for callers that wait for it.
@@ -51,6 +51,7 @@ impl Batch {
 enum Undo {
     Device(DeviceId, Option<Box<Device>>),
     Session(SessionId),
+    Policies(Box<Policies>),
 }
 
 /// Someone who waits for an answer.
@@ -133,6 +134,9 @@ pub(super) struct Cause<'a> {
     /// The caller's own words; may be empty.
     pub(super) note: &'a str,
 }
+
+/// The action of the daemon's start.
+pub(super) const START: &str = "Start";
 
 impl<'a> Cause<'a> {
     /// Nobody asked: time passed, or the daemon started.
@@ -253,7 +257,7 @@ impl Writer {
             if step.changed {
                 let old = self.registry.take_device(&step.device.id).map(Box::new);
                 self.batch.undo.push(Undo::Device(step.device.id.clone(), old));
-                self.registry.put_device(step.device.clone(), &now);
+                self.put(step.device.clone());
                 let number = self.audit.of_step(step, now.wall, cause);
                 self.batch.entries.push(number);
             }
@@ -269,6 +273,21 @@ impl Writer {
             set.opened.insert(session.id, session.clone());
         }
         self.batch.changes.then(set);
+    }
+
+    /// The publication in force, or its terms: true in memory, and undone if the commit fails.
+    pub(super) fn publish(&mut self, publication: Publication, words: [String; 2], cause: Cause<'_>) {
+        let now = self.clock.now();
+        self.batch.undo.push(Undo::Policies(Box::new(self.policies.clone())));
+        self.policies.publish(publication.clone());
+        let number = self
+            .audit
+            .of_subject(format!("policy revision {}", publication.revision), words, now.wall, cause);
+        self.batch.entries.push(number);
+        self.batch.changes.then(ChangeSet {
+            publication: Some(publication),
+            ..ChangeSet::default()
+        });
     }
 
     /// What restricts: true at once, and in the kernel next. Returns what the kernel refused; it is repaired later.
@@ -288,8 +307,11 @@ impl Writer {
         let now = self.clock.now();
         let mut set = super::commit::changes(steps, &now);
         for step in steps.iter().filter(|s| s.changed) {
-            self.registry.put_device(step.device.clone(), &now);
-            self.audit.of_step(step, now.wall, cause);
+            self.put(step.device.clone());
+            // A clock that another boot measures by is no change of anything.
+            if step.from != Some(step.device.state) || cause.action != START {
+                self.audit.of_step(step, now.wall, cause);
+            }
         }
         for id in closing {
             if let Some(session) = self.registry.remove_session(*id) {
@@ -358,15 +380,18 @@ impl Writer {
     }
 
     fn undo(&mut self, batch: &mut Batch) {
-        let now = self.clock.now();
         let mut free: Vec<IpAddr> = Vec::new();
         for undo in batch.undo.drain(..).rev() {
             match undo {
                 Undo::Device(id, old) => {
                     drop(self.registry.take_device(&id));
                     if let Some(old) = old {
-                        self.registry.put_device(*old, &now);
+                        self.put(*old);
                     }
+                }
+                Undo::Policies(old) => {
+                    self.policies = *old;
+                    self.rank_anew();
                 }
                 Undo::Session(id) => free.extend(self.registry.remove_session(id).into_iter().flat_map(|s| s.addresses)),
             }

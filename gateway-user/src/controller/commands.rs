@@ -1,15 +1,17 @@
 //! What can be told to the controller. Every command is answered once it is durable and read back as far as its context asks, or refused.
 //! A caller that goes away has still asked; only what it would have to end itself is not begun, or ended.
 
+use std::time::Duration;
+
 use tokio::sync::oneshot;
 
 use super::{
-    Answer, CloseOutcome, Controller, DeviceView, OpenOutcome, Refusal, Refused, Registration, SessionReport, SignalContext,
-    SignalOutcome, SynchroniseOutcome,
+    AcknowledgeOutcome, Answer, CloseOutcome, Controller, DeviceView, OfferOutcome, OpenOutcome, PolicyKey, PublicationOutcome,
+    Refusal, Refused, Registration, RenewOutcome, SessionReport, SignalContext, SignalOutcome, SynchroniseOutcome,
     batch::{About, Ask, Decided},
     writer::{Job, Writer},
 };
-use crate::model::{DeviceId, PolicyRevision, Revision, SessionId, SourceName};
+use crate::model::{DeviceId, ExceptionKind, PolicyRevision, Revision, SessionId, SourceName};
 
 /// Of a command.
 pub(super) type Result<T> = std::result::Result<Answer<T>, Refused>;
@@ -36,7 +38,32 @@ impl Controller {
         self.command(Queue::Normal, context, "RegisterDevices", about, decide).await
     }
 
-    /// Releases a device.
+    /// Offers a policy to a device: gives a temporary key. An offer of before ends.
+    ///
+    /// # Errors
+    /// See [`Refusal`].
+    pub async fn offer_policy(&self, context: SignalContext, device: DeviceId, revision: PolicyRevision) -> Result<OfferOutcome> {
+        let about = About::device(&device);
+        let decide = move |w: &mut Writer, ask: Ask<'_>| w.offer_policy(ask, &device, &revision);
+        self.command(Queue::Normal, context, "OfferPolicy", about, decide).await
+    }
+
+    /// Takes the temporary key, once, and gives the final one.
+    ///
+    /// # Errors
+    /// See [`Refusal`].
+    pub async fn acknowledge_policy(
+        &self,
+        context: SignalContext,
+        device: DeviceId,
+        temporary: PolicyKey,
+    ) -> Result<AcknowledgeOutcome> {
+        let about = About::device(&device);
+        let decide = move |w: &mut Writer, ask: Ask<'_>| w.acknowledge_policy(ask, &device, &temporary);
+        self.command(Queue::Normal, context, "AcknowledgePolicy", about, decide).await
+    }
+
+    /// Releases a device. Without the final key it is a direct signal.
     ///
     /// # Errors
     /// See [`Refusal`].
@@ -45,11 +72,94 @@ impl Controller {
         context: SignalContext,
         device: DeviceId,
         revision: PolicyRevision,
+        key: Option<PolicyKey>,
     ) -> Result<SignalOutcome> {
         let about = About::device(&device);
-        let decide = move |w: &mut Writer, ask: Ask<'_>| w.policy_applied(ask, &device, &revision);
+        let decide = move |w: &mut Writer, ask: Ask<'_>| w.policy_applied(ask, &device, &revision, key.as_ref());
         self.command(Queue::Normal, context, "ReportPolicyApplied", about, decide)
             .await
+    }
+
+    /// Renews the leases of devices that are released by proof at the required revision, each by itself.
+    ///
+    /// # Errors
+    /// [`Refusal::StoreUnavailable`], [`Refusal::RequestIdReused`], [`Refusal::Busy`]; those of single devices are in the outcome.
+    pub async fn renew_leases(&self, context: SignalContext, devices: Vec<DeviceId>) -> Result<RenewOutcome> {
+        let about = match devices.as_slice() {
+            [one] => About::device(one),
+            many => About::subject(format_args!("{} devices", many.len())),
+        };
+        let decide = move |w: &mut Writer, ask: Ask<'_>| w.renew_leases(ask, devices);
+        self.command(Queue::Normal, context, "RenewLeases", about, decide).await
+    }
+
+    /// Makes a policy revision the one that is required; those released by another become stale in waves. The revision in force again: its
+    /// terms change. Ceiling and rate 0: all at once.
+    ///
+    /// # Errors
+    /// [`Refusal::StoreUnavailable`], [`Refusal::RequestIdReused`], [`Refusal::Busy`].
+    pub async fn publish_policy(
+        &self,
+        context: SignalContext,
+        revision: PolicyRevision,
+        ceiling: u32,
+        rate: u32,
+    ) -> Result<PublicationOutcome> {
+        let about = About::subject(format_args!("policy revision {revision}"));
+        let decide = move |w: &mut Writer, ask: Ask<'_>| w.publish_policy(ask, &revision, ceiling, rate);
+        self.command(Queue::Normal, context, "PublishPolicyRevision", about, decide)
+            .await
+    }
+
+    /// No wave comes until it is resumed.
+    ///
+    /// # Errors
+    /// [`Refusal::NothingPublished`] and as [`Controller::publish_policy`].
+    pub async fn pause_publication(&self, context: SignalContext) -> Result<PublicationOutcome> {
+        let about = About::subject("publication");
+        let decide = |w: &mut Writer, ask: Ask<'_>| w.pause_publication(ask, true);
+        self.command(Queue::Normal, context, "PausePublication", about, decide).await
+    }
+
+    /// Waves come again.
+    ///
+    /// # Errors
+    /// As [`Controller::pause_publication`].
+    pub async fn resume_publication(&self, context: SignalContext) -> Result<PublicationOutcome> {
+        let about = About::subject("publication");
+        let decide = |w: &mut Writer, ask: Ask<'_>| w.pause_publication(ask, false);
+        self.command(Queue::Normal, context, "ResumePublication", about, decide).await
+    }
+
+    /// Releases or blocks a device by hand, for a time.
+    ///
+    /// # Errors
+    /// See [`Refusal`].
+    pub async fn grant_exception(
+        &self,
+        context: SignalContext,
+        device: DeviceId,
+        kind: ExceptionKind,
+        reason: String,
+        length: Duration,
+    ) -> Result<SignalOutcome> {
+        let about = About::device(&device);
+        let queue = match kind {
+            ExceptionKind::Release => Queue::Normal,
+            ExceptionKind::Block => Queue::Urgent,
+        };
+        let decide = move |w: &mut Writer, ask: Ask<'_>| w.grant_exception(ask, &device, kind, &reason, length);
+        self.command(queue, context, "GrantException", about, decide).await
+    }
+
+    /// Ends an exception.
+    ///
+    /// # Errors
+    /// [`Refusal::NoException`] and others: see [`Refusal`].
+    pub async fn end_exception(&self, context: SignalContext, device: DeviceId, reason: String) -> Result<SignalOutcome> {
+        let about = About::device(&device);
+        let decide = move |w: &mut Writer, ask: Ask<'_>| w.end_exception(ask, &device, &reason);
+        self.command(Queue::Urgent, context, "EndException", about, decide).await
     }
 
     /// Quarantines a device. `reason` is for people and the audit.

@@ -304,7 +304,7 @@ fn unjudged(config: &Config, links: &[Link], own: &InterfaceName, read_backs: &[
     missing.map(none).collect()
 }
 
-fn on_the_wall(end: BootTime, now: &Now) -> WallTime {
+pub(super) fn on_the_wall(end: BootTime, now: &Now) -> WallTime {
     let ahead = i128::from(end.0) - i128::from(now.boot.0);
     WallTime(
         now.wall

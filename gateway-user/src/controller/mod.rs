@@ -5,7 +5,12 @@
 mod batch;
 mod commands;
 mod commit;
+mod dossier;
+mod exceptions;
 mod inspect;
+mod keys;
+mod policy;
+mod publication;
 mod questions;
 mod record;
 mod registry;
@@ -13,6 +18,7 @@ mod requests;
 mod sessions;
 mod signals;
 mod synchronise;
+mod time;
 mod types;
 mod writer;
 
@@ -20,6 +26,7 @@ use std::{fmt, io, sync::Arc, thread};
 
 use tokio::sync::{broadcast, mpsc, oneshot, watch};
 
+pub use keys::{InvalidPolicyKey, PolicyKey};
 pub use types::*;
 pub use writer::Options;
 

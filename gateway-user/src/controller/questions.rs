@@ -2,12 +2,17 @@
 
 use std::{collections::HashMap, net::IpAddr};
 
-use tokio::sync::broadcast;
+use tokio::sync::{broadcast, watch};
 
-use super::{AddressView, Controller, Counters, DeviceView, Refusal, SessionView, Status, Surroundings};
+use super::{
+    AddressView, Controller, Counters, DeviceView, Dossier, PublicationView, Refusal, SessionView, Status, Surroundings,
+};
 use crate::{
+    audit::{Head, Sealed},
     kernel::Losses,
-    model::{DeviceId, DeviceState, Revision, SessionId, UriChange},
+    model::{Device, DeviceId, DeviceState, Revision, SessionId, UriChange},
+    store::AuditQuery,
+    transition::Context,
 };
 
 impl Controller {
@@ -98,5 +103,72 @@ impl Controller {
     /// [`Refusal::Kernel`], [`Refusal::Busy`].
     pub async fn losses(&self) -> Result<Losses, Refusal> {
         self.ask(|w| w.losses()).await?
+    }
+
+    /// The publication in force, as it stands.
+    ///
+    /// # Errors
+    /// [`Refusal::NothingPublished`], [`Refusal::Busy`].
+    pub async fn publication(&self) -> Result<PublicationView, Refusal> {
+        self.ask(|w| w.publication()).await?.ok_or(Refusal::NothingPublished)
+    }
+
+    /// The same, now and as it changes, at most once a second. `None`: nothing is published.
+    ///
+    /// # Errors
+    /// [`Refusal::Busy`].
+    pub async fn watch_publication(&self) -> Result<watch::Receiver<Option<PublicationView>>, Refusal> {
+        self.ask(|w| w.watch_publication()).await
+    }
+
+    /// What is known about a device, with its last entries of the audit.
+    ///
+    /// # Errors
+    /// [`Refusal::UnknownDevice`], [`Refusal::StoreUnavailable`], [`Refusal::Busy`].
+    pub async fn dossier(&self, device: DeviceId, entries: u32) -> Result<Dossier, Refusal> {
+        self.ask(move |w| w.dossier(&device, entries)).await?
+    }
+
+    /// Entries of the audit, those included that wait for a commit.
+    ///
+    /// # Errors
+    /// [`Refusal::StoreUnavailable`], [`Refusal::Busy`].
+    pub async fn audit(&self, query: AuditQuery) -> Result<Vec<Sealed>, Refusal> {
+        self.ask(move |w| w.audit_entries(&query)).await?
+    }
+
+    /// The audit's last entry; [`Head::NONE`]: it has none.
+    ///
+    /// # Errors
+    /// [`Refusal::Busy`].
+    pub async fn audit_head(&self) -> Result<Head, Refusal> {
+        self.ask(|w| w.audit_head()).await
+    }
+
+    /// Goes over all devices in the order of their ids, in slices, so that nobody waits for it: what changes meanwhile may be seen before or
+    /// after. `each` gets every device with what decides about it.
+    ///
+    /// # Errors
+    /// [`Refusal::Busy`].
+    pub async fn fold_devices<T: Send + 'static>(
+        &self,
+        mut folded: T,
+        each: impl FnMut(&mut T, &Device, &Context<'_>) + Clone + Send + 'static,
+    ) -> Result<T, Refusal> {
+        let mut after = None;
+        loop {
+            let mut each = each.clone();
+            let (out, last) = self
+                .ask(move |w| {
+                    let last = w.fold_devices(&mut folded, after.as_ref(), &mut each);
+                    (folded, last)
+                })
+                .await?;
+            folded = out;
+            match last {
+                Some(_) => after = last,
+                None => return Ok(folded),
+            }
+        }
     }
 }

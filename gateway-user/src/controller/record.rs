@@ -117,6 +117,23 @@ impl Trail {
         })
     }
 
+    /// Something that concerns no single device or session.
+    pub(super) fn of_subject(&mut self, subject: String, [before, after]: [String; 2], at: WallTime, cause: Cause<'_>) -> u64 {
+        self.add(Entry {
+            number: 0,
+            at,
+            by: cause.by.to_owned(),
+            action: cause.action.to_owned(),
+            device: None,
+            subject,
+            before,
+            after,
+            reason: cause.note.to_owned(),
+            request: cause.request.to_owned(),
+            result: DONE.to_owned(),
+        })
+    }
+
     fn refusal(&mut self, refusal: &Refusal, at: WallTime, cause: Cause<'_>, about: &About) -> Option<u64> {
         if self.waiting.len() >= MOST {
             warn!("the audit cannot be written, and too much waits for it: a refusal has no entry");

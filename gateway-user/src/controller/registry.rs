@@ -6,10 +6,11 @@ use std::{
     ops::Bound,
 };
 
+use super::Progress;
 use crate::{
-    model::{BootTime, Device, DeviceId, Fingerprint, Now, Revision, Session, SessionId, SourceName, VpnKey},
+    model::{BootTime, Device, DeviceId, DeviceState, Fingerprint, Now, Revision, Session, SessionId, SourceName, VpnKey},
     store::Snapshot,
-    transition::{Directory, release_end},
+    transition::Directory,
 };
 
 /// What is true now: also what could not be made durable yet.
@@ -18,71 +19,154 @@ pub(super) struct Registry {
     /// Of the last commit.
     pub(super) revision: Revision,
     next_session: u64,
-    devices: BTreeMap<DeviceId, Device>,
+    devices: BTreeMap<DeviceId, Box<Held>>,
     names: HashMap<DeviceId, DeviceId>,
     certificates: HashMap<Fingerprint, DeviceId>,
     keys: HashMap<VpnKey, DeviceId>,
+    /// What time brings, by when: to released devices, and to others.
     leases: BTreeSet<(BootTime, DeviceId)>,
-    lease_ends: HashMap<DeviceId, BootTime>,
+    timers: BTreeSet<(BootTime, DeviceId)>,
+    progress: Progress,
     sessions: BTreeMap<SessionId, Session>,
     by_address: HashMap<IpAddr, SessionId>,
     by_device: HashMap<DeviceId, BTreeSet<SessionId>>,
     by_source: HashMap<SourceName, BTreeSet<SessionId>>,
 }
 
+#[derive(Debug)]
+struct Held {
+    device: Device,
+    standing: Standing,
+}
+
+/// What memory keeps about a device beside it, since it follows from more than the device.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Standing {
+    /// When time brings it something.
+    pub(super) due: Option<BootTime>,
+    pub(super) rank: Rank,
+}
+
+/// What the publication in force means to a device.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) enum Rank {
+    #[default]
+    Other,
+    Done,
+    Waiting,
+    Stale,
+    Excepted,
+}
+
 impl Registry {
-    /// From the store.
-    pub(super) fn new(snapshot: Snapshot, now: &Now) -> Self {
+    /// What the store has, but for its devices.
+    pub(super) fn new(snapshot: Snapshot) -> Self {
         let mut new = Self {
             revision: snapshot.revision,
             next_session: snapshot.next_session,
             ..Self::default()
         };
-        snapshot.devices.into_iter().for_each(|d| new.put_device(d, now));
         snapshot.sessions.into_iter().for_each(|s| new.put_session(s));
         new
     }
 
     /// Forgets a device, and returns it as it was.
     pub(super) fn take_device(&mut self, id: &DeviceId) -> Option<Device> {
-        let old = self.devices.remove(id)?;
+        let Held { device, standing } = *self.devices.remove(id)?;
         // One that has moved to another device in the same change stays with that.
-        old.aliases
-            .common_names
-            .iter()
-            .for_each(|n| remove_if(&mut self.names, n, &old.id));
-        old.aliases
+        let aliases = &device.aliases;
+        aliases.common_names.iter().for_each(|n| remove_if(&mut self.names, n, id));
+        aliases
             .certificates
             .iter()
-            .for_each(|c| remove_if(&mut self.certificates, c, &old.id));
-        old.aliases
-            .vpn_keys
-            .iter()
-            .for_each(|k| remove_if(&mut self.keys, k, &old.id));
-        if let Some(end) = self.lease_ends.remove(id) {
-            self.leases.remove(&(end, id.clone()));
+            .for_each(|c| remove_if(&mut self.certificates, c, id));
+        aliases.vpn_keys.iter().for_each(|k| remove_if(&mut self.keys, k, id));
+        if let Some(due) = standing.due {
+            let timers = self.timers_of(device.state);
+            timers.remove(&(due, id.clone()));
         }
-        Some(old)
+        if let Some(count) = self.count(standing.rank) {
+            *count -= 1;
+        }
+        Some(device)
     }
 
-    pub(super) fn put_device(&mut self, device: Device, now: &Now) {
+    /// Adds a device, or takes the place of what was known of it.
+    pub(super) fn put_device(&mut self, device: Device, standing: Standing) {
         drop(self.take_device(&device.id));
+        let (id, aliases) = (&device.id, &device.aliases);
         self.names
-            .extend(device.aliases.common_names.iter().map(|n| (n.clone(), device.id.clone())));
+            .extend(aliases.common_names.iter().map(|n| (n.clone(), id.clone())));
         self.certificates
-            .extend(device.aliases.certificates.iter().map(|c| (*c, device.id.clone())));
-        self.keys
-            .extend(device.aliases.vpn_keys.iter().map(|k| (*k, device.id.clone())));
-        if let Some(end) = release_end(&device, now) {
-            self.leases.insert((end, device.id.clone()));
-            self.lease_ends.insert(device.id.clone(), end);
+            .extend(aliases.certificates.iter().map(|c| (*c, id.clone())));
+        self.keys.extend(aliases.vpn_keys.iter().map(|k| (*k, id.clone())));
+        if let Some(due) = standing.due {
+            self.timers_of(device.state).insert((due, device.id.clone()));
         }
-        self.devices.insert(device.id.clone(), device);
+        if let Some(count) = self.count(standing.rank) {
+            *count += 1;
+        }
+        self.devices.insert(device.id.clone(), Box::new(Held { device, standing }));
+    }
+
+    /// Changes what is kept beside a device.
+    pub(super) fn stand(&mut self, id: &DeviceId, standing: Standing) {
+        let Some(held) = self.devices.get_mut(id) else { return };
+        let (old, state) = (std::mem::replace(&mut held.standing, standing), held.device.state);
+        if old.due != standing.due {
+            let timers = self.timers_of(state);
+            old.due.map(|due| timers.remove(&(due, id.clone())));
+            standing.due.map(|due| timers.insert((due, id.clone())));
+        }
+        if old.rank != standing.rank {
+            self.count(old.rank).into_iter().for_each(|n| *n -= 1);
+            self.count(standing.rank).into_iter().for_each(|n| *n += 1);
+        }
+    }
+
+    /// Looks at a device again at another time.
+    pub(super) fn postpone(&mut self, id: &DeviceId, due: BootTime) {
+        if let Some(standing) = self.devices.get(id).map(|h| h.standing) {
+            self.stand(
+                id,
+                Standing {
+                    due: Some(due),
+                    ..standing
+                },
+            );
+        }
+    }
+
+    fn timers_of(&mut self, state: DeviceState) -> &mut BTreeSet<(BootTime, DeviceId)> {
+        if state == DeviceState::Released {
+            &mut self.leases
+        } else {
+            &mut self.timers
+        }
+    }
+
+    const fn count(&mut self, rank: Rank) -> Option<&mut u64> {
+        let progress = &mut self.progress;
+        match rank {
+            Rank::Other => None,
+            Rank::Done => Some(&mut progress.done),
+            Rank::Waiting => Some(&mut progress.waiting),
+            Rank::Stale => Some(&mut progress.stale),
+            Rank::Excepted => Some(&mut progress.excepted),
+        }
+    }
+
+    /// Devices by what the publication in force means to them.
+    pub(super) const fn progress(&self) -> Progress {
+        self.progress
     }
 
     /// The store's revision at which a device last changed.
     pub(super) fn stamp(&mut self, id: &DeviceId, revision: Revision) {
-        self.devices.get_mut(id).into_iter().for_each(|d| d.revision = revision);
+        self.devices
+            .get_mut(id)
+            .into_iter()
+            .for_each(|h| h.device.revision = revision);
     }
 
     pub(super) fn put_session(&mut self, session: Session) {
@@ -129,7 +213,7 @@ impl Registry {
 
     /// By id or common name.
     pub(super) fn resolve(&self, name: &DeviceId) -> Option<&Device> {
-        self.devices.get(name).or_else(|| self.devices.get(self.names.get(name)?))
+        self.device(name).or_else(|| self.device(self.names.get(name)?))
     }
 
     pub(super) fn session(&self, id: SessionId) -> Option<&Session> {
@@ -137,7 +221,7 @@ impl Registry {
     }
 
     pub(super) fn device_of(&self, session: &Session) -> Option<&Device> {
-        self.devices.get(session.device.as_ref()?)
+        self.device(session.device.as_ref()?)
     }
 
     /// The live session that holds an address.
@@ -168,7 +252,9 @@ impl Registry {
 
     pub(super) fn devices_after(&self, after: Option<&DeviceId>) -> impl Iterator<Item = &Device> {
         let from = after.map_or(Bound::Unbounded, Bound::Excluded);
-        self.devices.range::<DeviceId, _>((from, Bound::Unbounded)).map(|(_, d)| d)
+        self.devices
+            .range::<DeviceId, _>((from, Bound::Unbounded))
+            .map(|(_, h)| &h.device)
     }
 
     /// All live sessions with their devices.
@@ -181,13 +267,26 @@ impl Registry {
         self.leases.first().map(|(end, _)| *end)
     }
 
-    /// Devices whose leases are over.
-    pub(super) fn over(&self, now: &Now) -> Vec<DeviceId> {
+    /// When time next brings something to a device.
+    pub(super) fn next_due(&self) -> Option<BootTime> {
+        let first = |timers: &BTreeSet<(BootTime, DeviceId)>| timers.first().map(|(due, _)| *due);
+        first(&self.leases).into_iter().chain(first(&self.timers)).min()
+    }
+
+    /// Devices to which time brings something by now, at most so many; releases first.
+    pub(super) fn over(&self, now: &Now, most: usize) -> Vec<DeviceId> {
         self.leases
             .iter()
-            .take_while(|(end, _)| *end <= now.boot)
+            .take_while(|(due, _)| *due <= now.boot)
+            .chain(self.timers.iter().take_while(|(due, _)| *due <= now.boot))
             .map(|(_, id)| id.clone())
+            .take(most)
             .collect()
+    }
+
+    /// Sources that have live sessions.
+    pub(super) fn has_sessions(&self, source: &SourceName) -> bool {
+        self.by_source.contains_key(source)
     }
 
     pub(super) fn device_count(&self) -> u64 {
@@ -205,7 +304,7 @@ impl Registry {
 
 impl Directory for Registry {
     fn device(&self, id: &DeviceId) -> Option<&Device> {
-        self.devices.get(id)
+        self.devices.get(id).map(|h| &h.device)
     }
     fn holder_of_name(&self, name: &DeviceId) -> Option<&DeviceId> {
         self.names.get(name)

@@ -1,4 +1,4 @@
-//! Commands about devices: register, policy applied, policy revoked, retire.
+//! Commands about devices: register, policy revoked, retire.
 
 use super::{
     DeviceView, Refusal, Registration, SignalOutcome,
@@ -7,7 +7,7 @@ use super::{
 };
 use crate::{
     kernel::KernelError,
-    model::{DeviceId, PolicyRevision, Revision},
+    model::{DeviceId, Revision},
     transition::{self, Directory as _, Signal, Step},
 };
 
@@ -35,29 +35,6 @@ impl Writer {
         }))
     }
 
-    /// A release: commit, then kernel, then read back.
-    pub(super) fn policy_applied(
-        &mut self,
-        ask: Ask<'_>,
-        device: &DeviceId,
-        revision: &PolicyRevision,
-    ) -> Result<Decided<SignalOutcome>, Refusal> {
-        if !ask.again {
-            let signal = Signal::PolicyApplied {
-                revision,
-                key: None,
-                observed_at: ask.context.observed_at,
-            };
-            let step = self.step(device, signal)?;
-            self.loosen(&[step], &[], ask.cause());
-        }
-        let id = device.clone();
-        Ok(Decided::new(Subject::Device(device.clone()), move |w, settled| {
-            settled.durable()?;
-            w.outcome(&id, settled, true)
-        }))
-    }
-
     /// A restriction: kernel, then commit.
     pub(super) fn policy_revoked(
         &mut self,
@@ -76,7 +53,7 @@ impl Writer {
         self.restriction(ask, device, Signal::Retire, "")
     }
 
-    fn restriction(
+    pub(super) fn restriction(
         &mut self,
         ask: Ask<'_>,
         device: &DeviceId,

@@ -4,11 +4,15 @@ use std::{net::IpAddr, time::Duration};
 
 use gateway_ebpf::abi::{Answers, Count, RuleCount, ShadowCount};
 
-use super::Refusal;
+use super::{PolicyKey, Refusal};
 use crate::{
+    audit::Sealed,
     config::{InterfaceRole, Mode},
     kernel::{AddressReading, HookState, InterfaceState, Link, Losses, ReadBack},
-    model::{Device, DeviceId, Fingerprint, Identity, InterfaceName, PoolId, RequestId, Revision, Session, WallTime},
+    model::{
+        Device, DeviceId, Fingerprint, Identity, InterfaceName, PolicyRevision, PoolId, Publication, RequestId, Revision,
+        Session, WallTime,
+    },
 };
 
 /// What stands in every command that changes something.
@@ -145,6 +149,135 @@ pub struct SignalOutcome {
     pub addresses: Vec<AddressEnforcement>,
     /// The store's revision after it.
     pub revision: Revision,
+}
+
+/// A policy that is offered.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct OfferOutcome {
+    /// The temporary key; the gateway keeps its hash only.
+    pub key: PolicyKey,
+    /// When that ends, on the wall clock.
+    pub ends_at: WallTime,
+    /// The device after it.
+    pub device: DeviceView,
+    /// The store's revision after it.
+    pub revision: Revision,
+}
+
+/// An offer that was acknowledged.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AcknowledgeOutcome {
+    /// The final key; the gateway keeps its hash only.
+    pub key: PolicyKey,
+    /// The only policy revision that it proves.
+    pub policy: PolicyRevision,
+    /// The device after it.
+    pub device: DeviceView,
+    /// The store's revision after it.
+    pub revision: Revision,
+}
+
+/// What became of one of many leases.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Renewal {
+    /// Whose.
+    pub device: DeviceId,
+    /// When it ends now, on the wall clock (`None`: never); or why it was not renewed.
+    pub result: Result<Option<WallTime>, Refusal>,
+}
+
+/// What became of many leases.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RenewOutcome {
+    /// In the order of the request.
+    pub renewals: Vec<Renewal>,
+    /// The store's revision after it.
+    pub revision: Revision,
+}
+
+/// A publication with how far it has got.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PublicationView {
+    /// Which, and its terms. Ceiling and rate 0: urgent.
+    pub publication: Publication,
+    /// Devices.
+    pub progress: Progress,
+}
+
+/// Devices by what a publication means to them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Progress {
+    /// Released by proof of it.
+    pub done: u64,
+    /// Released by proof of another revision: their wave is to come.
+    pub waiting: u64,
+    /// Stale, or offered a policy.
+    pub stale: u64,
+    /// Released by an exception: left alone until it ends.
+    pub excepted: u64,
+}
+
+/// The answer to a command about the publication.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PublicationOutcome {
+    /// As it stands.
+    pub publication: PublicationView,
+    /// The store's revision after it.
+    pub revision: Revision,
+}
+
+/// What the comparison of memory and kernel has found.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct DriftView {
+    /// Addresses compared.
+    pub compared: u64,
+    /// Differences found.
+    pub found: u64,
+    /// Of them, those that were put right.
+    pub repaired: u64,
+    /// When everything had last been compared.
+    pub round_at: Option<WallTime>,
+    /// The last differences, newest first, at most 100.
+    pub last: Vec<Difference>,
+}
+
+/// A difference between memory and kernel.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Difference {
+    /// When it was found.
+    pub at: WallTime,
+    /// An address, or an interface and hook.
+    pub subject: String,
+    /// Whose.
+    pub device: Option<DeviceId>,
+    /// What should be.
+    pub wanted: String,
+    /// What was.
+    pub found: String,
+    /// It is as wanted now.
+    pub repaired: bool,
+}
+
+/// What is known about a device, to explain its state by.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Dossier {
+    /// The device with its live sessions.
+    pub device: DeviceView,
+    /// The policy revision that its next proof must have; `None`: any will do.
+    pub required: Option<PolicyRevision>,
+    /// The publication in force.
+    pub publication: Option<Publication>,
+    /// Its wave is to come.
+    pub awaits_wave: bool,
+    /// When its deadline in quarantine ends.
+    pub deadline_at: Option<WallTime>,
+    /// When time next changes its state by itself, and to what that leads, for programs: "lease_ended", "exception_ended",
+    /// "deadline_passed".
+    pub next: Option<(WallTime, &'static str)>,
+    /// Its release is of an earlier boot, and held back until the clock has passed the last commit.
+    pub held_back: bool,
+    /// Its last entries of the audit, newest first.
+    pub entries: Vec<Sealed>,
 }
 
 /// The answer to a session that opened.

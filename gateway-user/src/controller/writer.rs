@@ -1,7 +1,7 @@
 //! The thread that owns store and kernel: its start, its loop, what it does when time passes, and how the kernel gets what memory has.
 
 use std::{
-    collections::{HashMap, VecDeque},
+    collections::{HashMap, HashSet, VecDeque},
     net::IpAddr,
     sync::Arc,
     time::{Duration, Instant},
@@ -11,20 +11,23 @@ use tokio::sync::{broadcast, mpsc, watch};
 use tracing::{error, info, warn};
 
 use super::{
-    batch::{Batch, Cause, Ticket},
+    PublicationView,
+    batch::{Batch, Cause, START, Ticket},
+    publication::Waves,
     record::{self, Trail},
     registry::Registry,
     requests::Requests,
     synchronise::Synchronise,
+    time,
 };
 use crate::{
     audit::Head,
     clock::Clock,
     config::Config,
     kernel::{Kernel, KernelError, Link},
-    model::{BootTime, Device, DeviceId, Now, SessionId, SourceName, UriChange, WallTime},
+    model::{BootTime, Device, DeviceId, Now, PolicyRevision, SessionId, SourceName, UriChange, WallTime},
     reconcile::{self, Held, Observed, Op},
-    store::{ChangeSet, Request, Store},
+    store::{ChangeSet, Request, Snapshot, Store, StoreError},
     transition::{self, Context, Directory as _, Policies, Signal, Step},
 };
 
@@ -110,6 +113,14 @@ pub(super) struct Writer {
     pub(super) next_again: Instant,
     /// When a source last told of all its sessions.
     pub(super) heard: HashMap<SourceName, BootTime>,
+    pub(super) waves: Waves,
+    /// Devices whose place in the publication is still to be found: those after this one.
+    pub(super) ranking: Option<Option<DeviceId>>,
+    pub(super) progress: watch::Sender<Option<PublicationView>>,
+    pub(super) next_progress: BootTime,
+    /// When the audit's head is next logged, and the store pruned.
+    pub(super) next_head: BootTime,
+    pub(super) next_prune: BootTime,
     /// What the store last said, if it was not "done".
     pub(super) store_problem: Option<String>,
     /// What the kernel last refused; cleared by a pass of reconciling that went through.
@@ -117,6 +128,7 @@ pub(super) struct Writer {
     pub(super) conflicts: VecDeque<(WallTime, String)>,
     pub(super) uris: broadcast::Sender<UriChange>,
     pub(super) started_at: WallTime,
+    pub(super) started_boot: BootTime,
     pub(super) stopping: bool,
     pub(super) options: Options,
     /// The programs' word for the first end of a lease, as last set.
@@ -139,7 +151,8 @@ impl Writer {
             options,
         } = start;
         let now = clock.now();
-        let mut snapshot = store.load()?;
+        let (mut snapshot, devices) = load(store.as_mut(), &config)?;
+        let restored = snapshot.restored.is_some();
         let policies = Policies::new(std::mem::take(&mut snapshot.publications));
         let clock_behind = snapshot.committed_at.filter(|last| now.wall < *last);
         let instant = Instant::now();
@@ -147,10 +160,11 @@ impl Writer {
             audit: Trail::new(snapshot.audit_head),
             audit_head: snapshot.audit_head.unwrap_or(Head::NONE),
             committed_at: snapshot.committed_at,
-            registry: Registry::new(snapshot, &now),
+            registry: Registry::new(snapshot),
             policies,
             clock_behind,
             started_at: now.wall,
+            started_boot: now.boot,
             config,
             store,
             kernel,
@@ -166,6 +180,12 @@ impl Writer {
             parked: Vec::new(),
             next_again: instant,
             heard: HashMap::new(),
+            waves: Waves::default(),
+            ranking: None,
+            progress: watch::Sender::new(None),
+            next_progress: BootTime(0),
+            next_head: now.boot,
+            next_prune: now.boot,
             store_problem: None,
             kernel_problem: None,
             conflicts: VecDeque::new(),
@@ -178,12 +198,23 @@ impl Writer {
             next_repair: instant,
             backoff: options.retry,
         };
-        let (steps, closing) = writer.outdated(&now);
+        if let Some(last) = clock_behind {
+            warn!(
+                behind_ms = last.0.saturating_sub(now.wall.0),
+                "the clock is behind the last commit: no release of an earlier boot holds until it has passed it"
+            );
+        }
+        devices.into_iter().for_each(|d| writer.put(d));
+        let signal = if restored { Signal::Restored } else { Signal::Start };
+        let (steps, closing) = writer.outdated(signal, &now);
+        writer.batch.changes.restore_done = restored;
+        writer.batch.restrictions.restore_done = restored;
         // Until all is compared, the programs look at every lease.
         writer.apply(vec![Op::EarliestLeaseEnd(Some(BootTime(0)))]);
-        writer.take_restriction(&steps, &closing, Cause::gateway("Start"));
+        writer.take_restriction(&steps, &closing, Cause::gateway(START));
         writer.reconcile()?;
         writer.settle();
+        writer.resume_waves(&now);
         let links = writer.links.clone();
         reconcile::apply(vec![Op::Links(links)], writer.kernel.as_mut());
         info!(
@@ -209,7 +240,7 @@ impl Writer {
                 self.links = links.borrow_and_update().clone();
                 self.next_check = Instant::now();
             }
-            let wake = if self.lists.is_empty() && self.questions.is_empty() {
+            let wake = if self.lists.is_empty() && self.questions.is_empty() && self.ranking.is_none() {
                 self.wake()
             } else {
                 Duration::ZERO
@@ -271,6 +302,7 @@ impl Writer {
         }
         if urgent.is_empty() {
             self.slice();
+            self.rank_slice();
         }
     }
 
@@ -397,8 +429,8 @@ impl Writer {
         for at in [self.commit_due(), (!self.parked.is_empty()).then_some(self.next_again)] {
             wake = at.map_or(wake, |at| wake.min(at.saturating_duration_since(instant)));
         }
-        if let Some(end) = self.registry.earliest_lease() {
-            wake = wake.min(Duration::from_nanos(end.0.saturating_sub(self.clock.now().boot.0)));
+        if let Some(at) = self.next_time() {
+            wake = wake.min(time::until(at, &self.clock.now()));
         }
         wake
     }
@@ -422,34 +454,10 @@ impl Writer {
         }
     }
 
-    /// What is over by now.
-    fn pass_time(&mut self) {
-        let now = self.clock.now();
-        let over = self.registry.over(&now);
-        if over.is_empty() {
-            return;
-        }
-        self.settle_before(&over, []);
-        let end = |id| {
-            let device = self.registry.device(id)?;
-            let context = self.context_of(id, now);
-            let (_, signal) = transition::due(device, &context).filter(|(end, _)| *end <= now.boot)?;
-            transition::step(device, signal, &context).ok()
-        };
-        let steps: Vec<Step> = over.iter().filter_map(end).collect();
-        self.restrict(&steps, &[], Cause::gateway("LeaseEnded"));
-    }
-
-    /// A source has told of all its sessions.
-    pub(super) fn heard_of(&mut self, source: &SourceName) {
-        let now = self.clock.now();
-        self.heard.insert(source.clone(), now.boot);
-    }
-
     /// What a start has to put right: leases of another boot, devices and sessions whose pools are gone.
-    fn outdated(&self, now: &Now) -> (Vec<Step>, Vec<SessionId>) {
+    pub(super) fn outdated(&self, signal: Signal<'_>, now: &Now) -> (Vec<Step>, Vec<SessionId>) {
         let step = |d: &Device| {
-            transition::step(d, Signal::Start, &self.context_of(&d.id, *now))
+            transition::step(d, signal, &self.context_of(&d.id, *now))
                 .ok()
                 .filter(|s| s.changed)
         };
@@ -466,7 +474,7 @@ impl Writer {
     }
 
     /// Compares everything, and puts right what differs.
-    fn reconcile(&mut self) -> Result<(), KernelError> {
+    pub(super) fn reconcile(&mut self) -> Result<(), KernelError> {
         let now = self.clock.now();
         let mut found = reconcile::observe(self.kernel.as_ref(), self.earliest)?;
         // The pool after a lease cannot be read back, so what is leased is set anew.
@@ -482,4 +490,20 @@ impl Writer {
         }
         Ok(())
     }
+}
+
+/// The store, with what devices have in common in the same memory.
+fn load(store: &mut dyn Store, config: &Config) -> Result<(Snapshot, Vec<Device>), StoreError> {
+    let (none, mut revisions, mut devices) = (Policies::default(), HashSet::new(), Vec::new());
+    let snapshot = store.load_each(&mut |mut device: Device| {
+        transition::share(&mut device, config, &none);
+        if let Some(revision) = &mut device.policy_revision {
+            match revisions.get(revision) {
+                Some(known) => *revision = PolicyRevision::clone(known),
+                None => drop(revisions.insert(revision.clone())),
+            }
+        }
+        devices.push(device);
+    })?;
+    Ok((snapshot, devices))
 }

@@ -124,7 +124,7 @@ async fn an_answer_at_the_level_of_committed_does_not_ask_the_kernel() {
     };
     let outcome = g
         .tell()
-        .policy_applied(context, id("phone-0"), "rev-1".parse().unwrap())
+        .policy_applied(context, id("phone-0"), "rev-1".parse().unwrap(), None)
         .await
         .unwrap();
     assert_eq!((outcome.enforcement, outcome.addresses), (Enforcement::Committed, Vec::new()));
@@ -140,7 +140,10 @@ async fn an_answer_waits_for_enforcement_until_its_deadline_and_then_says_where_
         deadline: Duration::from_millis(ms),
         ..g.seen(0)
     };
-    let apply = |context| g.tell().policy_applied(context, id("phone-0"), "rev-1".parse().unwrap());
+    let apply = |context| {
+        g.tell()
+            .policy_applied(context, id("phone-0"), "rev-1".parse().unwrap(), None)
+    };
     // The first attempt fails; within the deadline it is tried again.
     g.kernel.state().failing = 1;
     let begin = Instant::now();

@@ -20,16 +20,17 @@ use crate::{
         PoolKind, Socket, Tables, UnknownDevice, XdpMode,
     },
     controller::{
-        Acknowledge, CloseOutcome, Controller, DeviceView, Enforcement, OpenOutcome, Options, Refusal, Registration,
-        SessionReport, SignalContext, SignalOutcome, Start, StartError, SynchroniseOutcome, WriterDied, WriterThread,
+        Acknowledge, AcknowledgeOutcome, CloseOutcome, Controller, DeviceView, Enforcement, OfferOutcome, OpenOutcome, Options,
+        PolicyKey, PublicationOutcome, Refusal, Registration, RenewOutcome, SessionReport, SignalContext, SignalOutcome, Start,
+        StartError, SynchroniseOutcome, WriterDied, WriterThread,
     },
     kernel::{
         Link,
         fake::{Call, FakeKernel},
     },
     model::{
-        BootTime, Device, DeviceId, Identity, Now, PolicyRevision, PoolId, RequestId, Revision, Role, SessionId, SourceName,
-        UriChange, WallTime,
+        BootTime, Device, DeviceId, ExceptionKind, Identity, Now, PolicyRevision, PoolId, RequestId, Revision, Role, SessionId,
+        SourceName, UriChange, WallTime,
     },
     store::{AuditQuery, ChangeSet, Committed, Request, Snapshot, SqliteStore, Store, StoreError},
 };
@@ -276,7 +277,7 @@ impl Gateway {
 
     pub(super) async fn applied_at(&self, device: &str, offset_ms: i64) -> Result<SignalOutcome, Refusal> {
         self.tell()
-            .policy_applied(self.seen(offset_ms), id(device), "rev-1".parse().unwrap())
+            .policy_applied(self.seen(offset_ms), id(device), "rev-1".parse().unwrap(), None)
             .await
     }
 
@@ -316,7 +317,15 @@ macro_rules! tell {
 }
 tell! {
     register(devices: Vec<Registration>) -> (Vec<DeviceView>, Revision);
-    policy_applied(device: DeviceId, revision: PolicyRevision) -> SignalOutcome;
+    policy_applied(device: DeviceId, revision: PolicyRevision, key: Option<PolicyKey>) -> SignalOutcome;
+    offer_policy(device: DeviceId, revision: PolicyRevision) -> OfferOutcome;
+    acknowledge_policy(device: DeviceId, temporary: PolicyKey) -> AcknowledgeOutcome;
+    renew_leases(devices: Vec<DeviceId>) -> RenewOutcome;
+    publish_policy(revision: PolicyRevision, ceiling: u32, rate: u32) -> PublicationOutcome;
+    pause_publication() -> PublicationOutcome;
+    resume_publication() -> PublicationOutcome;
+    grant_exception(device: DeviceId, kind: ExceptionKind, reason: String, length: Duration) -> SignalOutcome;
+    end_exception(device: DeviceId, reason: String) -> SignalOutcome;
     policy_revoked(device: DeviceId, reason: String) -> SignalOutcome;
     retire(device: DeviceId) -> SignalOutcome;
     open_session(source: SourceName, report: SessionReport) -> OpenOutcome;

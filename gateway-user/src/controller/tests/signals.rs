@@ -89,7 +89,10 @@ async fn a_release_needs_proof_newer_than_the_restriction_and_not_from_the_futur
     assert_eq!(g.applied_at("phone", 120_001).await, Err(Refusal::SignalFromFuture));
     let mut context = g.seen(0);
     context.observed_at = None;
-    let undated = g.tell().policy_applied(context, id("phone"), "rev-1".parse().unwrap()).await;
+    let undated = g
+        .tell()
+        .policy_applied(context, id("phone"), "rev-1".parse().unwrap(), None)
+        .await;
     assert_eq!(undated, Err(Refusal::StaleSignal));
     assert_eq!(
         g.applied_at("phone", 120_000).await.unwrap().device.device.state,

@@ -1,0 +1,285 @@
+//! The publication in force and its waves: which devices become stale, and when. No more than `ceiling` devices are stale at a time, and no
+//! more than `rate` become so in any minute.
+
+use std::{collections::VecDeque, time::Duration};
+
+use tokio::sync::watch;
+
+use super::{
+    PublicationOutcome, PublicationView, Refusal,
+    batch::{Ask, Cause, Decided, Subject},
+    registry::{Rank, Standing},
+    writer::Writer,
+};
+use crate::{
+    model::{BootTime, Device, DeviceId, DeviceState, Now, PolicyRevision, Publication},
+    transition::{self, Signal, Step},
+};
+
+/// Devices of one wave at most: what is urgent comes in many of them, with everyone else's turn in between.
+const WAVE: usize = 256;
+/// Devices that are looked at for one wave at most.
+const LOOKED_AT: usize = 20_000;
+/// Devices whose place is found at a time, when another publication is in force.
+const RANKED: usize = 5_000;
+/// The time over which a rate is measured.
+const MINUTE: Duration = Duration::from_mins(1);
+/// How often a wave comes that is limited.
+const EVERY: Duration = Duration::from_secs(1);
+
+/// Where the waves stand.
+#[derive(Debug, Default)]
+pub(super) struct Waves {
+    /// Up to here all have been looked at.
+    cursor: Option<DeviceId>,
+    /// Devices that became stale during the last minute, with when.
+    recent: VecDeque<(BootTime, u32)>,
+    /// When the next may come.
+    next: Option<BootTime>,
+}
+
+impl Writer {
+    pub(super) fn publish_policy(
+        &mut self,
+        ask: Ask<'_>,
+        revision: &PolicyRevision,
+        ceiling: u32,
+        rate: u32,
+    ) -> Result<Decided<PublicationOutcome>, Refusal> {
+        let before = self.policies.last().cloned();
+        if !ask.again {
+            let now = self.clock.now();
+            let same = before.as_ref().filter(|p| p.revision == *revision);
+            let publication = Publication {
+                revision: revision.clone(),
+                at: same.map_or(now.wall, |p| p.at),
+                ceiling,
+                rate,
+                paused: same.is_some_and(|p| p.paused),
+            };
+            if before.as_ref() != Some(&publication) {
+                self.publish(
+                    publication.clone(),
+                    [words(before.as_ref()), words(Some(&publication))],
+                    ask.cause(),
+                );
+                if same.is_none() {
+                    self.rank_anew();
+                }
+                self.waves.next = Some(now.boot);
+                self.waves.cursor = None;
+            }
+        }
+        Ok(Self::published())
+    }
+
+    pub(super) fn pause_publication(&mut self, ask: Ask<'_>, paused: bool) -> Result<Decided<PublicationOutcome>, Refusal> {
+        let before = self.policies.last().cloned().ok_or(Refusal::NothingPublished)?;
+        if !ask.again && before.paused != paused {
+            let after = Publication {
+                paused,
+                ..before.clone()
+            };
+            self.publish(after.clone(), [words(Some(&before)), words(Some(&after))], ask.cause());
+            self.waves.next = Some(self.clock.now().boot);
+        }
+        Ok(Self::published())
+    }
+
+    fn published() -> Decided<PublicationOutcome> {
+        Decided::new(Subject::Nothing, move |w, settled| {
+            settled.durable()?;
+            Ok(PublicationOutcome {
+                publication: w.publication().ok_or(Refusal::NothingPublished)?,
+                revision: w.registry.revision,
+            })
+        })
+    }
+
+    /// The publication in force, as it stands.
+    pub(super) fn publication(&self) -> Option<PublicationView> {
+        Some(PublicationView {
+            publication: self.policies.last()?.clone(),
+            progress: self.registry.progress(),
+        })
+    }
+
+    /// The next wave, if it has come.
+    pub(super) fn wave(&mut self, now: &Now) {
+        if self.ranking.is_some() || self.waves.next.is_none_or(|at| at > now.boot) {
+            return;
+        }
+        let Some(publication) = self.policies.last().filter(|p| !p.paused).cloned() else {
+            self.waves.next = None;
+            return;
+        };
+        if self.registry.progress().waiting == 0 {
+            self.waves.next = None;
+            return;
+        }
+        let room = self.room(&publication, now);
+        // A rate is spread over its minute.
+        let at_once = if publication.rate == 0 {
+            WAVE
+        } else {
+            publication.rate.div_ceil(60) as usize
+        };
+        let devices = self.next_of_wave(room.min(at_once).min(WAVE));
+        // As restrictions they must not rest on what the batch only hopes for.
+        self.settle_before(&devices, []);
+        let steps: Vec<Step> = devices.iter().filter_map(|id| self.step(id, Signal::Stale).ok()).collect();
+        let changed = u32::try_from(steps.iter().filter(|s| s.changed).count()).unwrap_or(u32::MAX);
+        if changed > 0 {
+            self.restrict(&steps, &[], Cause::gateway("PolicyWave").with(publication.revision.as_str()));
+            self.waves.recent.push_back((now.boot, changed));
+        }
+        let goes_on = publication.rate == 0 && (changed as usize) < room && self.waves.cursor.is_some();
+        let wait = if goes_on { Duration::ZERO } else { EVERY };
+        self.waves.next = Some(later(now.boot, wait));
+    }
+
+    /// When the next wave may come.
+    pub(super) const fn next_wave(&self) -> Option<BootTime> {
+        self.waves.next
+    }
+
+    /// How many may become stale now.
+    fn room(&mut self, publication: &Publication, now: &Now) -> usize {
+        let minute = |at: BootTime| now.boot.0.saturating_sub(at.0) >= u64::try_from(MINUTE.as_nanos()).unwrap_or(u64::MAX);
+        while self.waves.recent.front().is_some_and(|(at, _)| minute(*at)) {
+            self.waves.recent.pop_front();
+        }
+        let recent: u64 = self.waves.recent.iter().map(|(_, n)| u64::from(*n)).sum();
+        let limited = |limit: u32, used: u64| {
+            if limit == 0 {
+                u64::MAX
+            } else {
+                u64::from(limit).saturating_sub(used)
+            }
+        };
+        let room = limited(publication.ceiling, self.registry.progress().stale).min(limited(publication.rate, recent));
+        usize::try_from(room).unwrap_or(usize::MAX)
+    }
+
+    /// The next devices whose wave is to come, in the order of their ids, from where the last wave ended.
+    fn next_of_wave(&mut self, most: usize) -> Vec<DeviceId> {
+        if most == 0 {
+            return Vec::new();
+        }
+        let (mut found, mut looked, mut last) = (Vec::new(), 0, None);
+        for device in self.registry.devices_after(self.waves.cursor.as_ref()) {
+            looked += 1;
+            if self.policies.awaits_wave(device) {
+                found.push(device.id.clone());
+            }
+            if found.len() == most || looked == LOOKED_AT {
+                last = Some(device.id.clone());
+                break;
+            }
+        }
+        // At the end it begins anew: there may be some before it that were not waiting then.
+        self.waves.cursor = last;
+        found
+    }
+
+    /// Adds a device to memory, or takes the place of what was known of it.
+    pub(super) fn put(&mut self, device: Device) {
+        let standing = self.standing(&device);
+        self.registry.put_device(device, standing);
+    }
+
+    fn standing(&self, device: &Device) -> Standing {
+        let context = self.context_of(&device.id, self.clock.now());
+        Standing {
+            due: transition::due(device, &context).map(|(at, _)| at),
+            rank: self.rank(device),
+        }
+    }
+
+    fn rank(&self, device: &Device) -> Rank {
+        if self.policies.last().is_none() {
+            return Rank::Other;
+        }
+        match device.state {
+            DeviceState::Released if transition::by_exception(device) => Rank::Excepted,
+            DeviceState::Released if self.policies.awaits_wave(device) => Rank::Waiting,
+            DeviceState::Released => Rank::Done,
+            DeviceState::Stale | DeviceState::PolicyPending => Rank::Stale,
+            DeviceState::Registered | DeviceState::Quarantined | DeviceState::Blocked | DeviceState::Retired => Rank::Other,
+        }
+    }
+
+    /// Another publication is in force, or a clock is known again: what follows from it for each device is found out in slices.
+    pub(super) fn rank_anew(&mut self) {
+        self.ranking = Some(None);
+        self.rank_slice();
+    }
+
+    /// The next of those slices.
+    pub(super) fn rank_slice(&mut self) {
+        let Some(after) = self.ranking.take() else { return };
+        let next: Vec<(DeviceId, Standing)> = self
+            .registry
+            .devices_after(after.as_ref())
+            .take(RANKED)
+            .map(|d| (d.id.clone(), self.standing(d)))
+            .collect();
+        if next.len() == RANKED {
+            self.ranking = Some(next.last().map(|(id, _)| id.clone()));
+        }
+        for (id, standing) in next {
+            self.registry.stand(&id, standing);
+        }
+    }
+
+    /// After a restart: what became stale during the last minute counts for the rate, and the waves go on.
+    pub(super) fn resume_waves(&mut self, now: &Now) {
+        let minute = i64::try_from(MINUTE.as_millis()).unwrap_or(i64::MAX);
+        let since = now.wall.0.saturating_sub(minute);
+        let recent = |d: &&Device| d.state == DeviceState::Stale && d.state_since.0 >= since;
+        let recent = self.registry.devices_after(None).filter(recent).count();
+        if recent > 0 {
+            self.waves
+                .recent
+                .push_back((now.boot, u32::try_from(recent).unwrap_or(u32::MAX)));
+        }
+        self.waves.next = Some(now.boot);
+    }
+
+    /// Tells watchers of the publication how far it is, at most once a second.
+    pub(super) fn tell_progress(&mut self, now: &Now) {
+        if self.next_progress > now.boot || self.progress.receiver_count() == 0 {
+            return;
+        }
+        self.next_progress = later(now.boot, EVERY);
+        self.send_progress();
+    }
+
+    /// The publication as it stands, now and as it changes.
+    pub(super) fn watch_publication(&self) -> watch::Receiver<Option<PublicationView>> {
+        self.send_progress();
+        self.progress.subscribe()
+    }
+
+    fn send_progress(&self) {
+        let view = self.publication();
+        self.progress.send_if_modified(|held| {
+            let changed = *held != view;
+            if changed {
+                *held = view;
+            }
+            changed
+        });
+    }
+}
+
+pub(super) fn later(at: BootTime, wait: Duration) -> BootTime {
+    BootTime(at.0.saturating_add(u64::try_from(wait.as_nanos()).unwrap_or(u64::MAX)))
+}
+
+fn words(publication: Option<&Publication>) -> String {
+    publication.map_or_else(String::new, |p| {
+        let paused = if p.paused { ", paused" } else { "" };
+        format!("{}: ceiling {}, rate {}{paused}", p.revision, p.ceiling, p.rate)
+    })
+}

@@ -103,6 +103,17 @@ impl Client {
         })
     }
 
+    /// Runs something that needs the connection's runtime.
+    pub fn block_on<T>(&self, future: impl Future<Output = T>) -> T {
+        self.runtime.block_on(future)
+    }
+
+    /// The connection, for calls that this kit has no words for.
+    #[must_use]
+    pub fn channel(&self) -> Channel {
+        self.channel.clone()
+    }
+
     /// Registers a device.
     ///
     /// # Errors

@@ -71,7 +71,7 @@ enum Task {
     /// Measure the programs against an empty one and against nftables, ipset and xdp-filter, as ratios; JSON goes to target/bench; needs root
     Bench {
         /// Only these groups
-        #[arg(value_name = "GROUP", value_parser = ["verdict", "drop", "load", "move", "tun", "stack"])]
+        #[arg(value_name = "GROUP", value_parser = ["verdict", "drop", "load", "move", "tun", "stack", "signals"])]
         groups: Vec<String>,
     },
     /// Check by machine what compilers do not: dependency arrows, module docs, sizes, words
@@ -121,6 +121,8 @@ impl Task {
             Self::Bench { groups } => {
                 setup::install(Scope::Bench)?;
                 object(root)?;
+                // `signals` runs the product as its users do.
+                build(root, true)?;
                 let bench = ["run", "--release", "--package", "lazaret-tests", "--bin", "bench", "--"];
                 check(
                     cargo(root)

@@ -1,4 +1,4 @@
-//! `cargo xtask bench [verdict|drop|load|move|tun|stack]`: the shipping programs against an empty one and against their peers, in one run, as ratios
+//! `cargo xtask bench [verdict|drop|load|move|tun|stack|signals]`: the shipping programs against an empty one and against their peers, in one run, as ratios
 //! round by round. Figures of one machine mean little elsewhere; ratios mean more. The result is also JSON, in `target/bench/`. How to read
 //! it: `docs/bench.md`.
 
@@ -13,6 +13,7 @@ mod peers;
 mod programs;
 mod report;
 mod run;
+mod signals;
 mod stack;
 mod tun;
 mod verdict;
@@ -83,7 +84,7 @@ struct Group {
     measure: fn(&mut report::Report, usize) -> Result<()>,
 }
 
-const GROUPS: [Group; 6] = [
+const GROUPS: [Group; 7] = [
     Group {
         name: "verdict",
         of: "packet",
@@ -113,5 +114,10 @@ const GROUPS: [Group; 6] = [
         name: "stack",
         of: "packet",
         measure: |report, rounds| stack::measure(report, rounds, FRAMES),
+    },
+    Group {
+        name: "signals",
+        of: "signal or device",
+        measure: signals::measure,
     },
 ];

@@ -37,19 +37,46 @@ impl Goal {
     }
 }
 
+/// What a row counts.
+#[derive(Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) enum Unit {
+    /// Nanoseconds for one of what the group is of.
+    #[default]
+    Nanoseconds,
+    /// How many a second.
+    PerSecond,
+    /// Bytes for one.
+    Bytes,
+}
+
+impl Unit {
+    const fn text(self) -> &'static str {
+        match self {
+            Self::Nanoseconds => "ns",
+            Self::PerSecond => "1/s",
+            Self::Bytes => "B",
+        }
+    }
+}
+
 /// Samples by name, in the order of their first; the n-th sample of each row is of the n-th round.
 #[derive(Default)]
 pub(crate) struct Report {
-    rows: Vec<(String, Vec<f64>)>,
+    rows: Vec<(String, Unit, Vec<f64>)>,
     ratios: Vec<(String, String, Option<Goal>)>,
 }
 
 impl Report {
     /// Adds a round's sample, in nanoseconds.
     pub(crate) fn sample(&mut self, name: &str, ns: f64) {
-        match self.rows.iter_mut().find(|(n, _)| n == name) {
-            Some((_, samples)) => samples.push(ns),
-            None => self.rows.push((name.to_owned(), vec![ns])),
+        self.sample_in(name, Unit::Nanoseconds, ns);
+    }
+
+    /// Adds a round's sample in this unit, which is the same in each round.
+    pub(crate) fn sample_in(&mut self, name: &str, unit: Unit, value: f64) {
+        match self.rows.iter_mut().find(|(n, ..)| n == name) {
+            Some((.., samples)) => samples.push(value),
+            None => self.rows.push((name.to_owned(), unit, vec![value])),
         }
     }
 
@@ -61,11 +88,15 @@ impl Report {
     /// Prints the tables and writes `<dir>/<group>.json`. `of`: what a nanosecond is counted for.
     pub(crate) fn finish(&self, dir: &Path, group: &str, of: &str, host: &Value) -> Result<()> {
         let mut rows = vec![];
-        println!("\n{:<40}{:>12}{:>12}{:>12}   ns a {of}", group, "min", "median", "max");
-        for (name, samples) in &self.rows {
+        println!(
+            "\n{:<40}{:>12}{:>12}{:>12}   ns a {of}, if not said",
+            group, "min", "median", "max"
+        );
+        for (name, unit, samples) in &self.rows {
             let (min, median, max) = spread(samples);
-            println!("{name:<40}{min:>12.1}{median:>12.1}{max:>12.1}");
-            rows.push(json!({"name": name, "unit": "ns", "min": round(min), "median": round(median), "max": round(max)}));
+            let said = if *unit == Unit::Nanoseconds { "" } else { unit.text() };
+            println!("{name:<40}{min:>12.1}{median:>12.1}{max:>12.1}   {said}");
+            rows.push(json!({"name": name, "unit": unit.text(), "min": round(min), "median": round(median), "max": round(max)}));
         }
         let mut ratios = vec![];
         println!(
@@ -94,7 +125,7 @@ impl Report {
     }
 
     fn samples(&self, name: &str) -> Option<&Vec<f64>> {
-        self.rows.iter().find(|(n, _)| n == name).map(|(_, samples)| samples)
+        self.rows.iter().find(|(n, ..)| n == name).map(|(.., samples)| samples)
     }
 }
 

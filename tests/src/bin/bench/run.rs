@@ -115,6 +115,14 @@ pub(crate) fn pin(cpu: usize) -> Result<()> {
     Ok(sched_setaffinity(Pid::from_raw(0), &set)?)
 }
 
+/// Lets this thread, and the processes that it starts, run on both CPUs.
+pub(crate) fn unpin() -> Result<()> {
+    let mut set = CpuSet::new();
+    set.set(CPU)?;
+    set.set(OTHER_CPU)?;
+    Ok(sched_setaffinity(Pid::from_raw(0), &set)?)
+}
+
 /// CPU time that a CPU's ksoftirqd has used: part of what live frames cost.
 pub(crate) fn softirq_time(cpu: usize) -> Duration {
     let name = format!("ksoftirqd/{cpu}");

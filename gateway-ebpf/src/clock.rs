@@ -42,7 +42,7 @@ mod tests {
     #[test]
     fn it_is_close_to_the_boot_clock() {
         let mut cached = BootOffset::default();
-        for step in 0..100_000_u64 {
+        for step in 0..if cfg!(miri) { 1_000 } else { 100_000_u64 } {
             let monotonic = 1_000_000_000 + step * 77_777;
             let found = about(&mut cached, monotonic, 5_000_000_000);
             assert!(found.abs_diff(monotonic + 5_000_000_000) <= TOLERANCE, "{step}");

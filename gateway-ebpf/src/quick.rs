@@ -166,6 +166,7 @@ mod tests {
     }
 
     #[test]
+    #[cfg_attr(miri, ignore = "half a million packets")]
     fn it_says_what_the_decision_says() {
         let mut taken = BTreeMap::new();
         let leased: Class = ALL | CLASS_LEASED;

@@ -61,6 +61,11 @@ fn remember(memory: &Memory, f: Fragment) -> Answer {
     asked(memory, 1_000, Ask::Remember, f, &mut first_headers())
 }
 
+/// How often, and how often under Miri, which takes a thousand times as long.
+const fn under_miri(otherwise: u32, there: u32) -> u32 {
+    if cfg!(miri) { there } else { otherwise }
+}
+
 fn live(memory: &Memory) -> usize {
     memory
         .fragments
@@ -230,7 +235,7 @@ fn a_complete_datagram_is_forgotten() {
         (state >> 20) as u32 % below
     };
     let memory = memory();
-    for id in 0..2_000 {
+    for id in 0..under_miri(2_000, 20) {
         let total = 16 + random(65_520);
         let mut cuts: Vec<u32> = (0..random(7))
             .map(|_| 8 + random((total - 1) / 8) / 8 * 8 * 8)
@@ -333,6 +338,7 @@ fn a_device_fills_its_share() {
 
 /// Whoever puts on every address of a pool, or of a /64, fills what is at rest, and takes nothing from a session.
 #[test]
+#[cfg_attr(miri, ignore = "100,000 packets")]
 fn addresses_at_rest_leave_the_sessions_their_room() {
     let mut memory = memory();
     memory.control.fragment_bits = 6;
@@ -424,7 +430,7 @@ fn several_cpus_at_one_bucket() {
                     coarse_now: 1_000,
                     boot_now: 1_000,
                 };
-                for round in 0..2_000 {
+                for round in 0..under_miri(2_000, 10) {
                     let id = thread << 16 | round;
                     let until = |ask_for, f, h: Headers| loop {
                         match ask(&tables, ask_for, Share::Session, FROM_DEVICE(), &f, &mut h.clone()) {

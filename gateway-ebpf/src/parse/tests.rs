@@ -117,7 +117,8 @@ fn fast_equals_full_or_says_rare() {
         (state >> 11) as usize % below
     };
     let (mut fast, mut problems) = (0, 0);
-    for case in 0..400_000 {
+    let cases = if cfg!(miri) { 400 } else { 400_000 };
+    for case in 0..cases {
         let ethertype = [0x0800, 0x86dd][random(2)];
         let mut f = frame(ethertype, [6, 17, 1, 58, 50][random(5)]);
         f.resize(f.len() + random(20), 0);
@@ -144,7 +145,7 @@ fn fast_equals_full_or_says_rare() {
             assert_eq!(quick.problem, None);
         }
     }
-    assert!(fast > 100_000 && problems > 50_000, "{fast} fast, {problems} problems");
+    assert!(fast > cases / 4 && problems > cases / 8, "{fast} fast, {problems} problems");
     for ethertype in [0x0800, 0x86dd] {
         for protocol in [protocol::TCP, protocol::UDP, 50] {
             assert_eq!(

@@ -9,7 +9,9 @@ use gateway_ebpf::{
         VERSION, class_entry, hook, mix6,
     },
     decide::{Direction, Outcome, Place, Role, Verdict},
-    headers::Headers,
+    headers::{Headers, Rare},
+    parse::parse_full,
+    quick::quick,
     rare::decide_packet,
     tables::MemTables,
 };
@@ -84,9 +86,28 @@ impl Host {
         Ok(host)
     }
 
-    /// Judges a packet.
+    /// Judges a packet, the long way.
     pub fn judge(&mut self, step: &Step) -> (Verdict, Headers) {
-        let tables = MemTables {
+        self.with_tables(|tables| {
+            let (verdict, headers, _) = decide_packet(tables, place(step), &step.bytes[..], step.tag);
+            (verdict, headers)
+        })
+    }
+
+    /// What the short way says, where it says anything.
+    #[must_use]
+    pub fn quickly(&self, step: &Step) -> Option<Verdict> {
+        let (mut h, mut rare) = (Headers::default(), Rare::default());
+        if step.place.ethernet {
+            parse_full::<_, true>(&step.bytes[..], step.tag, &mut h, &mut rare);
+        } else {
+            parse_full::<_, false>(&step.bytes[..], step.tag, &mut h, &mut rare);
+        }
+        self.with_tables(|tables| quick(tables, &self.control, place(step), &h))
+    }
+
+    fn with_tables<R>(&self, then: impl FnOnce(&MemTables<'_>) -> R) -> R {
+        then(&MemTables {
             control: &self.control,
             directory4: &self.directory4,
             chunks4: &self.chunks4,
@@ -98,9 +119,7 @@ impl Host {
             cold: &|key| self.cold.get(key).copied(),
             coarse_now: self.now,
             boot_now: self.now,
-        };
-        let (verdict, headers, _) = decide_packet(&tables, place(step), &step.bytes[..], step.tag);
-        (verdict, headers)
+        })
     }
 
     /// Forgets every datagram in fragments.

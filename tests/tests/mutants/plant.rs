@@ -53,6 +53,7 @@ const COPIED: &[(&str, &str)] = &[
     ("gateway-ebpf/src", "gateway-ebpf/src"),
     ("gateway-user/src/config", "gateway-user/src/config"),
     ("gateway-user/src/model.rs", "gateway-user/src/model.rs"),
+    ("gateway-user/src/model", "gateway-user/src/model"),
     ("gateway-user/src/dataplane/layout.rs", "gateway-user/src/dataplane/layout.rs"),
     ("gateway-user/src/dataplane/policy.rs", "gateway-user/src/dataplane/policy.rs"),
     ("tests/src/reference", "mutants/src/reference"),

@@ -346,6 +346,9 @@ fn pieces(r: &mut Random, last: &mut Option<Flow>, (protocol, data): &Datagram, 
     let v4 = source.is_ipv4();
     let damaged = r.once_in(8);
     for (from, to) in pieces {
+        // A router may spread them over several links.
+        let interface = if r.once_in(12) { 3 - place.interface } else { place.interface };
+        let place = Place { interface, ..place };
         let part = data.get(from..to).unwrap_or_default().to_vec();
         let more = if r.once_in(12) { r.once_in(2) } else { to < data.len() };
         let offset = if r.once_in(60) { r.one_of(&[65_528, 65_520, 8]) } else { from };

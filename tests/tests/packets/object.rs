@@ -93,7 +93,8 @@ impl Object {
 
     /// Runs a TC program once with a context of one's own; for XDP the context is ignored.
     pub(crate) fn run_with(&self, name: &str, packet: &[u8], context: &SkBuff) -> Result<Run, aya::programs::ProgramError> {
-        let mut data = vec![0; packet.len() + 256];
+        // Metadata, or an answer in the making, is longer than the packet.
+        let mut data = vec![0; packet.len() + 512];
         let mut after = [0_u8; size_of::<SkBuff>()];
         let before = context.bytes();
         let mut options = TestRunOptions {

@@ -226,11 +226,9 @@ fn sequences_by_all_three() {
     assert!(wrong.is_empty(), "\n{}", wrong.join("\n"));
 }
 
-/// A scenario as the kernel can be given it: one interface, no tag beside the frame, leases that have ended or never do, no waiting, and no
-/// answers, which take the packet's place and are limited by the clock.
+/// A scenario as the kernel can be given it: one interface, no tag beside the frame, leases that have ended or never do, no waiting.
 fn for_the_kernel(seed: u64, packets: usize) -> Scenario {
     let mut scenario = scenario(seed, packets);
-    scenario.configuration = scenario.configuration.replace("deny = \"reject\"\n", "");
     scenario
         .steps
         .retain(|s| s.place.interface == IFINDEX && s.tag.is_none() && runs(&s.bytes));

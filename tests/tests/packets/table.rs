@@ -2,9 +2,9 @@
 //! point that it applies to.
 
 use gateway_ebpf::{
-    abi::{Count, MARK_GRANT, REASONS, hook, mark, meta_magic, meta_vlan, program},
+    abi::{Count, MARK_ANSWER, MARK_GRANT, REASONS, hook, mark, meta_magic, meta_vlan, mix6, program},
     decide::{Direction, Outcome, Place, Role, Verdict},
-    headers::Headers,
+    headers::{Headers, words},
     rare::decide_packet,
     reason::Reason,
 };
@@ -20,6 +20,7 @@ pub(crate) const DATA: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/data/packets
 
 /// What a TC program returns.
 pub(crate) const TCX_NEXT: i32 = -1;
+const TC_ACT_REDIRECT: i32 = 7;
 pub(crate) const TC_ACT_SHOT: i32 = 2;
 /// What an XDP program returns.
 pub(crate) const XDP_DROP: i32 = 1;
@@ -132,14 +133,23 @@ pub(crate) fn judge(world: &World, place: Place, packet: &[u8]) -> (Verdict, Hea
 /// not take so short a packet for a test run.
 pub(crate) fn agrees(object: &Object, point: &EntryPoint, packet: &[u8], verdict: &Verdict, h: &Headers) -> Result<bool, String> {
     let before = object.counters();
+    if verdict.answer {
+        // So that it is not one too many for its source.
+        let slot = mix6(words(h.source)) as u32 % 4096;
+        object.set("ANSWERED", &slot, &0_u64);
+    }
     let run = match object.run_with(point.name, packet, &crate::object::SkBuff::new()) {
         // bpf_prog_test_run_skb wants an Ethernet header, and behind some ethertypes an IP header; bpf_prog_test_run_xdp the former.
         Err(_) if packet.len() < if point.xdp { 14 } else { 54 } => return Ok(false),
         other => other.map_err(|e| format!("{}: {e:?}", point.name))?,
     };
-    let expected = expected(point, packet, verdict);
-    if run != expected {
-        return Err(format!("{}: {run:x?} instead of {expected:x?}", point.name));
+    if verdict.answer && !point.xdp {
+        answered(point, packet, &run).map_err(|e| format!("{}: {e}: {run:x?}", point.name))?;
+    } else {
+        let expected = expected(point, packet, verdict);
+        if run != expected {
+            return Err(format!("{}: {run:x?} instead of {expected:x?}", point.name));
+        }
     }
     let mut counters = before;
     let count = &mut counters[usize::from(verdict.pool)][verdict.reason as usize];
@@ -150,6 +160,30 @@ pub(crate) fn agrees(object: &Object, point: &EntryPoint, packet: &[u8], verdict
         return Err(format!("{}: counters {}", point.name, difference(&counters, &after)));
     }
     Ok(true)
+}
+
+/// Whether a TC program has tried to answer a denied packet, as far as a test run goes. What an answer looks like, real interfaces show (`hooks`).
+///
+/// Over Ethernet a test run takes the frame for another host's, which is not answered. Without, it takes the protocol from where an Ethernet
+/// header would have it, so that the kernel refuses to cut the answer to its size; the room for cutting stays behind it.
+fn answered(point: &EntryPoint, packet: &[u8], run: &Run) -> Result<(), &'static str> {
+    const CUT: usize = 256;
+    if point.place.ethernet {
+        return if run.action == TC_ACT_SHOT && run.data == packet {
+            Ok(())
+        } else {
+            Err("a frame for another host was answered")
+        };
+    }
+    let v4 = packet[0] >> 4 == 4;
+    let header = if v4 { 20 } else { 40 };
+    // A reset, or ICMP with at most 128 bytes of the packet.
+    let plausible = |length: usize| (header + 8..=header + 8 + 128).contains(&length);
+    match run.action {
+        TC_ACT_REDIRECT if plausible(run.data.len()) => Ok(()),
+        TC_ACT_SHOT if run.data.len() >= CUT && plausible(run.data.len() - CUT) => Ok(()),
+        _ => Err("not answered"),
+    }
 }
 
 /// The tag that XDP tells its companion of.
@@ -167,6 +201,8 @@ fn expected(point: &EntryPoint, packet: &[u8], verdict: &Verdict) -> Run {
         Outcome::Grant => (true, mark(verdict.pool, from_device)),
         Outcome::Link | Outcome::NotOurs if point.place.direction == Direction::Egress => (true, MARK_GRANT),
         Outcome::Link | Outcome::NotOurs => (true, 0),
+        // Its companion is asked to answer.
+        Outcome::Deny if verdict.answer => (true, MARK_ANSWER | u32::from(verdict.pool) << 16),
         Outcome::Deny => (false, 0),
     };
     let (action, data) = match (point.xdp, pass) {

@@ -37,6 +37,10 @@ fn on_tuns_the_session_says_where() {
     let places: Vec<_> = both.iter().map(|e| e["place"]["interface"].as_str().unwrap()).collect();
     assert_eq!(places, ["vpn1", "core0", "vpn1"], "{both:#?}");
     assert!(both.iter().all(|e| e["passes"] == true), "{both:#?}");
+    // The other tun is the wrong one for it.
+    let e = &json(&gateway, &format!("{packet} --in vpn0"))[0];
+    assert_eq!(e["reason"], "wrong_interface", "{e:#}");
+    assert!(e["changes"].to_string().contains("the packet on vpn1"), "{e:#}");
     let e = &json(&gateway, &format!("--from {DEVICE} --to {MAIL} --proto 47"))[0];
     assert_eq!(e["reason"], "no_rule", "{e:#}");
     assert!(e["changes"].to_string().contains("protocol = \\\"47\\\""), "{e:#}");

@@ -14,7 +14,7 @@ use tokio::{
 use tracing::{info, warn};
 
 use crate::{
-    access::listen::Listeners,
+    access::{listen::Listeners, live::Access},
     api,
     clock::SystemClock,
     config::{Config, Mode},
@@ -47,6 +47,7 @@ pub fn run(file: &Path) -> Result<()> {
 async fn serve(config: Arc<Config>) -> Result<()> {
     // First, so that a signal during the start ends it in order.
     let mut ends = Ends::new()?;
+    let hangup = signal(SignalKind::hangup()).context("signals cannot be caught")?;
     let (listeners, store, live) = open(&config).inspect_err(|_| stay_closed(&config))?;
     if config.mode == Mode::Observe {
         warn!("mode = \"observe\": everything is judged and counted, NOTHING IS DENIED, and the floor is open");
@@ -73,6 +74,7 @@ async fn serve(config: Arc<Config>) -> Result<()> {
         options: Options::default(),
     };
     let (controller, mut writer) = Controller::start(start).await?;
+    let reading = tokio::spawn(read_again(hangup, listeners.access()));
     let follow = tokio::spawn(follow(links, controller.clone()));
 
     let (stop, stopped) = watch::channel(false);
@@ -100,6 +102,7 @@ async fn serve(config: Arc<Config>) -> Result<()> {
         end = capturing => Err(end.map_or_else(Into::into, |e| anyhow!(e).context("reading captured packets"))),
         end = watching => Err(end.map_or_else(Into::into, |e| anyhow!(e).context("watching interfaces"))),
         _ = follow => Err(anyhow!("nobody follows the interfaces any more")),
+        _ = reading => Err(anyhow!("SIGHUP cannot be caught any more")),
     };
     if let Err(e) = notify::tell(notify::State::Stopping) {
         warn!("systemd cannot be told: {e}");
@@ -140,6 +143,14 @@ async fn follow(mut links: watch::Receiver<Vec<Link>>, controller: Controller) {
     while links.changed().await.is_ok() {
         let now = links.borrow_and_update().clone();
         controller.set_links(now);
+    }
+}
+
+/// On SIGHUP the files of `[api]` are read again.
+async fn read_again(mut hangup: Signal, access: Access) {
+    while hangup.recv().await.is_some() {
+        info!("SIGHUP: certificates, key and revocation lists are read again; a change of the configuration needs a restart");
+        access.poke();
     }
 }
 

@@ -1,15 +1,12 @@
 //! What a client's leaf certificate says of it: name, role, scope. Everything that begins with `urn:lazaret:` among its alternative names
 //! must be understood, so that a limit that was meant and misspelt never counts as none. The handshake has verified the chain before.
 
-use std::{
-    sync::Arc,
-    time::{Duration, SystemTime, UNIX_EPOCH},
-};
+use std::{sync::Arc, time::SystemTime};
 
 use ring::digest::{SHA256, digest};
 use x509_parser::prelude::{GeneralName, X509Certificate};
 
-use super::{answer::escape, roles};
+use super::{answer::escape, roles, tls};
 use crate::model::{CertificateName, DevicePattern, Identity, Role, Scope, SourceName};
 
 /// A client certificate's role: a URI among its subject alternative names, `urn:lazaret:role:` and then `mdm`, `vpn`, `operator` or
@@ -70,8 +67,7 @@ pub(super) fn serial(certificate: &X509Certificate<'_>) -> String {
 
 /// `notAfter`.
 pub(super) fn end(certificate: &X509Certificate<'_>) -> SystemTime {
-    let seconds = u64::try_from(certificate.validity().not_after.timestamp()).unwrap_or_default();
-    UNIX_EPOCH.checked_add(Duration::from_secs(seconds)).unwrap_or(UNIX_EPOCH)
+    tls::point(certificate.validity().not_after.timestamp())
 }
 
 /// The subject, so that two never look alike: the common name if it is all there is and harmless, else with a digest of the whole.

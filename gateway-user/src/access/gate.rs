@@ -9,6 +9,7 @@ use std::{
     time::{Instant, SystemTime},
 };
 
+use http_body_util::BodyExt as _;
 use tokio::sync::Semaphore;
 use tonic::{
     Code, Status,
@@ -19,6 +20,7 @@ use tower::Layer;
 
 use super::{
     answer::{escape, status},
+    listen::Caller,
     peer::Peer,
     roles::{self, Rpc, allowed},
     transport::{self, AnswerBy},
@@ -72,7 +74,9 @@ where
     }
 
     fn call(&mut self, mut request: http::Request<Body>) -> Self::Future {
-        let peer = request.extensions().get::<Peer>();
+        let caller = request.extensions().get::<Caller>();
+        let peer = caller.map(|c| &c.peer);
+        let call = caller.map(|c| c.activity.call());
         let (identity, rpc) = match judge(peer, request.uri().path(), SystemTime::now()) {
             Ok(found) => found,
             Err(status) => {
@@ -93,7 +97,14 @@ where
             let Ok(_slot) = slots.acquire().await else {
                 return Ok(status(Code::Unavailable, "BUSY", [], "the gateway is shutting down").into_http());
             };
-            ready.call(request).await
+            // The call goes on for as long as its answer does.
+            let answer = ready.call(request).await?;
+            Ok(answer.map(|body| {
+                Body::new(body.map_frame(move |frame| {
+                    let _under_way = &call;
+                    frame
+                }))
+            }))
         }))
     }
 }

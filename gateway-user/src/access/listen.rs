@@ -6,7 +6,7 @@ use std::{
     future::Future,
     io,
     net::SocketAddr,
-    pin::Pin,
+    pin::{Pin, pin},
     sync::Arc,
     task::{Context, Poll},
     time::{Duration, SystemTime},
@@ -26,10 +26,12 @@ use tonic::{
 };
 
 use super::{
+    connections::{Activity, Place},
     gate::Gate,
+    live::Access,
     peer::Peer,
     socket::{self, SocketError},
-    tls::{self, ServerTls, TlsError},
+    tls::TlsError,
     transport::CALL_TIMEOUT,
 };
 use crate::config::Config;
@@ -42,8 +44,6 @@ const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(15);
 const MAX_HEADERS: u32 = 16 << 10;
 /// Streams that a peer may reset before they are taken in (CVE-2023-44487).
 const MAX_PENDING_RESETS: usize = 32;
-/// A certificate that ends within this time is warned about.
-const EXPIRY_WARNING: Duration = Duration::from_secs(14 * 86_400);
 
 /// Connections of local processes, and the limits of `[api]` when the network API is not configured.
 const LOCAL: Limits = Limits {
@@ -51,10 +51,13 @@ const LOCAL: Limits = Limits {
     streams: 128,
     handshake: Duration::from_secs(5),
 };
+/// A local connection without a call for so long is closed.
+const LOCAL_IDLE: Duration = Duration::from_secs(15 * 60);
 
 /// Both listeners, bound.
 #[derive(Debug)]
 pub struct Listeners {
+    access: Access,
     tcp: Option<Tcp>,
     unix: socket::Bound,
 }
@@ -63,7 +66,6 @@ pub struct Listeners {
 struct Tcp {
     listener: std::net::TcpListener,
     address: SocketAddr,
-    tls: ServerTls,
     limits: Limits,
     vpn_without_source: bool,
 }
@@ -112,10 +114,10 @@ impl Listeners {
     /// # Errors
     /// See [`BindError`].
     pub fn bind(config: &Config) -> Result<Self, BindError> {
+        let access = Access::open(config)?;
         let tcp = match &config.api {
             None => None,
             Some(api) => {
-                let tls = tls::load(api)?;
                 let failed = |error| BindError::Tcp {
                     address: api.listen,
                     error,
@@ -131,14 +133,19 @@ impl Listeners {
                 Some(Tcp {
                     listener,
                     address,
-                    tls,
                     limits,
                     vpn_without_source: api.vpn_without_source,
                 })
             }
         };
         let unix = socket::open(&config.socket)?;
-        Ok(Self { tcp, unix })
+        Ok(Self { access, tcp, unix })
+    }
+
+    /// What is trusted, and who is connected.
+    #[must_use]
+    pub fn access(&self) -> Access {
+        self.access.clone()
     }
 
     /// Where the network API listens; the port that the kernel chose, if the configuration says 0.
@@ -152,59 +159,83 @@ impl Listeners {
     /// # Errors
     /// See [`ServeError`].
     pub async fn serve(self, routes: Routes, stopped: watch::Receiver<bool>) -> Result<(), ServeError> {
-        let Self { tcp, unix } = self;
+        let Self { access, tcp, unix } = self;
         let gate = Gate::default();
-        let local = serve_unix(unix, routes.clone(), gate.clone(), stopped.clone());
-        match tcp {
-            Some(tcp) => tokio::try_join!(serve_tcp(tcp, routes, gate, stopped), local).map(drop),
-            None => local.await,
+        let tended = access.tend(stopped.clone());
+        let served = async {
+            let local = serve_unix(unix, access.clone(), routes.clone(), gate.clone(), stopped.clone());
+            match tcp {
+                Some(tcp) => tokio::try_join!(serve_tcp(tcp, access.clone(), routes, gate, stopped), local).map(drop),
+                None => local.await,
+            }
+        };
+        // A listener that breaks ends the daemon; looking after them ends with it.
+        let (mut tended, mut served) = (pin!(tended), pin!(served));
+        tokio::select! {
+            ended = &mut served => ended,
+            () = &mut tended => served.await,
         }
     }
 }
 
-async fn serve_tcp(tcp: Tcp, routes: Routes, gate: Gate, stopped: watch::Receiver<bool>) -> Result<(), ServeError> {
+async fn serve_tcp(
+    tcp: Tcp,
+    access: Access,
+    routes: Routes,
+    gate: Gate,
+    stopped: watch::Receiver<bool>,
+) -> Result<(), ServeError> {
     let Tcp {
         listener,
         address,
-        tls,
         limits,
         vpn_without_source,
     } = tcp;
-    if let Ok(left) = tls.not_after.duration_since(SystemTime::now())
-        && left < EXPIRY_WARNING
-    {
-        tracing::warn!(days = left.as_secs() / 86_400, "the API's certificate expires soon");
-    }
     let listener = TcpListener::from_std(listener)?;
     tracing::info!(%address, "the API listens");
-    let acceptor = TlsAcceptor::from(tls.config);
     let handshake = move |(stream, remote): (tokio::net::TcpStream, SocketAddr)| {
-        let acceptor = acceptor.clone();
+        let access = access.clone();
         async move {
             stream.set_nodelay(true)?;
+            let trust = access.trust().ok_or_else(|| io::Error::other("no network API"))?;
+            let acceptor = TlsAcceptor::from(Arc::clone(&trust.config));
             let stream = acceptor.accept(stream).await.map_err(|e| annotate(&e, &remote.to_string()))?;
-            let leaf = stream.get_ref().1.peer_certificates().and_then(|c| c.first());
-            let leaf = leaf.ok_or_else(|| io::Error::other("no client certificate"))?;
+            let chain: Vec<_> = stream.get_ref().1.peer_certificates().unwrap_or_default().to_vec();
+            let leaf = chain.first().ok_or_else(|| io::Error::other("no client certificate"))?;
             let peer = Peer::from_certificate(leaf, vpn_without_source);
             tracing::debug!(%remote, peer = peer.name(), "connected");
-            Ok((stream, peer))
+            let enter = Box::new(move |peer: &Peer| access.enter(peer, &chain, &trust)) as Enter;
+            Ok((stream, peer, enter))
         }
     };
     serve_on(listener, handshake, limits, routes, gate, stopped).await
 }
 
-async fn serve_unix(bound: socket::Bound, routes: Routes, gate: Gate, stopped: watch::Receiver<bool>) -> Result<(), ServeError> {
+async fn serve_unix(
+    bound: socket::Bound,
+    access: Access,
+    routes: Routes,
+    gate: Gate,
+    stopped: watch::Receiver<bool>,
+) -> Result<(), ServeError> {
     let socket::Bound { listener, file, groups } = bound;
     listener.set_nonblocking(true)?;
     let listener = UnixListener::from_std(listener)?;
-    let handshake = move |stream: tokio::net::UnixStream| async move {
-        let peer = groups.peer(&stream)?;
-        Ok((stream, peer))
+    let handshake = move |stream: tokio::net::UnixStream| {
+        let access = access.clone();
+        async move {
+            let peer = groups.peer(&stream)?;
+            let enter = Box::new(move |peer: &Peer| access.enter_local(peer, LOCAL_IDLE)) as Enter;
+            Ok((stream, peer, enter))
+        }
     };
     let served = serve_on(listener, handshake, LOCAL, routes, gate, stopped).await;
     drop(file);
     served
 }
+
+/// Takes a connection in, once its client has shown that it speaks HTTP/2; `None`: not any more, or one too many of this client.
+type Enter = Box<dyn FnOnce(&Peer) -> Option<Place> + Send>;
 
 /// What connections come from.
 trait Accept {
@@ -239,7 +270,7 @@ async fn serve_on<A, H, F, S>(
 where
     A: Accept,
     H: Fn(A::Stream) -> F,
-    F: Future<Output = io::Result<(S, Peer)>> + Send + 'static,
+    F: Future<Output = io::Result<(S, Peer, Enter)>> + Send + 'static,
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     let (made, connections) = mpsc::channel(16);
@@ -268,7 +299,7 @@ async fn accept_loop<A, H, F, S>(listener: A, handshake: H, limits: Limits, made
 where
     A: Accept,
     H: Fn(A::Stream) -> F,
-    F: Future<Output = io::Result<(S, Peer)>> + Send + 'static,
+    F: Future<Output = io::Result<(S, Peer, Enter)>> + Send + 'static,
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     // Two bounds, so that peers that have shown nothing cannot hold the places of those that have.
@@ -301,16 +332,16 @@ where
         tokio::spawn(async move {
             let _place = place;
             let ready = async {
-                let (mut stream, peer) = shaken.await?;
+                let (mut stream, peer, enter) = shaken.await?;
                 let mut preface = [0; PREFACE.len()];
                 stream.read_exact(&mut preface).await?;
                 if &preface == PREFACE {
-                    Ok((stream, peer))
+                    Ok((stream, peer, enter))
                 } else {
                     Err(io::Error::other("not HTTP/2"))
                 }
             };
-            let (stream, peer) = match tokio::time::timeout(limits.handshake, ready).await {
+            let (stream, peer, enter) = match tokio::time::timeout(limits.handshake, ready).await {
                 Ok(Ok(ready)) => ready,
                 Ok(Err(error)) => return tracing::info!(%error, "a connection failed"),
                 Err(_) => return tracing::info!("a handshake took too long; the connection is cut"),
@@ -320,13 +351,16 @@ where
             } else {
                 open
             };
-            match places.try_acquire_owned() {
-                // An error: the server has stopped.
-                Ok(place) => drop(made.send(Connection::new(stream, peer, place)).await),
-                Err(_) => tracing::warn!(
+            // An error: the server has stopped.
+            let Ok(general) = places.try_acquire_owned() else {
+                let most = limits.connections;
+                return tracing::warn!(peer = peer.name(), most, "too many connections; one is closed");
+            };
+            match enter(&peer) {
+                Some(own) => drop(made.send(Connection::new(stream, peer, own, general)).await),
+                None => tracing::warn!(
                     peer = peer.name(),
-                    most = limits.connections,
-                    "too many connections; one is closed"
+                    "a connection is closed: its client has as many as it may, or is no longer trusted"
                 ),
             }
         });
@@ -337,44 +371,69 @@ where
 const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
 /// A connection with its peer, whose preface has been read and is given to the server again. It breaks when the peer's certificate ends,
-/// so that a stream that was opened in time does not go on for ever.
+/// and when it is cut, so that a stream that was opened in time does not go on for ever.
 #[derive(Debug)]
 struct Connection<S> {
     stream: S,
     preface_read: usize,
-    peer: Peer,
+    caller: Caller,
     end: Option<Pin<Box<Sleep>>>,
-    _place: OwnedSemaphorePermit,
+    place: Place,
+    cut: Option<&'static str>,
+    _general: OwnedSemaphorePermit,
+}
+
+/// What each call of a connection is told.
+#[derive(Clone, Debug)]
+pub(super) struct Caller {
+    /// Who is at the other end.
+    pub(super) peer: Peer,
+    /// Of the connection.
+    pub(super) activity: Activity,
 }
 
 impl<S> Connection<S> {
-    fn new(stream: S, peer: Peer, place: OwnedSemaphorePermit) -> Self {
+    fn new(stream: S, peer: Peer, place: Place, general: OwnedSemaphorePermit) -> Self {
         let end = peer
             .lifetime(SystemTime::now())
             .map(|left| Box::pin(tokio::time::sleep(left)));
+        let activity = place.activity.clone();
         Self {
             stream,
             preface_read: 0,
-            peer,
+            caller: Caller { peer, activity },
             end,
-            _place: place,
+            place,
+            cut: None,
+            _general: general,
         }
+    }
+
+    /// Whether it goes on. Asked before each reading and each writing: a peer that does not read would keep HTTP/2 from reading, too.
+    fn check(&mut self, cx: &mut Context<'_>) -> io::Result<()> {
+        if self.end.as_mut().is_some_and(|end| end.as_mut().poll(cx).is_ready()) {
+            return Err(io::Error::new(io::ErrorKind::TimedOut, "the peer's certificate has expired"));
+        }
+        if self.cut.is_none()
+            && let Poll::Ready(Ok(why)) = Pin::new(&mut self.place.cut).poll(cx)
+        {
+            self.cut = Some(why);
+        }
+        self.cut
+            .map_or(Ok(()), |why| Err(io::Error::new(io::ErrorKind::ConnectionAborted, why)))
     }
 }
 
 impl<S> Connected for Connection<S> {
-    type ConnectInfo = Peer;
-    fn connect_info(&self) -> Peer {
-        self.peer.clone()
+    type ConnectInfo = Caller;
+    fn connect_info(&self) -> Caller {
+        self.caller.clone()
     }
 }
 
 impl<S: AsyncRead + Unpin> AsyncRead for Connection<S> {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        if self.end.as_mut().is_some_and(|end| end.as_mut().poll(cx).is_ready()) {
-            let ended = io::Error::new(io::ErrorKind::TimedOut, "the peer's certificate has expired");
-            return Poll::Ready(Err(ended));
-        }
+        self.check(cx)?;
         let left = &PREFACE[self.preface_read..];
         if left.is_empty() {
             return Pin::new(&mut self.stream).poll_read(cx, buffer);
@@ -388,15 +447,18 @@ impl<S: AsyncRead + Unpin> AsyncRead for Connection<S> {
 
 impl<S: AsyncWrite + Unpin> AsyncWrite for Connection<S> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, data: &[u8]) -> Poll<io::Result<usize>> {
+        self.check(cx)?;
         Pin::new(&mut self.stream).poll_write(cx, data)
     }
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.check(cx)?;
         Pin::new(&mut self.stream).poll_flush(cx)
     }
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut self.stream).poll_shutdown(cx)
     }
     fn poll_write_vectored(mut self: Pin<&mut Self>, cx: &mut Context<'_>, data: &[io::IoSlice<'_>]) -> Poll<io::Result<usize>> {
+        self.check(cx)?;
         Pin::new(&mut self.stream).poll_write_vectored(cx, data)
     }
     fn is_write_vectored(&self) -> bool {

@@ -3,10 +3,15 @@
 
 pub mod answer;
 pub mod certificate;
+pub mod clients;
+mod connections;
 pub mod gate;
 pub mod listen;
+pub mod live;
 pub mod peer;
+pub mod report;
 pub mod roles;
 pub mod socket;
 pub mod tls;
 pub mod transport;
+pub mod trust;

@@ -1,36 +1,23 @@
-//! The server's side of mTLS: certificate, key and client CA from their files, each mistake with an error of its own, before anything is
-//! bound. TLS 1.3 only; client certificates are required; no session is resumed, so that each connection shows its certificate.
+//! Certificates, keys and revocation lists in their files: read, parsed and checked, each mistake with an error of its own. What is trusted
+//! because of them is in [`super::trust`].
 
 use std::{
-    fs::File,
+    fs::OpenOptions,
     io::Read as _,
-    os::unix::fs::MetadataExt as _,
+    os::unix::fs::{MetadataExt as _, OpenOptionsExt as _},
     path::{Path, PathBuf},
-    sync::Arc,
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
-use rustls::{
-    RootCertStore, ServerConfig,
-    crypto::ring,
-    pki_types::{CertificateDer, PrivateKeyDer, pem, pem::PemObject as _},
-    server::{NoServerSessionStorage, WebPkiClientVerifier},
-};
+use rustls::pki_types::{CertificateDer, CertificateRevocationListDer, PrivateKeyDer, pem, pem::PemObject as _};
 use x509_parser::prelude::{FromDer as _, X509Certificate};
 
 use crate::config::Api;
 
 /// Largest file that is read, bytes.
 const MAX_FILE: u64 = 1 << 20;
-
-/// What the listener needs.
-#[derive(Clone, Debug)]
-pub struct ServerTls {
-    /// For the handshake.
-    pub config: Arc<ServerConfig>,
-    /// When the server's certificate ends.
-    pub not_after: SystemTime,
-}
+/// Largest revocation list, bytes: some 400,000 certificates.
+const MAX_LIST: u64 = 16 << 20;
 
 /// A file that cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -45,8 +32,13 @@ pub enum TlsError {
         error: std::io::Error,
     },
     /// It is not a file, or absurdly large.
-    #[error("{0} is not a regular file of at most 1 MiB")]
-    NotAFile(PathBuf),
+    #[error("{path} is not a regular file of at most {most} bytes")]
+    NotAFile {
+        /// Which.
+        path: PathBuf,
+        /// How large it may be.
+        most: u64,
+    },
     /// Others can read or write the key.
     #[error("the key {path} has mode {mode:04o}; it must not be open to group or others: chmod 600 {path}")]
     LooseKey {
@@ -99,6 +91,15 @@ pub enum TlsError {
     /// A client CA that is none.
     #[error("{0} has a certificate that is not a CA's (basic constraints)")]
     NotACa(PathBuf),
+    /// A revocation list whose signature is not that of the CA that it names.
+    #[error("the revocation list in {0} is not signed by the CA that it names")]
+    ForgedList(PathBuf),
+    /// No list in it.
+    #[error("{0} has no revocation list (PEM, BEGIN X509 CRL, or DER)")]
+    NoList(PathBuf),
+    /// One CA under two keys.
+    #[error("{0} has a CA that api.client_ca names too; a CA stays or retires, not both")]
+    StaysAndRetires(PathBuf),
     /// Certificate and key do not belong together.
     #[error("the certificate in {certificate} and the key in {key} do not belong together")]
     Mismatch {
@@ -120,94 +121,60 @@ impl TlsError {
             | Self::Garbage { path, .. }
             | Self::Expired { path, .. }
             | Self::NotYetValid { path, .. }
-            | Self::NotAFile(path)
+            | Self::NotAFile { path, .. }
             | Self::NoCertificate(path)
             | Self::NoKey(path)
             | Self::NotForServers(path)
+            | Self::NoList(path)
+            | Self::ForgedList(path)
+            | Self::StaysAndRetires(path)
             | Self::NotACa(path) => path,
             Self::Mismatch { key, .. } => key,
         };
         // One file may stand at two keys; some mistakes are of one of them only, and the others are found in the order of reading.
         match self {
             Self::LooseKey { .. } | Self::KeyOwner { .. } | Self::NoKey(_) => "key",
-            Self::NotACa(_) => "client_ca",
+            Self::NoList(_) | Self::ForgedList(_) => "crl",
+            Self::StaysAndRetires(_) => "retiring_ca",
             _ if *path == api.certificate => "certificate",
             _ if *path == api.key => "key",
+            _ if api.client_ca.contains(path) => "client_ca",
+            _ if api.retiring_ca.contains(path) => "retiring_ca",
+            _ if api.crl.contains(path) => "crl",
             _ => "client_ca",
         }
     }
 }
 
-/// Reads and checks the three files of `[api]`.
-///
-/// # Errors
-/// See [`TlsError`].
-pub fn load(api: &Api) -> Result<ServerTls, TlsError> {
-    let now = SystemTime::now();
-    let chain = certificates(&api.certificate)?;
-    let not_after = check_server(&api.certificate, &chain, now)?;
-    let key = key(&api.key)?;
-    let garbage = |path: &Path, problem: &dyn std::fmt::Display| TlsError::Garbage {
-        path: path.into(),
-        problem: problem.to_string(),
-    };
-
-    let mut roots = RootCertStore::empty();
-    for file in api.client_ca.iter().chain(&api.retiring_ca) {
-        for ca in certificates(file)? {
-            check_ca(file, &ca, now)?;
-            roots.add(ca).map_err(|e| garbage(file, &e))?;
-        }
-    }
-    let provider = Arc::new(ring::default_provider());
-    let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider.clone());
-    let verifier = verifier
-        .build()
-        .map_err(|e| garbage(api.client_ca.first().unwrap_or(&api.certificate), &e))?;
-    let builder = ServerConfig::builder_with_provider(provider)
-        .with_protocol_versions(&[&rustls::version::TLS13])
-        .map_err(|e| garbage(&api.certificate, &e))?
-        .with_client_cert_verifier(verifier);
-    let mut config = builder.with_single_cert(chain, key).map_err(|e| match e {
-        rustls::Error::InconsistentKeys(_) => TlsError::Mismatch {
-            certificate: api.certificate.clone(),
-            key: api.key.clone(),
-        },
-        e => garbage(&api.key, &e),
-    })?;
-    config.alpn_protocols = vec![b"h2".to_vec()];
-    config.session_storage = Arc::new(NoServerSessionStorage {});
-    config.send_tls13_tickets = 0;
-    Ok(ServerTls {
-        config: Arc::new(config),
-        not_after,
-    })
-}
-
 /// The whole file, with the metadata of the file that was read.
-fn read(path: &Path) -> Result<(Vec<u8>, std::fs::Metadata), TlsError> {
+fn read(path: &Path, most: u64) -> Result<(Vec<u8>, std::fs::Metadata), TlsError> {
     let failed = |error| TlsError::Read {
         path: path.into(),
         error,
     };
-    let file = File::open(path).map_err(failed)?;
+    // A pipe must not make the reader wait for its writer.
+    let file = OpenOptions::new()
+        .read(true)
+        .custom_flags(libc::O_NONBLOCK)
+        .open(path)
+        .map_err(failed)?;
     let metadata = file.metadata().map_err(failed)?;
-    if !metadata.is_file() || metadata.len() > MAX_FILE {
-        return Err(TlsError::NotAFile(path.into()));
+    if !metadata.is_file() || metadata.len() > most {
+        return Err(TlsError::NotAFile { path: path.into(), most });
     }
     let mut content = Vec::new();
-    file.take(MAX_FILE).read_to_end(&mut content).map_err(failed)?;
+    file.take(most).read_to_end(&mut content).map_err(failed)?;
     Ok((content, metadata))
 }
 
 /// A file of certificates.
 pub(crate) fn read_certificate(path: &Path) -> Result<Vec<u8>, TlsError> {
-    Ok(read(path)?.0)
+    Ok(read(path, MAX_FILE)?.0)
 }
 
 /// A key's file, which nobody else can read.
 pub(crate) fn read_key(path: &Path) -> Result<Vec<u8>, TlsError> {
-    let (content, metadata) = read(path)?;
+    let (content, metadata) = read(path, MAX_FILE)?;
     let mode = metadata.mode() & 0o7777;
     if mode & 0o077 != 0 {
         return Err(TlsError::LooseKey { path: path.into(), mode });
@@ -219,7 +186,8 @@ pub(crate) fn read_key(path: &Path) -> Result<Vec<u8>, TlsError> {
     Ok(content)
 }
 
-fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
+/// The certificates of a file, in its order; at least one.
+pub(super) fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
     let content = read_certificate(path)?;
     let parsed: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&content).collect();
     let parsed = parsed.map_err(|e| TlsError::Garbage {
@@ -233,7 +201,32 @@ fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
     }
 }
 
-fn key(path: &Path) -> Result<PrivateKeyDer<'static>, TlsError> {
+/// The revocation lists of a file: PEM, or one in DER.
+pub(super) fn lists(path: &Path) -> Result<Vec<CertificateRevocationListDer<'static>>, TlsError> {
+    let (content, _) = read(path, MAX_LIST)?;
+    // A DER SEQUENCE begins with 0x30, a digit in ASCII; no text around PEM begins so and goes on with a length of several bytes.
+    if content.first() == Some(&0x30) && content.get(1).is_some_and(|b| *b >= 0x80) {
+        return Ok(vec![content.into()]);
+    }
+    let parsed: Result<Vec<_>, _> = CertificateRevocationListDer::pem_slice_iter(&content).collect();
+    let parsed = parsed.map_err(|e| garbage(path, e))?;
+    if parsed.is_empty() {
+        Err(TlsError::NoList(path.into()))
+    } else {
+        Ok(parsed)
+    }
+}
+
+/// What is in a file is not what it should be.
+pub(super) fn garbage(path: &Path, problem: impl std::fmt::Display) -> TlsError {
+    TlsError::Garbage {
+        path: path.into(),
+        problem: problem.to_string(),
+    }
+}
+
+/// The private key of a file that nobody else can read.
+pub(super) fn key(path: &Path) -> Result<PrivateKeyDer<'static>, TlsError> {
     PrivateKeyDer::from_pem_slice(&read_key(path)?).map_err(|e| match e {
         pem::Error::NoItemsFound => TlsError::NoKey(path.into()),
         e => TlsError::Garbage {
@@ -244,7 +237,7 @@ fn key(path: &Path) -> Result<PrivateKeyDer<'static>, TlsError> {
 }
 
 /// The server's own certificate stands first; the others lead to a CA.
-fn check_server(path: &Path, chain: &[CertificateDer<'_>], now: SystemTime) -> Result<SystemTime, TlsError> {
+pub(super) fn check_server(path: &Path, chain: &[CertificateDer<'_>], now: SystemTime) -> Result<SystemTime, TlsError> {
     let mut first_end = None;
     for (i, der) in chain.iter().enumerate() {
         let certificate = parse(path, der)?;
@@ -269,7 +262,8 @@ pub(crate) fn check_ca(path: &Path, der: &CertificateDer<'_>, now: SystemTime) -
     }
 }
 
-fn parse<'a>(path: &Path, der: &'a [u8]) -> Result<X509Certificate<'a>, TlsError> {
+/// One certificate.
+pub(super) fn parse<'a>(path: &Path, der: &'a [u8]) -> Result<X509Certificate<'a>, TlsError> {
     let failed = |_| TlsError::Garbage {
         path: path.into(),
         problem: "a certificate in it cannot be read".into(),
@@ -280,7 +274,6 @@ fn parse<'a>(path: &Path, der: &'a [u8]) -> Result<X509Certificate<'a>, TlsError
 /// When it ends.
 fn check_dates(path: &Path, certificate: &X509Certificate<'_>, now: SystemTime) -> Result<SystemTime, TlsError> {
     let validity = certificate.validity();
-    let point = |t: i64| UNIX_EPOCH + Duration::from_secs(u64::try_from(t).unwrap_or_default());
     let end = point(validity.not_after.timestamp());
     if end < now {
         return Err(TlsError::Expired {
@@ -295,4 +288,10 @@ fn check_dates(path: &Path, certificate: &X509Certificate<'_>, now: SystemTime) 
         });
     }
     Ok(end)
+}
+
+/// A point of time of a certificate or a list; those before 1970 are 1970.
+pub(super) fn point(seconds: i64) -> SystemTime {
+    let since = Duration::from_secs(u64::try_from(seconds).unwrap_or_default());
+    UNIX_EPOCH.checked_add(since).unwrap_or(UNIX_EPOCH)
 }

@@ -80,7 +80,7 @@ fn beyond_the_file(file: &Path, config: &Config) -> Vec<ConfigError> {
         }
     }
     if let Some(api) = &config.api
-        && let Err(e) = crate::access::tls::load(api)
+        && let Err(e) = crate::access::trust::load(api, &Default::default())
     {
         errors.push(ConfigError::at_key(file, "api", e.key(api), e.to_string(), ""));
     }

@@ -15,7 +15,7 @@ use tonic_types::StatusExt as _;
 
 use crate::{
     gateway::{Gateway, context, device, reason},
-    mtls,
+    raw,
 };
 
 /// A body as it goes over the wire, with what comes before the message.
@@ -54,7 +54,7 @@ async fn call(client: &SendRequest<Full<Bytes>>, path: &str, headers: &[(&'stati
 async fn every_error_of_every_rpc_has_its_details() {
     let gateway = Gateway::new("rubbish").await;
     // Not tonic's client, which keeps deadlines by itself.
-    let stream = TokioIo::new(mtls::tls(&gateway, Role::Operator).await);
+    let stream = TokioIo::new(raw::tls(&gateway, Role::Operator).await);
     let (client, connection) = http2::handshake(TokioExecutor::new(), stream).await.unwrap();
     let connection = tokio::spawn(connection);
     let five_mib = vec![0; 5 << 20];

@@ -1,6 +1,7 @@
 //! Certificates, keys and ports that cannot be used: each is named before anything is served.
 
 use std::{
+    collections::BTreeSet,
     fs,
     os::unix::fs::{PermissionsExt as _, chown},
     path::Path,
@@ -10,7 +11,8 @@ use std::{
 use gateway_user::{
     access::{
         listen::{BindError, Listeners},
-        tls::{self, TlsError},
+        tls::TlsError,
+        trust,
     },
     config::Api,
     pki::{self, IssueArgs},
@@ -33,17 +35,20 @@ fn keys_are_for_one_pair_of_eyes() {
     require!(Root);
     let pki = Pki::new("keys");
     let api = api(&pki);
-    assert!(tls::load(&api).is_ok());
+    assert!(trust::load(&api, &BTreeSet::new()).is_ok());
     for loose in [0o640, 0o604, 0o660, 0o602, 0o610] {
         mode(&api.key, loose);
-        let e = tls::load(&api).unwrap_err();
+        let e = trust::load(&api, &BTreeSet::new()).unwrap_err();
         assert!(matches!(e, TlsError::LooseKey { mode, .. } if mode == loose), "{e}");
         assert!(e.to_string().contains("chmod 600"), "{e}");
     }
     mode(&api.key, 0o400);
-    assert!(tls::load(&api).is_ok());
+    assert!(trust::load(&api, &BTreeSet::new()).is_ok());
     chown(&api.key, Some(65_534), None).unwrap();
-    assert!(matches!(tls::load(&api), Err(TlsError::KeyOwner { uid: 65_534, .. })));
+    assert!(matches!(
+        trust::load(&api, &BTreeSet::new()),
+        Err(TlsError::KeyOwner { uid: 65_534, .. })
+    ));
 }
 
 #[test]
@@ -60,13 +65,13 @@ fn what_is_in_the_files_is_checked() {
     let with = |change: &dyn Fn(&mut Api)| {
         let mut api = good.clone();
         change(&mut api);
-        tls::load(&api).unwrap_err()
+        trust::load(&api, &BTreeSet::new()).unwrap_err()
     };
     for part in 0..3 {
         let set =
             |path: &Path| with(&|a: &mut Api| *[&mut a.certificate, &mut a.key, &mut a.client_ca[0]][part] = path.to_owned());
         assert!(matches!(set(&missing), TlsError::Read { .. }));
-        assert!(matches!(set(pki.scratch.path()), TlsError::NotAFile(_)));
+        assert!(matches!(set(pki.scratch.path()), TlsError::NotAFile { .. }));
         assert!(matches!(
             set(&file("empty", "")),
             TlsError::NoCertificate(_) | TlsError::NoKey(_)

@@ -12,7 +12,7 @@ use std::{
 };
 
 use gateway_user::{
-    access::listen::Listeners,
+    access::{listen::Listeners, live::Access},
     api,
     clock::SystemClock,
     config::Config,
@@ -166,6 +166,7 @@ pub(crate) struct Gateway {
     pub(crate) address: SocketAddr,
     pub(crate) socket: PathBuf,
     pub(crate) denials: Denials,
+    pub(crate) access: Access,
     controller: Controller,
     thread: WriterThread,
     stop: oneshot::Sender<()>,
@@ -202,7 +203,7 @@ impl Gateway {
             denials: denials.clone(),
             ..api::Views::default()
         };
-        let address = listeners.address().unwrap();
+        let (address, access) = (listeners.address().unwrap(), listeners.access());
         let socket = config.socket.path.clone();
         let serving = api::serve(listeners, config, controller.clone(), views, async {
             let _ = stopped.await;
@@ -212,6 +213,7 @@ impl Gateway {
             address,
             socket,
             denials,
+            access,
             controller,
             thread,
             stop,
@@ -222,7 +224,7 @@ impl Gateway {
     /// Stops it as the daemon does; gives the certificates back.
     pub(crate) async fn stop(mut self) -> Pki {
         self.stop.send(()).unwrap();
-        tokio::time::timeout(Duration::from_secs(10), self.serving)
+        tokio::time::timeout(Duration::from_secs(30), self.serving)
             .await
             .unwrap()
             .unwrap()

@@ -4,72 +4,21 @@ use std::{
     fs,
     io::{Read as _, Write as _},
     net::TcpStream,
-    sync::Arc,
     time::{Duration, Instant, SystemTime},
 };
 
 use gateway_user::model::Role;
 use lazaret_proto::v1::{self, device_service_client::DeviceServiceClient, inspect_service_client::InspectServiceClient};
-use rcgen::{
-    BasicConstraints, Certificate, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose,
-    SanType,
-};
-use rustls::pki_types::ServerName;
+use rcgen::{ExtendedKeyUsagePurpose, KeyPair};
 use tonic::{
-    Code, Status,
+    Code,
     transport::{Endpoint, Identity},
 };
 
-use crate::gateway::{Gateway, NAME, Pki, context, device, reason};
-
-/// A CA that an administrator trusts beside the one of `lazaret pki`, without its restrictions.
-struct OtherCa {
-    issuer: Issuer<'static, KeyPair>,
-    pem: String,
-}
-
-fn ca_params(cn: &str, uris: &[&str]) -> CertificateParams {
-    let mut params = params(cn, uris);
-    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-    params.key_usages = vec![KeyUsagePurpose::KeyCertSign];
-    params.extended_key_usages = vec![];
-    params
-}
-
-fn params(cn: &str, uris: &[&str]) -> CertificateParams {
-    let mut params = CertificateParams::default();
-    params.distinguished_name.push(DnType::CommonName, cn);
-    params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
-    params.subject_alt_names = uris.iter().map(|u| SanType::URI((*u).try_into().unwrap())).collect();
-    params
-}
-
-impl OtherCa {
-    fn new(uris: &[&str]) -> Self {
-        let (params, key) = (ca_params("other-ca", uris), KeyPair::generate().unwrap());
-        let pem = params.self_signed(&key).unwrap().pem();
-        Self {
-            issuer: Issuer::new(params, key),
-            pem,
-        }
-    }
-
-    fn sign(&self, params: &CertificateParams) -> Identity {
-        let key = KeyPair::generate().unwrap();
-        let certificate = params.signed_by(&key, &self.issuer).unwrap();
-        Identity::from_pem(certificate.pem(), key.serialize_pem())
-    }
-
-    /// A leaf below an intermediate CA.
-    fn sign_below(&self, intermediate: &CertificateParams, leaf: &CertificateParams) -> Identity {
-        let key = KeyPair::generate().unwrap();
-        let middle: Certificate = intermediate.signed_by(&key, &self.issuer).unwrap();
-        let issuer = Issuer::new(intermediate.clone(), key);
-        let leaf_key = KeyPair::generate().unwrap();
-        let leaf = leaf.signed_by(&leaf_key, &issuer).unwrap();
-        Identity::from_pem(leaf.pem() + &middle.pem(), leaf_key.serialize_pem())
-    }
-}
+use crate::{
+    gateway::{Gateway, Pki, context, device, reason},
+    raw::{OtherCa, ca_params, params, status, tls},
+};
 
 /// A gateway that trusts both CAs.
 async fn trusting(label: &str, other: &OtherCa) -> Gateway {
@@ -77,17 +26,6 @@ async fn trusting(label: &str, other: &OtherCa) -> Gateway {
     let both = pki.scratch.path().join("both.pem");
     fs::write(&both, fs::read_to_string(pki.ca.join("ca.pem")).unwrap() + &other.pem).unwrap();
     Gateway::with(pki, |c| c.api.as_mut().unwrap().client_ca = vec![both]).await
-}
-
-/// Asks for the status; the handshake may fail already.
-async fn status(endpoint: Endpoint) -> Result<v1::GetStatusResponse, Result<Status, String>> {
-    let channel = endpoint.connect().await.map_err(|e| Err(format!("{e:?}")))?;
-    let answer = InspectServiceClient::new(channel).get_status(v1::GetStatusRequest {}).await;
-    // With TLS 1.3 a client learns of a refused certificate at its first read: tonic shows that without ErrorInfo.
-    answer.map(tonic::Response::into_inner).map_err(|e| match e.code() {
-        Code::Unknown | Code::Unavailable | Code::Cancelled | Code::Internal => Err(format!("{e:?}")),
-        _ => Ok(e),
-    })
 }
 
 #[tokio::test]
@@ -240,31 +178,6 @@ async fn handshakes_have_a_time_limit() {
         assert!(buffer.is_empty(), "{what}");
     }
     gateway.stop().await;
-}
-
-pub(crate) async fn tls(gateway: &Gateway, role: Role) -> tokio_rustls::client::TlsStream<tokio::net::TcpStream> {
-    use rustls::pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject as _};
-    // Makes the files if they are not there yet.
-    let _ = gateway.pki.client(role);
-    let name = format!("{role:?}").to_lowercase();
-    let file = |f: String| gateway.pki.ca.join(f);
-    let mut roots = rustls::RootCertStore::empty();
-    roots
-        .add(CertificateDer::from_pem_file(file("ca.pem".into())).unwrap())
-        .unwrap();
-    let chain = vec![CertificateDer::from_pem_file(file(format!("{name}.pem"))).unwrap()];
-    let key = PrivateKeyDer::from_pem_file(file(format!("{name}.key"))).unwrap();
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let config = rustls::ClientConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()
-        .unwrap();
-    let config = config
-        .with_root_certificates(roots)
-        .with_client_auth_cert(chain, key)
-        .unwrap();
-    let stream = tokio::net::TcpStream::connect(gateway.address).await.unwrap();
-    let connector = tokio_rustls::TlsConnector::from(Arc::new(config));
-    connector.connect(ServerName::try_from(NAME).unwrap(), stream).await.unwrap()
 }
 
 #[tokio::test]

@@ -283,6 +283,7 @@ fn session_report(r: v1::SessionReport) -> Result<SessionReport, Invalid> {
     Ok(SessionReport {
         device_name: name("device_name", r.device_name)?,
         certificate,
+        vpn_key: None,
         addresses,
         interface: name::<InterfaceName>("interface", r.interface)?,
     })

@@ -141,6 +141,19 @@ impl Writer {
                 .iter()
                 .map(|p| format!("the kernel refused a change; it is tried again: {p}")),
         );
+        if let Some(last) = self.clock_behind {
+            warnings.push(format!(
+                "the clock is {} s behind the last commit: no release of an earlier boot holds until it has passed it, or fresh proof comes",
+                last.0.saturating_sub(self.clock.now().wall.0) / 1000
+            ));
+        }
+        let drift = self.drift();
+        if drift.found > 0 {
+            warnings.push(format!(
+                "drift: {} difference(s) between store and kernel since the start, {} put right; see lazaret drift",
+                drift.found, drift.repaired
+            ));
+        }
         for i in &interfaces {
             if i.ifindex.is_none() {
                 warnings.push(format!("interface {}: there is none yet; it is waited for", i.name));
@@ -313,7 +326,7 @@ pub(super) fn on_the_wall(end: BootTime, now: &Now) -> WallTime {
     )
 }
 
-fn hook_name(hook: HookPoint) -> &'static str {
+pub(super) fn hook_name(hook: HookPoint) -> &'static str {
     match hook {
         HookPoint::Xdp => "xdp",
         HookPoint::TcIngress => "tc ingress",

@@ -6,6 +6,7 @@ mod batch;
 mod commands;
 mod commit;
 mod dossier;
+mod drift;
 mod exceptions;
 mod inspect;
 mod keys;

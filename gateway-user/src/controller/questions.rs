@@ -2,10 +2,11 @@
 
 use std::{collections::HashMap, net::IpAddr};
 
-use tokio::sync::{broadcast, watch};
+use tokio::sync::{broadcast, oneshot, watch};
 
 use super::{
-    AddressView, Controller, Counters, DeviceView, Dossier, PublicationView, Refusal, SessionView, Status, Surroundings,
+    AddressView, Controller, Counters, DeviceView, Dossier, DriftView, PublicationView, Refusal, SessionView, Status,
+    Surroundings,
 };
 use crate::{
     audit::{Head, Sealed},
@@ -119,6 +120,24 @@ impl Controller {
     /// [`Refusal::Busy`].
     pub async fn watch_publication(&self) -> Result<watch::Receiver<Option<PublicationView>>, Refusal> {
         self.ask(|w| w.watch_publication()).await
+    }
+
+    /// What the comparison of memory and kernel has found since the start.
+    ///
+    /// # Errors
+    /// [`Refusal::Busy`].
+    pub async fn drift(&self) -> Result<DriftView, Refusal> {
+        self.ask(|w| w.drift()).await
+    }
+
+    /// Compares everything now, and puts right what differs; what was found by that.
+    ///
+    /// # Errors
+    /// [`Refusal::Busy`].
+    pub async fn check_drift(&self) -> Result<DriftView, Refusal> {
+        let (to, found) = oneshot::channel();
+        self.ask(|w| w.ask_drift(to)).await?;
+        found.await.map_err(|_| Refusal::Busy)
     }
 
     /// What is known about a device, with its last entries of the audit.

@@ -12,7 +12,7 @@ use super::{
 };
 use crate::{
     audit::{Entry, Head},
-    model::{Revision, Session, WallTime},
+    model::{DeviceId, Revision, Session, WallTime},
     transition::Step,
 };
 
@@ -131,6 +131,30 @@ impl Trail {
             reason: cause.note.to_owned(),
             request: cause.request.to_owned(),
             result: DONE.to_owned(),
+        })
+    }
+
+    /// A difference between memory and kernel.
+    pub(super) fn of_drift(
+        &mut self,
+        subject: &str,
+        device: Option<&DeviceId>,
+        [found, wanted]: [&str; 2],
+        repaired: bool,
+        at: WallTime,
+    ) -> u64 {
+        self.add(Entry {
+            number: 0,
+            at,
+            by: "gateway".to_owned(),
+            action: "Drift".to_owned(),
+            device: device.cloned(),
+            subject: subject.to_owned(),
+            before: found.to_owned(),
+            after: wanted.to_owned(),
+            reason: "the kernel had something else than the store says".to_owned(),
+            request: String::new(),
+            result: if repaired { DONE } else { "NOT_REPAIRED" }.to_owned(),
         })
     }
 

@@ -14,7 +14,7 @@ use super::{
 use crate::{
     config::UnknownDevice,
     kernel::KernelError,
-    model::{Device, DeviceId, DeviceState, Session, SessionId, SourceName, Trust},
+    model::{Device, DeviceId, Session, SessionId, SourceName, Trust},
     reconcile::{self, Op},
     transition::{self, Directory as _, Signal, Step},
 };
@@ -62,7 +62,7 @@ impl Writer {
             None => {
                 self.settle_holders(&report.addresses);
                 let mut admitted = Admitted::default();
-                self.admit(&mut admitted, 0, source, report, &BTreeSet::new())?;
+                self.admit(&mut admitted, 0, source, report, &BTreeSet::new(), ask.cause())?;
                 let (opened, refused) = self.stage(admitted, ask.cause());
                 if let Some((_, refusal)) = refused.into_iter().next() {
                     return Err(refusal);
@@ -144,10 +144,13 @@ impl Writer {
         source: &SourceName,
         report: SessionReport,
         kept: &BTreeSet<SessionId>,
+        cause: Cause<'_>,
     ) -> Result<(), Refusal> {
-        let device = self.identify(&report)?.map(|d| (d.id.clone(), d.state));
-        if let Some((id, DeviceState::Retired)) = &device {
-            return Err(Refusal::DeviceRetired(id.clone()));
+        let known = self.identify(&report)?;
+        let trust = known.map_or(Trust::Name, |d| trust(d, &report));
+        let device = known.map(|d| d.id.clone());
+        if let Some(id) = &device {
+            self.may_arrive(id, cause)?;
         }
         let mut seen = HashSet::new();
         let addresses: Vec<IpAddr> = report.addresses.into_iter().filter(|a| seen.insert(*a)).collect();
@@ -163,9 +166,9 @@ impl Writer {
             if holder.source != *source || kept.contains(&holder.id) {
                 let refusal = taken(*address, holder.id, &holder.source);
                 if holder.source != *source {
-                    let asked = device.as_ref().map_or("no name", |(id, _)| id.as_str());
+                    let asked = device.as_ref().map_or("no name", |id| id.as_str());
                     self.note_conflict(format!(
-                        "conflict: source {source} reports {address} for {asked}, but {refusal}"
+                        "conflict (address-taken): source {source} reports {address} for {asked}, but {refusal}"
                     ));
                 }
                 return Err(refusal);
@@ -173,7 +176,7 @@ impl Writer {
             ends.insert(holder.id);
         }
         let ending: Vec<Session> = ends.iter().filter_map(|id| self.registry.session(*id).cloned()).collect();
-        if let Some((id, _)) = &device {
+        if let Some(id) = &device {
             let (opening, over) = batch.by_device.get(id).copied().unwrap_or_default();
             let live = self.registry.sessions_of(id).count() as u32 + opening;
             let live = live.saturating_sub(over + ending.iter().filter(|s| s.device.as_ref() == Some(id)).count() as u32);
@@ -183,7 +186,10 @@ impl Writer {
                     live,
                 };
                 // Perhaps a credential that was copied.
-                self.note_conflict(format!("conflict: source {source} reports {}: {refusal}", list(&addresses)));
+                self.note_conflict(format!(
+                    "conflict (session-limit): source {source} reports {}: {refusal}",
+                    list(&addresses)
+                ));
                 return Err(refusal);
             }
         }
@@ -195,11 +201,11 @@ impl Writer {
         ending.iter().for_each(|s| batch.end(s));
         let session = Session {
             id: self.registry.new_session_id(),
-            device: device.map(|(id, _)| id),
+            device,
             addresses,
             interface: report.interface,
             source: source.clone(),
-            trust: Trust::Name,
+            trust,
             opened_at: self.clock.now().wall,
         };
         batch.open(index, session);
@@ -257,11 +263,13 @@ impl Writer {
                 UnknownDevice::Quarantine => Ok(None),
             };
         };
+        let other = |owner: Option<&DeviceId>| owner.is_some_and(|o| *o != device.id);
         let registered = device.aliases.certificates.is_empty()
             || report.certificate.is_some_and(|c| device.aliases.certificates.contains(&c));
         // Another device's certificate does not open a session of this one, even if this one has none registered.
         let owner = report.certificate.and_then(|c| self.registry.holder_of_certificate(&c));
-        if !registered || owner.is_some_and(|o| *o != device.id) {
+        let owner_of_key = report.vpn_key.and_then(|k| self.registry.holder_of_key(&k));
+        if !registered || other(owner) || other(owner_of_key) {
             return Err(Refusal::FingerprintMismatch(device.id.clone()));
         }
         Ok(Some(device))
@@ -280,8 +288,28 @@ impl Writer {
         let same = session.source == *source
             && session.device.as_ref() == device.map(|d| &d.id)
             && session.interface == report.interface
+            && session.trust == device.map_or(Trust::Name, |d| trust(d, report))
             && set(&session.addresses) == set(&report.addresses);
         same.then_some(session.id)
+    }
+
+    /// Whether a session of a device may open now. That it was turned away is remembered.
+    fn may_arrive(&mut self, id: &DeviceId, cause: Cause<'_>) -> Result<(), Refusal> {
+        let now = self.clock.now();
+        let Some(device) = self.registry.device(id) else {
+            return Ok(());
+        };
+        let context = self.context_of(id, now);
+        let Err(refusal) = transition::may_arrive(device, &context) else {
+            return Ok(());
+        };
+        if matches!(refusal, Refusal::EnrolmentNotOpen(_) | Refusal::EnrolmentClosed(_)) {
+            let step = transition::step(device, Signal::TurnedAway, &context)
+                .ok()
+                .filter(|s| s.changed);
+            self.loosen(step.as_slice(), &[], cause.with("arrived outside its window"));
+        }
+        Err(refusal)
     }
 
     fn placed(&self, address: IpAddr) -> Result<(), Refusal> {
@@ -294,6 +322,17 @@ impl Writer {
         } else {
             Refusal::AddressOutsidePools(address)
         })
+    }
+}
+
+/// How well a report says that it is this device.
+fn trust(device: &Device, report: &SessionReport) -> Trust {
+    if report.certificate.is_some_and(|c| device.aliases.certificates.contains(&c)) {
+        Trust::Certificate
+    } else if report.vpn_key.is_some_and(|k| device.aliases.vpn_keys.contains(&k)) {
+        Trust::VpnKey
+    } else {
+        Trust::Name
     }
 }
 

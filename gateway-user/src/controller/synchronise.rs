@@ -118,7 +118,14 @@ impl Writer {
         let mut admitted = Admitted::default();
         for (index, report) in slice {
             // What is left of this source's sessions is in the list: it is not ended for another line of the same list.
-            if let Err(refusal) = self.admit(&mut admitted, index, &list.source, report, &list.kept) {
+            if let Err(refusal) = self.admit(
+                &mut admitted,
+                index,
+                &list.source,
+                report,
+                &list.kept,
+                Cause::of(&list.context, ACTION),
+            ) {
                 list.refused.push((index, refusal));
             }
         }

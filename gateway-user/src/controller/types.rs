@@ -11,7 +11,7 @@ use crate::{
     kernel::{AddressReading, HookState, InterfaceState, Link, Losses, ReadBack},
     model::{
         Device, DeviceId, Fingerprint, Identity, InterfaceName, PolicyRevision, PoolId, Publication, RequestId, Revision,
-        Session, WallTime,
+        Session, VpnKey, WallTime,
     },
 };
 
@@ -88,6 +88,8 @@ pub struct SessionReport {
     pub device_name: DeviceId,
     /// Its certificate.
     pub certificate: Option<Fingerprint>,
+    /// Its VPN public key.
+    pub vpn_key: Option<VpnKey>,
     /// Its addresses; not empty, no duplicates.
     pub addresses: Vec<IpAddr>,
     /// On which its packets arrive.

@@ -13,6 +13,7 @@ use tracing::{error, info, warn};
 use super::{
     PublicationView,
     batch::{Batch, Cause, START, Ticket},
+    drift::Comparison,
     publication::Waves,
     record::{self, Trail},
     registry::Registry,
@@ -114,6 +115,7 @@ pub(super) struct Writer {
     /// When a source last told of all its sessions.
     pub(super) heard: HashMap<SourceName, BootTime>,
     pub(super) waves: Waves,
+    pub(super) comparison: Comparison,
     /// Devices whose place in the publication is still to be found: those after this one.
     pub(super) ranking: Option<Option<DeviceId>>,
     pub(super) progress: watch::Sender<Option<PublicationView>>,
@@ -181,6 +183,7 @@ impl Writer {
             next_again: instant,
             heard: HashMap::new(),
             waves: Waves::default(),
+            comparison: Comparison::new(),
             ranking: None,
             progress: watch::Sender::new(None),
             next_progress: BootTime(0),
@@ -273,6 +276,9 @@ impl Writer {
             }
             if restricts {
                 self.maintain();
+            }
+            if urgent.is_empty() {
+                self.compare();
             }
             if self.stopping {
                 urgent.close();
@@ -367,6 +373,11 @@ impl Writer {
         self.apply(ops)
     }
 
+    /// The programs' word for the first end of a lease, as last set.
+    pub(super) const fn earliest(&self) -> Option<BootTime> {
+        self.earliest
+    }
+
     /// Applies what a plan says; what fails is repaired later. Returns the first failure.
     pub(super) fn apply(&mut self, ops: Vec<Op>) -> Option<KernelError> {
         let applied = reconcile::apply(ops, self.kernel.as_mut());
@@ -426,6 +437,7 @@ impl Writer {
     fn wake(&self) -> Duration {
         let instant = Instant::now();
         let mut wake = self.next_check.saturating_duration_since(instant);
+        wake = wake.min(self.comparison.next.saturating_duration_since(instant));
         for at in [self.commit_due(), (!self.parked.is_empty()).then_some(self.next_again)] {
             wake = at.map_or(wake, |at| wake.min(at.saturating_duration_since(instant)));
         }

@@ -144,6 +144,13 @@ impl Classes {
         changed
     }
 
+    /// How many addresses have each class.
+    pub(super) fn set_users(&mut self, users: &[u32; CLASSES]) {
+        for (slot, users) in self.slots.iter_mut().zip(users) {
+            slot.users = *users;
+        }
+    }
+
     /// An address changes its class.
     pub(super) fn moved(&mut self, from: Class, to: Class) {
         let from = &mut self.slots[usize::from(from)].users;

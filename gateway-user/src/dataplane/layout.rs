@@ -85,6 +85,28 @@ impl Layout4 {
     }
 }
 
+impl Layout4 {
+    /// One chunk of [`Layout4::resting`].
+    pub(super) fn resting_chunk(&self, config: &Config, chunk: usize) -> Vec<Class> {
+        let mut classes = vec![0; CHUNK];
+        let Some(half) = chunk.checked_sub(1).and_then(|n| self.halves.get(n)) else {
+            return classes;
+        };
+        let (begin, end) = (u32::from(*half) << 16, u32::from(*half) << 16 | 0xffff);
+        for (class, first, last) in ranges4(config).filter(|(_, first, last)| *first <= end && *last >= begin) {
+            let (from, to) = (first.max(begin) - begin, last.min(end) - begin);
+            classes[from as usize..=to as usize].fill(class);
+        }
+        let reserved = config.pools.iter().flat_map(|p| &p.reserved);
+        for address in reserved.filter_map(|a| if let IpAddr::V4(a) = a { Some(u32::from(*a)) } else { None }) {
+            if (begin..=end).contains(&address) {
+                classes[(address - begin) as usize] = 0;
+            }
+        }
+        classes
+    }
+}
+
 /// Class at rest, first and last address of each IPv4 prefix.
 fn ranges4(config: &Config) -> impl Iterator<Item = (Class, u32, u32)> {
     config.pools.iter().flat_map(|pool| {

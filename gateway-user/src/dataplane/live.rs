@@ -35,7 +35,7 @@ use super::{
 use crate::{
     config::{Config, Mode},
     floor::{self, Floor},
-    kernel::{AddressReading, Assignment, InterfaceState, Kernel, KernelError, Link, Losses, ReadBack},
+    kernel::{AddressReading, Assignment, InterfaceState, Kernel, KernelError, Link, Losses, ReadBack, Survey},
     links::{self, LinkNow},
     model::{BootTime, InterfaceName, SessionId},
     routes,
@@ -304,24 +304,30 @@ impl Kernel for Live {
         readback::read_back(&self.config, &links, addresses).map_err(|e| system("reading back", e))
     }
 
-    fn read(&self, address: IpAddr) -> Result<AddressReading, KernelError> {
-        let names = if address.is_ipv4() {
-            [map::DIR4, map::CHUNKS4]
-        } else {
-            [map::HASH6, map::HOMES6]
+    fn read_all(&self, addresses: &[IpAddr]) -> Result<Vec<AddressReading>, KernelError> {
+        let classes = readback::classes(&self.maps, addresses)?;
+        let control = self.maps.get(map::CONTROL).map_err(|e| system("opening CONTROL", e))?;
+        let entries = readback::entries(control).map_err(|e| system("reading CONTROL", e))?;
+        let cold = self.maps.get(map::COLD).map_err(|e| system("opening COLD", e))?;
+        let one = |(address, reading): (&IpAddr, readback::Reading)| {
+            let record = tables::cold_record(cold, *address).map_err(|e| system("reading COLD", e))?;
+            Ok(AddressReading {
+                pool: pool_now(entries.classes[usize::from(reading.class)], record, tables::boot_now()),
+                session: record.map(|c| SessionId(c.session)),
+                interface: self.tables.interface(reading.class).cloned(),
+                lease_end: record.filter(|c| c.lease_end != u64::MAX).map(|c| BootTime(c.lease_end)),
+                map_id: reading.map_id,
+            })
         };
-        let open = |n| self.maps.get(n).map_err(|e| system(n, e));
-        let reading =
-            readback::class([open(names[0])?, open(names[1])?], address).map_err(|e| system("reading the tables", e))?;
-        let cold = tables::cold_record(open(map::COLD)?, address).map_err(|e| system("reading COLD", e))?;
-        let entry = readback::entry(open(map::CONTROL)?, reading.class).map_err(|e| system("reading CONTROL", e))?;
-        Ok(AddressReading {
-            pool: pool_now(entry, cold, tables::boot_now()),
-            session: cold.map(|c| SessionId(c.session)),
-            interface: self.tables.interface(reading.class).cloned(),
-            lease_end: cold.filter(|c| c.lease_end != u64::MAX).map(|c| BootTime(c.lease_end)),
-            map_id: reading.map_id,
-        })
+        addresses.iter().zip(classes).map(one).collect()
+    }
+
+    fn survey(&self, part: usize) -> Result<Survey, KernelError> {
+        Ok(self.tables.survey(part))
+    }
+
+    fn recount(&mut self) {
+        self.tables.recount();
     }
 
     fn set_links(&mut self, _links: &[Link]) {

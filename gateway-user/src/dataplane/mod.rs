@@ -23,6 +23,7 @@ pub mod object;
 pub mod policy;
 mod probe;
 mod readback;
+mod survey;
 mod table6;
 mod tables;
 

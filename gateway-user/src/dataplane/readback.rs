@@ -15,11 +15,13 @@ use super::{
     bpf::{self, Map, ProgramInfo},
     hooks,
     layout::{self, CHUNK},
+    maps::Maps,
     table6,
+    tables::system,
 };
 use crate::{
     config::Config,
-    kernel::{HookPoint, Link, ProgramReading, ReadBack},
+    kernel::{HookPoint, KernelError, Link, ProgramReading, ReadBack},
     links::LinkNow,
     model::PoolId,
 };
@@ -53,11 +55,22 @@ pub(super) struct Reading {
     pub(super) map_id: u32,
 }
 
-/// The class of an address by two tables: DIR4 and CHUNKS4, or HASH6 and HOMES6.
-pub(super) fn class(tables: [&Map; 2], address: IpAddr) -> io::Result<Reading> {
-    class_of(tables, address, &mut Large::default())
+/// The classes of addresses by our own tables, in order.
+pub(super) fn classes(maps: &Maps, addresses: &[IpAddr]) -> Result<Vec<Reading>, KernelError> {
+    let mut large = Large::default();
+    let mut one = |address: &IpAddr| {
+        let names = if address.is_ipv4() {
+            [map::DIR4, map::CHUNKS4]
+        } else {
+            [map::HASH6, map::HOMES6]
+        };
+        let open = |n| maps.get(n).map_err(|e| system(n, e));
+        class_of([open(names[0])?, open(names[1])?], *address, &mut large).map_err(|e| system("reading the tables", e))
+    };
+    addresses.iter().map(&mut one).collect()
 }
 
+/// The class of an address by two tables: DIR4 and CHUNKS4, or HASH6 and HOMES6.
 fn class_of(tables: [&Map; 2], address: IpAddr, large: &mut Large) -> io::Result<Reading> {
     let [first, second] = tables;
     match address {
@@ -95,9 +108,9 @@ fn class_of(tables: [&Map; 2], address: IpAddr, large: &mut Large) -> io::Result
     }
 }
 
-/// What a class means by a set's CONTROL.
-pub(super) fn entry(control: &Map, class: Class) -> io::Result<ClassEntry> {
-    Ok(control.element::<Control>(0)?.classes[usize::from(class)])
+/// What classes mean by a set's CONTROL.
+pub(super) fn entries(control: &Map) -> io::Result<Box<Control>> {
+    control.element::<Control>(0)
 }
 
 /// The pool that judges an address of a class now: past its lease, the fallback. `None`: no pool, or a leased class without a record.

@@ -64,6 +64,18 @@ impl<'a> Table6<'a> {
         }
     }
 
+    /// Every address that is in the table, by its key and its class.
+    pub(super) fn each(&self, mut see: impl FnMut([u64; 2], Class)) {
+        for bucket in self.0 {
+            for slot in 0..BUCKET6_SLOTS {
+                let key = [bucket.hi(slot), bucket.keys[slot][1].load(Ordering::Relaxed)];
+                if key[0] != 0 {
+                    see(key, bucket.classes[slot].load(Ordering::Relaxed));
+                }
+            }
+        }
+    }
+
     fn find(&self, key: [u64; 2]) -> Option<(&'a SharedBucket, usize)> {
         if key[0] == 0 {
             return None;

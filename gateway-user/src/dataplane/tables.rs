@@ -355,7 +355,15 @@ impl Tables {
     }
 
     fn table6(&self) -> Table6<'_> {
-        Table6(self.hash6.buckets())
+        Table6(self.buckets())
+    }
+
+    pub(super) fn buckets(&self) -> &[SharedBucket] {
+        self.hash6.buckets()
+    }
+
+    pub(super) const fn config(&self) -> &Config {
+        &self.config
     }
 }
 

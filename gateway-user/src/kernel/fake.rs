@@ -12,7 +12,8 @@ use std::{
 use gateway_ebpf::abi::{Answers, Count, REASONS, RuleCount, ShadowCount};
 
 use super::{
-    AddressReading, Assignment, HookPoint, HookState, InterfaceState, Kernel, KernelError, Link, Losses, ProgramReading, ReadBack,
+    AddressReading, Assignment, HookPoint, HookState, InterfaceState, Kernel, KernelError, Link, Losses, ProgramReading,
+    ReadBack, Survey,
 };
 use crate::{
     config::{Config, InterfaceRole, Mode},
@@ -211,16 +212,30 @@ impl Kernel for FakeKernel {
         Ok(addresses.iter().map(one).collect())
     }
 
-    fn read(&self, address: IpAddr) -> Result<AddressReading, KernelError> {
+    fn read_all(&self, addresses: &[IpAddr]) -> Result<Vec<AddressReading>, KernelError> {
         let state = self.state();
-        let held = state.assigned.get(&address);
-        Ok(AddressReading {
-            pool: self.class(&state, address),
-            session: held.map(|a| a.session),
-            interface: held.map(|a| a.interface.clone()),
-            lease_end: held.and_then(|a| a.lease).map(|l| l.0),
-            map_id: MAP_ID,
+        let one = |address: &IpAddr| {
+            let held = state.assigned.get(address);
+            AddressReading {
+                pool: self.class(&state, *address),
+                session: held.map(|a| a.session),
+                interface: held.map(|a| a.interface.clone()),
+                lease_end: held.and_then(|a| a.lease).map(|l| l.0),
+                map_id: MAP_ID,
+            }
+        };
+        Ok(addresses.iter().map(one).collect())
+    }
+
+    fn survey(&self, _part: usize) -> Result<Survey, KernelError> {
+        Ok(Survey {
+            addresses: self.state().assigned.keys().copied().collect(),
+            next: None,
         })
+    }
+
+    fn recount(&mut self) {
+        self.state().calls.push(Call::Note("recounted"));
     }
 
     fn set_links(&mut self, links: &[Link]) {

@@ -75,6 +75,15 @@ pub struct ProgramReading {
     pub pool: Option<PoolId>,
 }
 
+/// A part of the tables.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Survey {
+    /// Addresses that are judged otherwise than without a session.
+    pub addresses: Vec<IpAddr>,
+    /// The next part; `None`: it was the last.
+    pub next: Option<usize>,
+}
+
 /// A network interface that exists now.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Link {
@@ -188,7 +197,25 @@ pub trait Kernel: Send {
     ///
     /// # Errors
     /// See [`KernelError`].
-    fn read(&self, address: IpAddr) -> Result<AddressReading, KernelError>;
+    fn read(&self, address: IpAddr) -> Result<AddressReading, KernelError> {
+        let mut all = self.read_all(&[address])?;
+        all.pop().ok_or(KernelError::OutsidePools(address))
+    }
+
+    /// The same for many, in order, for little more than one costs.
+    ///
+    /// # Errors
+    /// See [`KernelError`].
+    fn read_all(&self, addresses: &[IpAddr]) -> Result<Vec<AddressReading>, KernelError>;
+
+    /// Looks at a part of the tables, the first being 0: which of its addresses are judged otherwise than without a session.
+    ///
+    /// # Errors
+    /// See [`KernelError`].
+    fn survey(&self, part: usize) -> Result<Survey, KernelError>;
+
+    /// Finds out anew what the tables have in use, after a foreign hand was in them and before anything else is changed.
+    fn recount(&mut self);
 
     /// The interfaces that exist now: attaches to those that have a role and forgets those that are gone. Called at start, and whenever
     /// links change; it repairs what was detached by hand. What failed is in [`Kernel::interfaces`].

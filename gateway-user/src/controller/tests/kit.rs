@@ -357,6 +357,7 @@ pub(super) fn report(device: &str, addresses: &[&str]) -> SessionReport {
     SessionReport {
         device_name: id(device),
         certificate: None,
+        vpn_key: None,
         addresses: addresses.iter().map(|a| ip(a)).collect(),
         interface: "tun0".parse().unwrap(),
     }

@@ -1,9 +1,12 @@
 //! The controller on the real store, over the fake kernel.
 
+mod drift;
 mod durability;
 mod groups;
 pub(crate) mod kit;
 mod leases;
+mod proof;
+mod record;
 mod restart;
 mod sessions;
 mod signals;

@@ -1,0 +1,252 @@
+//! What is remembered of commands: their entries in the audit, and the answers to requests.
+
+use futures_util::future::join_all;
+
+use super::kit::*;
+use crate::{
+    controller::{Answer, Refusal, SignalContext},
+    model::{DeviceState, Identity, Role},
+    store::AuditQuery,
+};
+
+fn request(g: &Gateway, id: &str, body: u8) -> SignalContext {
+    SignalContext {
+        request: id.parse().unwrap(),
+        digest: Some([body; 32]),
+        ..g.seen(0)
+    }
+}
+
+async fn entries(g: &Gateway) -> Vec<crate::audit::Sealed> {
+    let query = AuditQuery::After { number: 0, limit: 1000 };
+    g.controller().audit(query).await.unwrap()
+}
+
+#[tokio::test]
+async fn a_repeated_request_gets_the_first_answer_also_after_a_restart() {
+    let mut g = Gateway::new().await;
+    g.register("phone", "office").await;
+    let ask = |g: &Gateway, id: &str, body| {
+        let controller = g.controller().clone();
+        let context = request(g, id, body);
+        async move {
+            controller
+                .policy_applied(context, "phone".parse().unwrap(), "rev-1".parse().unwrap(), None)
+                .await
+        }
+    };
+    let first = ask(&g, "one", 1).await.unwrap();
+    assert!(matches!(first, Answer::First(_)));
+    g.controller().answered(request(&g, "one", 1), b"the answer".to_vec(), false);
+    assert_eq!(ask(&g, "one", 1).await, Ok(Answer::Again(b"the answer".to_vec())));
+    // Its effect does not come again: what has happened since stays.
+    g.clock.advance_ms(1000);
+    g.revoked("phone").await.unwrap();
+    assert_eq!(ask(&g, "one", 1).await, Ok(Answer::Again(b"the answer".to_vec())));
+    assert_eq!(
+        g.controller().device(id("phone")).await.unwrap().device.state,
+        DeviceState::Quarantined
+    );
+    let other = ask(&g, "one", 2).await.unwrap_err();
+    assert_eq!(other.refusal, Refusal::RequestIdReused("one".parse().unwrap()));
+    g.restart().await;
+    assert_eq!(ask(&g, "one", 1).await, Ok(Answer::Again(b"the answer".to_vec())));
+    assert_eq!(
+        ask(&g, "one", 2).await.unwrap_err().refusal,
+        Refusal::RequestIdReused("one".parse().unwrap())
+    );
+    // Another client's ids are its own.
+    let stranger = SignalContext {
+        by: Identity::unlimited(Role::Mdm, "another"),
+        ..request(&g, "one", 2)
+    };
+    g.clock.advance_ms(1);
+    let answer = g
+        .controller()
+        .policy_applied(
+            SignalContext {
+                observed_at: g.seen(0).observed_at,
+                ..stranger
+            },
+            id("phone"),
+            "rev-1".parse().unwrap(),
+            None,
+        )
+        .await;
+    assert!(matches!(answer, Ok(Answer::First(_))));
+    // Once it is no longer kept, it is a new request.
+    g.clock.advance_ms(25 * 3_600_000);
+    assert!(matches!(ask(&g, "one", 2).await, Ok(Answer::First(_))));
+}
+
+#[tokio::test]
+async fn a_request_whose_answer_was_lost_is_not_done_again() {
+    let mut g = Gateway::new().await;
+    g.register("phone", "office").await;
+    g.controller()
+        .policy_applied(request(&g, "one", 1), id("phone"), "rev-1".parse().unwrap(), None)
+        .await
+        .unwrap();
+    g.clock.advance_ms(1000);
+    g.revoked("phone").await.unwrap();
+    for _ in 0..2 {
+        let again = g
+            .controller()
+            .policy_applied(
+                SignalContext {
+                    observed_at: Some(g.now().wall),
+                    ..request(&g, "one", 1)
+                },
+                id("phone"),
+                "rev-1".parse().unwrap(),
+                None,
+            )
+            .await
+            .unwrap();
+        let outcome = again.first().expect("no answer is known");
+        assert_eq!(
+            outcome.device.device.state,
+            DeviceState::Quarantined,
+            "what is so now is the answer"
+        );
+        g.restart().await;
+    }
+}
+
+#[tokio::test]
+async fn duplicates_that_come_together_are_done_once() {
+    let g = Gateway::new().await;
+    g.register("phone", "office").await;
+    let before = entries(&g).await.len();
+    let all = (0..8).map(|_| {
+        g.controller()
+            .policy_applied(request(&g, "one", 1), id("phone"), "rev-1".parse().unwrap(), None)
+    });
+    for answer in join_all(all).await {
+        assert_eq!(answer.unwrap().first().unwrap().device.device.state, DeviceState::Released);
+    }
+    assert_eq!(entries(&g).await.len(), before + 1);
+}
+
+#[tokio::test]
+async fn a_refused_request_is_not_remembered() {
+    let g = Gateway::new().await;
+    g.disk.fill();
+    let register = |body| {
+        g.controller()
+            .register(request(&g, "one", body), vec![registration("phone", "office")])
+    };
+    assert!(matches!(register(1).await.unwrap_err().refusal, Refusal::StoreUnavailable(_)));
+    g.disk.free();
+    assert!(matches!(register(2).await, Ok(Answer::First(_))));
+}
+
+#[tokio::test]
+async fn an_answer_that_holds_a_secret_does_not_outlive_the_process() {
+    let mut g = Gateway::new().await;
+    g.register("phone", "office").await;
+    let offer = |g: &Gateway| {
+        let (controller, context) = (g.controller().clone(), request(g, "one", 1));
+        async move {
+            controller
+                .offer_policy(context, "phone".parse().unwrap(), "rev-1".parse().unwrap())
+                .await
+                .unwrap()
+        }
+    };
+    let first = offer(&g).await.first().unwrap();
+    g.controller()
+        .answered(request(&g, "one", 1), first.key.reveal().into_bytes(), true);
+    assert_eq!(offer(&g).await, Answer::Again(first.key.reveal().into_bytes()));
+    g.restart().await;
+    let second = offer(&g)
+        .await
+        .first()
+        .expect("another key in place of the one that nobody can give again");
+    assert_ne!(second.key, first.key);
+    for file in std::fs::read_dir(g.state_directory()).unwrap() {
+        let bytes = std::fs::read(file.unwrap().path()).unwrap();
+        assert!(!bytes.windows(32).any(|w| w == first.key.reveal().as_bytes()));
+    }
+}
+
+#[tokio::test]
+async fn whatever_changes_or_is_refused_leaves_an_entry_in_one_chain() {
+    let mut g = Gateway::new().await;
+    g.register("phone", "office").await;
+    let session = g.open("phone", &["10.66.0.5"]).await.unwrap().session.session.id;
+    let refused = g.controller().retire(g.seen(0), id("nobody")).await.unwrap_err();
+    g.applied("phone").await.unwrap();
+    g.clock.advance_ms(1);
+    g.applied("phone").await.unwrap();
+    g.tell().close_session(g.seen(0), session).await.unwrap();
+    let all = entries(&g).await;
+    let told: Vec<_> = all
+        .iter()
+        .map(|e| {
+            let e = &e.entry;
+            format!("{} {} {}>{} {}", e.number, e.action, e.before, e.after, e.result)
+        })
+        .collect();
+    assert_eq!(
+        told,
+        [
+            "1 RegisterDevices >registered done",
+            "2 OpenSession registered>quarantined done",
+            "3 OpenSession >open done",
+            "4 RetireDevice > UNKNOWN_DEVICE",
+            "5 ReportPolicyApplied quarantined>released done",
+            "6 ReportPolicyApplied released>released done",
+            "7 CloseSession open>ended done",
+        ]
+    );
+    assert_eq!(refused.reference, Some(4));
+    assert!(all.iter().all(|e| e.entry.by == "test" && e.entry.request == "r-1"));
+    g.restart().await;
+    g.clock.advance_ms(1);
+    g.revoked("phone").await.unwrap();
+    let all = entries(&g).await;
+    assert_eq!(all.last().unwrap().entry.number, 8, "the chain goes on");
+    let head = g.controller().audit_head().await.unwrap();
+    assert_eq!((head.number, head.hash), (8, all[7].hash));
+    let mut previous = [0; 32];
+    for sealed in &all {
+        assert_eq!(sealed.entry.hash_after(&previous), sealed.hash);
+        previous = sealed.hash;
+    }
+}
+
+#[tokio::test]
+async fn a_refusal_is_in_the_store_within_a_second_and_an_undone_change_says_so() {
+    let mut g = Gateway::new().await;
+    g.register("phone", "office").await;
+    g.open("phone", &["10.66.0.5"]).await.unwrap();
+    let refused = g.controller().retire(g.seen(0), id("nobody")).await.unwrap_err();
+    let revision = g.controller().status().await.unwrap().revision;
+    g.until("committed by itself", async |g| {
+        g.controller().status().await.unwrap().revision > revision
+    })
+    .await;
+    g.disk.fill();
+    let undone = g
+        .controller()
+        .policy_applied(g.seen(0), id("phone"), "rev-1".parse().unwrap(), None)
+        .await
+        .unwrap_err();
+    assert!(matches!(undone.refusal, Refusal::StoreUnavailable(_)));
+    g.clock.advance_ms(1);
+    g.revoked("phone").await.unwrap();
+    g.disk.free();
+    g.until("durable", async |g| g.controller().status().await.unwrap().not_durable == 0)
+        .await;
+    g.restart().await;
+    let all = entries(&g).await;
+    let of = |number: Option<u64>| all.iter().find(|e| Some(e.entry.number) == number).unwrap().entry.clone();
+    assert_eq!(of(refused.reference).result, "UNKNOWN_DEVICE");
+    let entry = of(undone.reference);
+    assert_eq!(
+        (entry.result.as_str(), entry.before == entry.after),
+        ("STORE_UNAVAILABLE", true)
+    );
+    assert_eq!(all.last().unwrap().entry.result, "done");
+}

@@ -166,14 +166,10 @@ pub fn due(device: &Device, context: &Context<'_>) -> Option<(BootTime, Signal<'
     let known = |given: &Now| context.clock_behind.is_none() || given.boot_id == context.now.boot_id;
     match device.state {
         DeviceState::Released if held_back(device, context) => None,
-        DeviceState::Released => {
-            let over = if by_exception(device) {
-                Signal::ExceptionOver
-            } else {
-                Signal::LeaseEnded
-            };
-            release_end(device, &context.now).map(|end| (end, over))
-        }
+        DeviceState::Released => match device.exception.as_ref().filter(|_| by_exception(device)) {
+            Some(exception) => Some((lease_end(&exception.holds, &context.now), Signal::ExceptionOver)),
+            None => release_end(device, &context.now).map(|end| (end, Signal::LeaseEnded)),
+        },
         DeviceState::Blocked => {
             let exception = device.exception.as_ref().filter(|e| known(&e.holds.given))?;
             Some((lease_end(&exception.holds, &context.now), Signal::ExceptionOver))

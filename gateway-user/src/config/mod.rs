@@ -186,7 +186,7 @@ impl Api {
     /// Default of `max_connections_per_client`.
     pub const MAX_CONNECTIONS_PER_CLIENT: u32 = 32;
     /// Default of `idle_timeout`.
-    pub const IDLE_TIMEOUT: Duration = Duration::from_mins(15);
+    pub const IDLE_TIMEOUT: Duration = Duration::from_secs(15 * 60);
     /// Default of `renewal_days` and of `warn_days`.
     pub const DAYS: u32 = 30;
     /// Default of `max_streams`.
@@ -273,9 +273,9 @@ impl Default for Devices {
             unknown: UnknownDevice::Refuse,
             sessions: 1,
             outside_window: OutsideWindow::Refuse,
-            deadline: Some(Duration::from_hours(48)),
+            deadline: Some(Duration::from_secs(48 * 3600)),
             after_deadline: AfterDeadline::Block,
-            max_exception: Duration::from_hours(30 * 24),
+            max_exception: Duration::from_secs(30 * 24 * 3600),
         }
     }
 }
@@ -317,8 +317,8 @@ impl Default for Proofs {
     fn default() -> Self {
         Self {
             direct_signal: true,
-            max_signal_age: Duration::from_hours(24),
-            offer_ttl: Duration::from_mins(15),
+            max_signal_age: Duration::from_secs(24 * 3600),
+            offer_ttl: Duration::from_secs(15 * 60),
         }
     }
 }
@@ -346,7 +346,7 @@ pub struct Keep {
 impl Default for Keep {
     fn default() -> Self {
         Self {
-            requests: Duration::from_hours(24),
+            requests: Duration::from_secs(24 * 3600),
             audit: 1_000_000,
             audit_log: None,
         }

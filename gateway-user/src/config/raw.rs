@@ -127,7 +127,7 @@ impl RawApi {
             max_connections_per_client: s.integer("max_connections_per_client", 1..=65_536),
             idle_timeout: s.parsed(
                 "idle_timeout",
-                values::duration(Duration::from_secs(1)..=Duration::from_hours(24)),
+                values::duration(Duration::from_secs(1)..=Duration::from_secs(24 * 3600)),
             ),
             max_message: s.integer("max_message", 1024..=64 << 20),
             max_connections: s.integer("max_connections", 1..=65_536),

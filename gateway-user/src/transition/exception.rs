@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::{Context, arrival, enter, full_service, lease, restriction, window_open};
+use super::{Context, arrival, enter, full_service, held_back, lease, restriction, span, window_open};
 use crate::{
     model::{Device, DeviceState, Exception, ExceptionKind, StateReason},
     refusal::Refusal,
@@ -33,10 +33,10 @@ pub(super) fn grant(
         ExceptionKind::Block => {
             restriction::restricted(device, context.now.wall);
             restriction::take_keys(device);
+            restriction::end_release(device);
             (DeviceState::Blocked, StateReason::ExceptionBlock)
         }
     };
-    device.release.lease = None;
     device.exception = Some(Box::new(Exception {
         kind,
         reason: reason.to_owned(),
@@ -55,7 +55,7 @@ pub(super) fn end(device: &mut Device, context: &Context<'_>) -> Result<(), Refu
         .exception
         .take()
         .ok_or_else(|| Refusal::NoException(device.id.clone()))?;
-    if exception.kind == ExceptionKind::Release {
+    if exception.kind == ExceptionKind::Release && !stands(device, context) {
         restriction::restricted(device, context.now.wall);
     }
     leave(device, context);
@@ -64,7 +64,7 @@ pub(super) fn end(device: &mut Device, context: &Context<'_>) -> Result<(), Refu
 
 pub(super) fn over(device: &mut Device, context: &Context<'_>) {
     let Some(exception) = device.exception.take() else { return };
-    if exception.kind == ExceptionKind::Release {
+    if exception.kind == ExceptionKind::Release && !stands(device, context) {
         // A proof seen meanwhile is newer than what the exception began with.
         restriction::restricted_since(device, Some(exception.holds.given), context);
     }
@@ -72,6 +72,19 @@ pub(super) fn over(device: &mut Device, context: &Context<'_>) {
 }
 
 fn leave(device: &mut Device, context: &Context<'_>) {
+    if stands(device, context) {
+        enter(device, DeviceState::Released, StateReason::PolicyApplied, &context.now);
+        return;
+    }
     restriction::take_keys(device);
+    restriction::end_release(device);
     arrival::rest(device, StateReason::ExceptionEnded, context);
+}
+
+/// Whether a device that was released by proof when its exception came is so still: nothing has restricted it, its lease is not over, and
+/// what it has proved is still required.
+fn stands(device: &Device, context: &Context<'_>) -> bool {
+    let over = device.release.lease.is_some_and(|l| span::over(&l, &context.now));
+    let stood = device.state == DeviceState::Released && device.release.proved.is_some();
+    stood && !over && !context.policies.behind(device) && !held_back(device, context)
 }

@@ -25,27 +25,32 @@ pub fn released_for<'c>(device: &Device, trust: Trust, context: &Context<'c>) ->
     released_to(device, context).filter(|pool| trust >= pool.min_trust)
 }
 
-/// When a release ends unless renewed, on this boot's clock; `None`: never, or it is none.
+/// When a release ends unless renewed, on this boot's clock; `None`: never, or it is none. One that stands on proof and on an exception
+/// ends with the later.
 #[must_use]
 pub fn release_end(device: &Device, now: &Now) -> Option<BootTime> {
     if device.state != DeviceState::Released {
         return None;
     }
+    let lease = device.release.lease.map(|l| lease_end(&l, now));
     match device.exception.as_ref().filter(|_| by_exception(device)) {
-        Some(exception) => Some(lease_end(&exception.holds, now)),
-        None => device.release.lease.map(|l| lease_end(&l, now)),
+        Some(exception) if device.release.proved.is_none() => Some(lease_end(&exception.holds, now)),
+        Some(exception) => lease.max(lease.and(Some(lease_end(&exception.holds, now)))),
+        None => lease,
     }
 }
 
 /// Whether a release of an earlier boot waits for the wall clock to pass the last commit.
 #[must_use]
 pub fn held_back(device: &Device, context: &Context<'_>) -> bool {
-    let this_boot = |given: Option<Now>| given.is_some_and(|g| g.boot_id == context.now.boot_id);
-    let given = match device.exception.as_ref().filter(|_| by_exception(device)) {
-        Some(exception) => this_boot(Some(exception.holds.given)),
-        None => this_boot(device.release.proved) || this_boot(device.release.lease.map(|l| l.given)),
-    };
-    device.state == DeviceState::Released && context.clock_behind.is_some_and(|last| context.now.wall < last) && !given
+    let this_boot = |given: Now| given.boot_id == context.now.boot_id;
+    let release = &device.release;
+    let proof = release.proved.or_else(|| release.lease.map(|l| l.given));
+    let exception = device.exception.as_ref().filter(|_| by_exception(device));
+    device.state == DeviceState::Released
+        && context.clock_behind.is_some_and(|last| context.now.wall < last)
+        && !proof.is_some_and(this_boot)
+        && !exception.is_some_and(|e| this_boot(e.holds.given))
 }
 
 /// Whether an operator's exception has released it, not proof.

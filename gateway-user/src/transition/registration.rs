@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
-use super::{Context, Step, arrival, by_exception, finish, full_service, restriction::shorter};
+use super::{Context, Step, arrival, by_exception, finish, full_service, held_back, restriction::shorter};
 use crate::{
     config::{Config, PoolKind},
     model::{Aliases, Device, DeviceId, DeviceState, Enrolment, Fingerprint, PoolName, Rare, StateReason, VpnKey, Window},
@@ -83,6 +83,7 @@ fn one(known: Option<&Device>, registration: &Registration, context: &Context<'_
     });
     if device.state == DeviceState::Released
         && !by_exception(&device)
+        && !held_back(&device, context)
         && let Some(pool) = full_service(&device, context.config)
     {
         let lease = shorter(device.release.lease, pool, context.now);

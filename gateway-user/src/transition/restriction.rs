@@ -41,7 +41,7 @@ pub(super) fn deadline_passed(device: &mut Device, context: &Context<'_>) {
 pub(super) fn lease_ended(device: &mut Device, context: &Context<'_>) {
     if device.state == DeviceState::Released && !by_exception(device) {
         // A proof that was accepted before the lease began does not begin another one.
-        let since = device.release.lease.map(|l| l.given).or(device.release.proved);
+        let since = device.release.proved.or_else(|| device.release.lease.map(|l| l.given));
         restricted_since(device, since, context);
         quarantine(device, StateReason::LeaseEnded, context);
     }
@@ -62,7 +62,7 @@ pub(super) fn restored(device: &mut Device, context: &Context<'_>) {
         return;
     }
     restricted(device, context.now.wall);
-    if device.state == DeviceState::Blocked {
+    if matches!(device.state, DeviceState::Registered | DeviceState::Blocked) {
         take_keys(device);
     } else {
         quarantine(device, StateReason::Restored, context);
@@ -75,18 +75,14 @@ pub(super) fn start(device: &mut Device, context: &Context<'_>) {
         restricted(device, now.wall);
         quarantine(device, StateReason::PoolRemoved, context);
     }
-    if context.clock_behind.is_none() {
-        adopt(device, now);
-    }
-    if device.state == DeviceState::Released
-        && !held_back(device, context)
-        && release_end(device, now).is_some_and(|end| end <= now.boot)
-    {
-        if by_exception(device) {
-            super::exception::over(device, context);
-        } else {
+    if !held_back(device, context) && release_end(device, now).is_some_and(|end| end <= now.boot) {
+        super::exception::over(device, context);
+        if release_end(device, now).is_some_and(|end| end <= now.boot) {
             lease_ended(device, context);
         }
+    }
+    if context.clock_behind.is_none() {
+        adopt(device, now);
     }
     if device.state == DeviceState::Released
         && !by_exception(device)
@@ -136,9 +132,10 @@ pub(super) fn take_keys(device: &mut Device) {
     device.keys = Rare::new(Handshake::default());
 }
 
-fn end_release(device: &mut Device) {
-    if device.release.lease.is_some() {
+pub(super) fn end_release(device: &mut Device) {
+    if device.release.lease.is_some() || device.release.proved.is_some() {
         device.release.lease = None;
+        device.release.proved = None;
     }
 }
 

@@ -42,6 +42,11 @@ const KEEPALIVE: Duration = Duration::from_secs(30);
 const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(15);
 /// Most bytes of a request's headers.
 const MAX_HEADERS: u32 = 16 << 10;
+/// Most bytes of a stream that a peer may send before they are read,
+const STREAM_WINDOW: u32 = 64 << 10;
+/// and of a connection. The HTTP/2 library allows half of it for what small DATA frames cost beside their bytes and closes the connection
+/// beyond that, so that it has to be far more than a stream's: a stream of signals is small frames, and is not read while it is busy.
+const CONNECTION_WINDOW: u32 = 2 << 20;
 /// Streams that a peer may reset before they are taken in (CVE-2023-44487).
 const MAX_PENDING_RESETS: usize = 32;
 
@@ -282,6 +287,8 @@ where
         .timeout(CALL_TIMEOUT)
         .http2_keepalive_interval(Some(KEEPALIVE))
         .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
+        .initial_stream_window_size(Some(STREAM_WINDOW))
+        .initial_connection_window_size(Some(CONNECTION_WINDOW))
         .max_concurrent_streams(limits.streams)
         .http2_max_header_list_size(MAX_HEADERS)
         .http2_max_pending_accept_reset_streams(Some(MAX_PENDING_RESETS))

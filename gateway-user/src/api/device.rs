@@ -8,14 +8,14 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, broadcast, watch};
 use tonic::{Code, Request, Response, Status};
 
 use super::{
-    page, parse, render,
+    command, page, parse, render,
     scope::{self, identity},
     status,
 };
 use crate::{
     access::answer,
     config::Config,
-    controller::{Controller, UriChange},
+    controller::{Answer, Controller, Refused, SignalContext, SignalOutcome, UriChange},
     model::{DeviceId, Identity, Revision},
 };
 
@@ -41,6 +41,17 @@ impl Devices {
             stopped,
         }
     }
+
+    fn signal(
+        &self,
+        context: SignalContext,
+        told: Result<Answer<SignalOutcome>, Refused>,
+    ) -> Result<Response<v1::SignalResponse>, Status> {
+        let id = context.request.clone();
+        command::response(&self.controller, context, told, false, |o| {
+            render::signal(&self.config, &id, o)
+        })
+    }
 }
 
 #[tonic::async_trait]
@@ -49,71 +60,50 @@ impl DeviceService for Devices {
         &self,
         request: Request<v1::RegisterDevicesRequest>,
     ) -> Result<Response<v1::RegisterDevicesResponse>, Status> {
-        let by = identity(&request)?;
-        let (context, devices) = parse::register(request.into_inner(), by).map_err(|e| status::invalid(&e))?;
+        let (r, caller) = command::taken(request)?;
+        let (context, devices) = parse::register(r, caller)?;
+        let told = self.controller.register(context.clone(), devices).await;
         let request_id = context.request.to_string();
-        let (devices, revision) = self
-            .controller
-            .register(context, devices)
-            .await
-            .map_err(|e| status::refused(&e.refusal))
-            .and_then(status::first)?;
-        Ok(Response::new(v1::RegisterDevicesResponse {
-            request_id,
-            devices: devices.into_iter().map(|d| render::device(&self.config, d)).collect(),
-            store_revision: revision.0,
-        }))
+        command::response(&self.controller, context, told, false, |(devices, revision)| {
+            v1::RegisterDevicesResponse {
+                request_id,
+                devices: devices.into_iter().map(|d| render::device(&self.config, d)).collect(),
+                store_revision: revision.0,
+            }
+        })
     }
 
     async fn report_policy_applied(
         &self,
         request: Request<v1::ReportPolicyAppliedRequest>,
     ) -> Result<Response<v1::SignalResponse>, Status> {
-        let by = identity(&request)?;
-        let (context, device, revision) = parse::policy_applied(request.into_inner(), by).map_err(|e| status::invalid(&e))?;
-        let id = context.request.clone();
-        let outcome = self
-            .controller
-            .policy_applied(context, device, revision, None)
-            .await
-            .map_err(|e| status::refused(&e.refusal))
-            .and_then(status::first)?;
-        Ok(Response::new(render::signal(&self.config, &id, outcome)))
+        let (r, caller) = command::taken(request)?;
+        let (context, device, revision) = parse::policy_applied(r, caller)?;
+        let told = self.controller.policy_applied(context.clone(), device, revision).await;
+        self.signal(context, told)
     }
 
     async fn report_policy_revoked(
         &self,
         request: Request<v1::ReportPolicyRevokedRequest>,
     ) -> Result<Response<v1::SignalResponse>, Status> {
-        let by = identity(&request)?;
-        let (context, device, reason) = parse::policy_revoked(request.into_inner(), by).map_err(|e| status::invalid(&e))?;
-        let id = context.request.clone();
-        let outcome = self
-            .controller
-            .policy_revoked(context, device, reason)
-            .await
-            .map_err(|e| status::refused(&e.refusal))
-            .and_then(status::first)?;
-        Ok(Response::new(render::signal(&self.config, &id, outcome)))
+        let (r, caller) = command::taken(request)?;
+        let (context, device, reason) = parse::policy_revoked(r, caller)?;
+        let told = self.controller.policy_revoked(context.clone(), device, reason).await;
+        self.signal(context, told)
     }
 
     async fn retire_device(&self, request: Request<v1::RetireDeviceRequest>) -> Result<Response<v1::SignalResponse>, Status> {
-        let by = identity(&request)?;
-        let (context, device) = parse::retire(request.into_inner(), by).map_err(|e| status::invalid(&e))?;
-        let id = context.request.clone();
-        let outcome = self
-            .controller
-            .retire(context, device)
-            .await
-            .map_err(|e| status::refused(&e.refusal))
-            .and_then(status::first)?;
-        Ok(Response::new(render::signal(&self.config, &id, outcome)))
+        let (r, caller) = command::taken(request)?;
+        let (context, device) = parse::retire(r, caller)?;
+        let told = self.controller.retire(context.clone(), device).await;
+        self.signal(context, told)
     }
 
     async fn get_device(&self, request: Request<v1::GetDeviceRequest>) -> Result<Response<v1::GetDeviceResponse>, Status> {
         identity(&request)?;
-        let device = parse::get_device(request.into_inner()).map_err(|e| status::invalid(&e))?;
-        let view = self.controller.device(device).await.map_err(|e| status::refused(&e))?;
+        let device = parse::get_device(request.into_inner())?;
+        let view = self.controller.device(device).await?;
         Ok(Response::new(v1::GetDeviceResponse {
             device: Some(render::device(&self.config, view)),
         }))
@@ -122,23 +112,15 @@ impl DeviceService for Devices {
     async fn list_devices(&self, request: Request<v1::ListDevicesRequest>) -> Result<Response<v1::ListDevicesResponse>, Status> {
         let by = identity(&request)?;
         let r = request.into_inner();
-        let state = parse::state_filter(r.state).map_err(|e| status::invalid(&e))?;
+        let state = parse::state_filter(r.state)?;
         let list = format!("devices/{}", r.state);
-        let page = page::parse(&list, r.page_size, &r.page_token).map_err(|e| status::invalid(&e))?;
-        let mut after: Option<DeviceId> = page
-            .after
-            .map(DeviceId::try_from)
-            .transpose()
-            .map_err(|_| status::invalid(&page::invalid()))?;
+        let page = page::parse(&list, r.page_size, &r.page_token)?;
+        let mut after: Option<DeviceId> = page.after.map(DeviceId::try_from).transpose().map_err(|_| page::invalid())?;
         // One more than is answered tells whether there is a next page. What is outside the caller's scope makes no page shorter.
         let size = page.size as usize;
         let mut views = Vec::new();
         while views.len() <= size {
-            let found = self
-                .controller
-                .devices(after, page.size + 1, state)
-                .await
-                .map_err(|e| status::refused(&e))?;
+            let found = self.controller.devices(after, page.size + 1, state).await?;
             let all = found.len() <= size;
             after = found.last().map(|d| d.device.id.clone());
             views.extend(found.into_iter().filter(|d| scope::sees_device(&by, d.device.id.as_str())));
@@ -191,11 +173,7 @@ impl DeviceService for Devices {
                 "as many watchers as the gateway serves are connected",
             )
         })?;
-        let (kept, live) = self
-            .controller
-            .watch_gateway_uris(after)
-            .await
-            .map_err(|e| status::refused(&e))?;
+        let (kept, live) = self.controller.watch_gateway_uris(after).await?;
         let watcher = Watcher {
             last: kept.last().map(|c| c.revision).max(after),
             kept: kept.into_iter(),

@@ -2,6 +2,7 @@
 //! store nor kernel; who may call what is decided before it, in [`crate::access`].
 
 mod capture;
+mod command;
 mod denials;
 mod device;
 mod explain;
@@ -11,6 +12,7 @@ mod page;
 mod parse;
 mod policy;
 mod render;
+mod report;
 mod scope;
 mod session;
 mod status;
@@ -139,13 +141,14 @@ async fn routes(
     reporter.set_serving::<PolicyServiceServer<policy::Policies>>().await;
     let devices = device::Devices::new(config.clone(), controller.clone(), stopped.clone());
     let sessions = session::Sessions::new(config.clone(), controller.clone());
+    let policies = policy::Policies::new(config.clone(), controller.clone(), stopped.clone());
     let inspect = inspect::Inspect::new(config, controller, views, SystemClock::new()?, stopped);
     Ok(Routes::default()
         .add_service(DeviceServiceServer::new(devices).max_decoding_message_size(max))
         .add_service(SessionServiceServer::new(sessions).max_decoding_message_size(max))
         .add_service(InspectServiceServer::new(inspect).max_decoding_message_size(MAX_READ_REQUEST))
         .add_service(OperatorServiceServer::new(operator::Operators).max_decoding_message_size(MAX_READ_REQUEST))
-        .add_service(PolicyServiceServer::new(policy::Policies).max_decoding_message_size(max))
+        .add_service(PolicyServiceServer::new(policies).max_decoding_message_size(max))
         .add_service(health.max_decoding_message_size(MAX_READ_REQUEST))
         .add_service(reflection().build_v1()?.max_decoding_message_size(MAX_READ_REQUEST))
         .add_service(reflection().build_v1alpha()?.max_decoding_message_size(MAX_READ_REQUEST))

@@ -6,17 +6,17 @@ use std::{
     fmt::Display,
     net::{IpAddr, Ipv6Addr},
     str::FromStr,
-    time::Duration,
 };
 
 use lazaret_proto::v1;
 use prost_types::Timestamp;
 
+use super::command::Caller;
 use crate::{
     controller::{Acknowledge, Registration, SessionReport, SignalContext},
     model::{
-        DeviceId, DeviceState, Fingerprint, Identity, InterfaceName, PolicyRevision, PoolName, RequestId, Revision, SessionId,
-        SourceName, WallTime,
+        DeviceId, DeviceState, Fingerprint, InterfaceName, PolicyRevision, PoolName, RequestId, Revision, SessionId, SourceName,
+        WallTime,
     },
 };
 
@@ -78,7 +78,7 @@ impl Invalid {
 }
 
 /// Devices to register.
-pub(super) fn register(r: v1::RegisterDevicesRequest, by: Identity) -> Result<(SignalContext, Vec<Registration>), Invalid> {
+pub(super) fn register(r: v1::RegisterDevicesRequest, by: Caller) -> Result<(SignalContext, Vec<Registration>), Invalid> {
     let context = context(r.context, by)?;
     if r.devices.is_empty() || r.devices.len() > MAX_REGISTRATIONS {
         return Err(Invalid::new(
@@ -101,7 +101,7 @@ pub(super) fn register(r: v1::RegisterDevicesRequest, by: Identity) -> Result<(S
 /// A policy that is applied. `observed_at` is required: it tells an old signal from a new one.
 pub(super) fn policy_applied(
     r: v1::ReportPolicyAppliedRequest,
-    by: Identity,
+    by: Caller,
 ) -> Result<(SignalContext, DeviceId, PolicyRevision), Invalid> {
     let context = context(r.context, by)?;
     if context.observed_at.is_none() {
@@ -120,7 +120,7 @@ pub(super) fn policy_applied(
 /// A policy that no longer holds.
 pub(super) fn policy_revoked(
     r: v1::ReportPolicyRevokedRequest,
-    by: Identity,
+    by: Caller,
 ) -> Result<(SignalContext, DeviceId, String), Invalid> {
     let context = context(r.context, by)?;
     let device = name("device_id", r.device_id)?;
@@ -130,7 +130,7 @@ pub(super) fn policy_revoked(
 }
 
 /// A device that is no longer managed.
-pub(super) fn retire(r: v1::RetireDeviceRequest, by: Identity) -> Result<(SignalContext, DeviceId), Invalid> {
+pub(super) fn retire(r: v1::RetireDeviceRequest, by: Caller) -> Result<(SignalContext, DeviceId), Invalid> {
     Ok((context(r.context, by)?, name("device_id", r.device_id)?))
 }
 
@@ -160,10 +160,7 @@ pub(super) fn watch(r: v1::WatchGatewayUrisRequest) -> Option<Revision> {
 }
 
 /// A session that opens.
-pub(super) fn open_session(
-    r: v1::OpenSessionRequest,
-    by: Identity,
-) -> Result<(SignalContext, SourceName, SessionReport), Invalid> {
+pub(super) fn open_session(r: v1::OpenSessionRequest, by: Caller) -> Result<(SignalContext, SourceName, SessionReport), Invalid> {
     let context = context(r.context, by)?;
     let source = name("source", r.source)?;
     let session = r.session.ok_or_else(|| Invalid::new("session", "is required"))?;
@@ -171,7 +168,7 @@ pub(super) fn open_session(
 }
 
 /// A session that has ended.
-pub(super) fn close_session(r: v1::CloseSessionRequest, by: Identity) -> Result<(SignalContext, SessionId), Invalid> {
+pub(super) fn close_session(r: v1::CloseSessionRequest, by: Caller) -> Result<(SignalContext, SessionId), Invalid> {
     let context = context(r.context, by)?;
     match r.session_id {
         0 => Err(Invalid::new(
@@ -185,7 +182,7 @@ pub(super) fn close_session(r: v1::CloseSessionRequest, by: Identity) -> Result<
 /// The whole list of a VPN server. An address stands in one report only.
 pub(super) fn synchronise(
     r: v1::SynchroniseSessionsRequest,
-    by: Identity,
+    by: Caller,
 ) -> Result<(SignalContext, SourceName, Vec<SessionReport>), Invalid> {
     let context = context(r.context, by)?;
     let source = name("source", r.source)?;
@@ -219,19 +216,27 @@ pub(super) fn address_filter(address: &str) -> Result<Option<IpAddr>, Invalid> {
     plain(address.parse().map_err(|_| wrong())?).map(Some).ok_or_else(wrong)
 }
 
-fn context(c: Option<v1::SignalContext>, by: Identity) -> Result<SignalContext, Invalid> {
+fn context(c: Option<v1::SignalContext>, caller: Caller) -> Result<SignalContext, Invalid> {
     let c = c.ok_or_else(|| Invalid::new("context", "is required"))?;
     let inner = || -> Result<SignalContext, Invalid> {
         Ok(SignalContext {
-            by,
+            by: caller.by,
             request: name::<RequestId>("request_id", c.request_id)?,
             observed_at: c.observed_at.map(wall_time).transpose()?,
-            digest: None,
-            acknowledge: Acknowledge::default(),
-            deadline: Duration::ZERO,
+            digest: Some(caller.digest),
+            acknowledge: acknowledge(caller.acknowledge)?,
+            deadline: caller.deadline,
         })
     };
     inner().map_err(|e| e.within("context"))
+}
+
+fn acknowledge(level: i32) -> Result<Acknowledge, Invalid> {
+    match v1::Acknowledge::try_from(level) {
+        Ok(v1::Acknowledge::Unspecified | v1::Acknowledge::Enforced) => Ok(Acknowledge::Enforced),
+        Ok(v1::Acknowledge::Committed) => Ok(Acknowledge::Committed),
+        Err(_) => Err(Invalid::new("acknowledge", "is no Acknowledge")),
+    }
 }
 
 fn wall_time(t: Timestamp) -> Result<WallTime, Invalid> {
@@ -373,10 +378,15 @@ fn text(field: &str, value: String) -> Result<String, Invalid> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::Role;
+    use crate::model::{Identity, Role};
 
-    fn by() -> Identity {
-        Identity::unlimited(Role::Mdm, "test")
+    fn by() -> Caller {
+        Caller {
+            by: Identity::unlimited(Role::Mdm, "test"),
+            digest: [0; 32],
+            acknowledge: 0,
+            deadline: std::time::Duration::ZERO,
+        }
     }
     fn context() -> Option<v1::SignalContext> {
         Some(v1::SignalContext {

@@ -1,16 +1,41 @@
 //! PolicyService: for the MDM.
 
-use std::pin::Pin;
+use std::{pin::Pin, sync::Arc};
 
 use futures_util::Stream;
 use lazaret_proto::v1::{self, policy_service_server::PolicyService};
-use tonic::{Request, Response, Status, Streaming};
+use tokio::sync::{Semaphore, watch};
+use tonic::{Code, Request, Response, Status, Streaming};
 
-use super::status;
+use super::{
+    report::{self, Reporter},
+    scope, status,
+};
+use crate::{access::answer, config::Config, controller::Controller};
+
+/// Most streams of signals at a time, over all connections: each holds up to [`report::MOST_UNDER_WAY`] signals.
+const MAX_REPORTS: usize = 64;
 
 /// The service.
 #[derive(Debug)]
-pub(super) struct Policies;
+pub(super) struct Policies {
+    config: Arc<Config>,
+    controller: Controller,
+    reports: Arc<Semaphore>,
+    stopped: watch::Receiver<bool>,
+}
+
+impl Policies {
+    /// `stopped` ends the streams when it becomes true.
+    pub(super) fn new(config: Arc<Config>, controller: Controller, stopped: watch::Receiver<bool>) -> Self {
+        Self {
+            config,
+            controller,
+            reports: Arc::new(Semaphore::new(MAX_REPORTS)),
+            stopped,
+        }
+    }
+}
 
 #[tonic::async_trait]
 impl PolicyService for Policies {
@@ -33,9 +58,20 @@ impl PolicyService for Policies {
 
     async fn report_policy(
         &self,
-        _: Request<Streaming<v1::ReportPolicyRequest>>,
+        request: Request<Streaming<v1::ReportPolicyRequest>>,
     ) -> Result<Response<Self::ReportPolicyStream>, Status> {
-        Err(status::not_implemented())
+        let reporter = Arc::new(Reporter {
+            config: Arc::clone(&self.config),
+            controller: self.controller.clone(),
+            by: scope::caller(&request)?,
+        });
+        let permit = Arc::clone(&self.reports).try_acquire_owned().map_err(|_| {
+            let most = [("most", MAX_REPORTS.to_string())];
+            let sentence = "as many streams of signals as the gateway serves are open";
+            answer::status(Code::ResourceExhausted, "TOO_MANY_STREAMS", most, sentence)
+        })?;
+        let answers = report::answers(reporter, request.into_inner(), self.stopped.clone(), permit);
+        Ok(Response::new(Box::pin(answers)))
     }
 
     async fn publish_policy_revision(

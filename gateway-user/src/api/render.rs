@@ -35,6 +35,25 @@ pub(super) fn signal(config: &Config, request: &RequestId, o: SignalOutcome) -> 
     }
 }
 
+/// The answer to a signal of a stream.
+pub(super) fn reported(config: &Config, request: &RequestId, o: SignalOutcome) -> v1::ReportPolicyResponse {
+    let level = enforcement(o.enforcement);
+    let told = matches!(level, v1::Enforcement::Committed | v1::Enforcement::EnforcedNotDurable);
+    let d = o.device.device;
+    v1::ReportPolicyResponse {
+        request_id: request.to_string(),
+        position: 0,
+        device_id: d.id.into(),
+        refusal: None,
+        enforcement: level.into(),
+        prefixes: if told { prefixes(config, o.addresses) } else { Vec::new() },
+        state: state(d.state).into(),
+        lease_ends_at: o.device.lease_ends_at.map(timestamp),
+        gateway_uri: d.gateway_uri,
+        store_revision: o.revision.0,
+    }
+}
+
 /// A device with its sessions.
 pub(super) fn device(config: &Config, v: DeviceView) -> v1::Device {
     let d = v.device;

@@ -6,9 +6,8 @@ use lazaret_proto::v1::{self, session_service_server::SessionService};
 use tonic::{Request, Response, Status};
 
 use super::{
-    page, parse, render,
+    command, page, parse, render,
     scope::{self, identity},
-    status,
 };
 use crate::{
     config::Config,
@@ -34,7 +33,7 @@ impl Sessions {
             return Ok(());
         }
         let before = session.0.checked_sub(1).map(SessionId);
-        let found = self.controller.sessions(before, 1).await.map_err(|e| status::refused(&e))?;
+        let found = self.controller.sessions(before, 1).await?;
         match found.first() {
             Some(view) if view.session.id == session && !scope::sees_source(by, view.session.source.as_str()) => {
                 Err(scope::refused(&format!("session {session}")))
@@ -47,49 +46,36 @@ impl Sessions {
 #[tonic::async_trait]
 impl SessionService for Sessions {
     async fn open_session(&self, request: Request<v1::OpenSessionRequest>) -> Result<Response<v1::OpenSessionResponse>, Status> {
-        let by = identity(&request)?;
-        let (context, source, report) = parse::open_session(request.into_inner(), by).map_err(|e| status::invalid(&e))?;
+        let (r, caller) = command::taken(request)?;
+        let (context, source, report) = parse::open_session(r, caller)?;
         let id = context.request.clone();
-        let outcome = self
-            .controller
-            .open_session(context, source, report)
-            .await
-            .map_err(|e| status::refused(&e.refusal))
-            .and_then(status::first)?;
-        Ok(Response::new(render::opened(&self.config, &id, outcome)))
+        let told = self.controller.open_session(context.clone(), source, report).await;
+        command::response(&self.controller, context, told, false, |o| {
+            render::opened(&self.config, &id, o)
+        })
     }
 
     async fn close_session(
         &self,
         request: Request<v1::CloseSessionRequest>,
     ) -> Result<Response<v1::CloseSessionResponse>, Status> {
-        let by = identity(&request)?;
-        let (context, session) = parse::close_session(request.into_inner(), by).map_err(|e| status::invalid(&e))?;
+        let (r, caller) = command::taken(request)?;
+        let (context, session) = parse::close_session(r, caller)?;
         self.check_owner(&context.by, session).await?;
         let id = context.request.clone();
-        let outcome = self
-            .controller
-            .close_session(context, session)
-            .await
-            .map_err(|e| status::refused(&e.refusal))
-            .and_then(status::first)?;
-        Ok(Response::new(render::closed(&id, outcome)))
+        let told = self.controller.close_session(context.clone(), session).await;
+        command::response(&self.controller, context, told, false, |o| render::closed(&id, o))
     }
 
     async fn synchronise_sessions(
         &self,
         request: Request<v1::SynchroniseSessionsRequest>,
     ) -> Result<Response<v1::SynchroniseSessionsResponse>, Status> {
-        let by = identity(&request)?;
-        let (context, source, reports) = parse::synchronise(request.into_inner(), by).map_err(|e| status::invalid(&e))?;
+        let (r, caller) = command::taken(request)?;
+        let (context, source, reports) = parse::synchronise(r, caller)?;
         let id = context.request.clone();
-        let outcome = self
-            .controller
-            .synchronise_sessions(context, source, reports)
-            .await
-            .map_err(|e| status::refused(&e.refusal))
-            .and_then(status::first)?;
-        Ok(Response::new(render::synchronised(&id, outcome)))
+        let told = self.controller.synchronise_sessions(context.clone(), source, reports).await;
+        command::response(&self.controller, context, told, false, |o| render::synchronised(&id, o))
     }
 
     async fn list_sessions(
@@ -99,21 +85,17 @@ impl SessionService for Sessions {
         const LIST: &str = "sessions";
         let by = identity(&request)?;
         let r = request.into_inner();
-        let page = page::parse(LIST, r.page_size, &r.page_token).map_err(|e| status::invalid(&e))?;
+        let page = page::parse(LIST, r.page_size, &r.page_token)?;
         let mut after: Option<SessionId> = page
             .after
             .map(|a| a.parse().map(SessionId))
             .transpose()
-            .map_err(|_| status::invalid(&page::invalid()))?;
+            .map_err(|_| page::invalid())?;
         // One more than is answered tells whether there is a next page. What is outside the caller's scope makes no page shorter.
         let size = page.size as usize;
         let mut views = Vec::new();
         while views.len() <= size {
-            let found = self
-                .controller
-                .sessions(after, page.size + 1)
-                .await
-                .map_err(|e| status::refused(&e))?;
+            let found = self.controller.sessions(after, page.size + 1).await?;
             let all = found.len() <= size;
             after = found.last().map(|s| s.session.id);
             views.extend(

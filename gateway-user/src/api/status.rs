@@ -4,13 +4,14 @@
 
 use std::collections::HashMap;
 
+use lazaret_proto::v1;
 use tonic::{Code, Status};
 use tonic_types::StatusExt as _;
 
 use super::parse::Invalid;
 use crate::{
     access::answer::{escape, info, status},
-    controller::{Answer, Refusal},
+    controller::{Refusal, Refused},
 };
 
 /// A refused command.
@@ -24,6 +25,63 @@ pub(super) fn invalid(e: &Invalid) -> Status {
     let mut details = info(e.reason(), [("field", e.field().to_owned())]);
     details.add_bad_request_violation(e.field(), e.problem());
     Status::with_error_details(Code::InvalidArgument, escape(&e.to_string()), details)
+}
+
+/// The first answer to a request that comes again is not what this RPC answers: another version of the gateway wrote it.
+pub(super) fn forgotten() -> Status {
+    let sentence = "the request was answered by another version of the gateway; ask for the device";
+    status(Code::DataLoss, "ANSWER_LOST", [], sentence)
+}
+
+impl From<Invalid> for Status {
+    fn from(e: Invalid) -> Self {
+        invalid(&e)
+    }
+}
+
+impl From<Refusal> for Status {
+    fn from(e: Refusal) -> Self {
+        refused(&e)
+    }
+}
+
+/// With the reference code, if the refusal is in the audit.
+impl From<Refused> for Status {
+    fn from(e: Refused) -> Self {
+        let (code, reason, _) = entry(&e.refusal);
+        status(code, reason, pairs(&e.refusal, e.reference), &e.refusal.to_string())
+    }
+}
+
+/// What a refusal is about, and its reference code.
+fn pairs(refusal: &Refusal, reference: Option<u64>) -> impl Iterator<Item = (&'static str, String)> {
+    let reference = reference.map(|n| ("reference", format!("A{n}")));
+    entry(refusal).2.into_iter().chain(reference)
+}
+
+/// A part of a call that was refused.
+pub(super) fn part(refused: &Refused) -> v1::Refusal {
+    let (code, reason, _) = entry(&refused.refusal);
+    v1::Refusal {
+        code: code.into(),
+        reason: reason.to_owned(),
+        metadata: pairs(&refused.refusal, refused.reference)
+            .map(|(k, v)| (k.to_owned(), escape(&v)))
+            .collect(),
+        message: escape(&refused.refusal.to_string()),
+    }
+}
+
+/// A status as a part of a call that was refused.
+pub(super) fn as_part(status: &Status) -> v1::Refusal {
+    let info = status.get_details_error_info();
+    let (reason, metadata) = info.map(|i| (i.reason, i.metadata)).unwrap_or_default();
+    v1::Refusal {
+        code: status.code().into(),
+        reason,
+        metadata,
+        message: status.message().to_owned(),
+    }
 }
 
 /// Not there yet.
@@ -83,14 +141,6 @@ fn entry(refusal: &Refusal) -> Entry {
         Refusal::Kernel(_) => (Code::Internal, about("part", &"kernel")),
         Refusal::Busy => (Code::Unavailable, about("part", &"controller")),
     }
-}
-
-/// The answer to a command. Without a digest in its context none is remembered, and none comes again.
-#[allow(clippy::result_large_err, reason = "tonic's handlers return Status")]
-pub(super) fn first<T>(answer: Answer<T>) -> Result<T, Status> {
-    answer
-        .first()
-        .ok_or_else(|| Status::new(Code::Internal, "an answer of before to a request that is not remembered"))
 }
 
 #[cfg(test)]

@@ -232,8 +232,9 @@ impl Controller {
     /// next commit; `secret`: kept in memory only. Nothing happens to the answer of a request without digest, or of one that was refused.
     pub fn answered(&self, context: SignalContext, answer: Vec<u8>, secret: bool) {
         let job = Job::Command(Box::new(move |w: &mut Writer| w.answered(&context, answer, secret)));
-        // With the queue full it is forgotten: the answer to the same request will be what is so then.
-        let _ = self.normal.try_send(job);
+        // By the queue that is served first: who has his answer and asks again shall find it. With the queue full it is forgotten, and the
+        // answer to the same request will be what is so then.
+        let _ = self.urgent.try_send(job);
     }
 
     async fn command<T: Send + 'static>(

@@ -11,6 +11,7 @@ mod limits;
 mod mtls;
 mod raw;
 mod reload;
+mod reports;
 mod roles;
 mod scope;
 mod socket;

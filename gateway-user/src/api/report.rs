@@ -1,0 +1,187 @@
+//! ReportPolicy: signals in bulk. Many of one stream are under way at a time, so that one commit of the controller's takes them all in;
+//! each is answered as soon as it is decided. What a caller does not read is not decided: HTTP/2's flow control stops the answers, they
+//! stop this, and this stops reading.
+
+use std::{future::Future, pin::Pin, sync::Arc, time::Duration};
+
+use futures_util::{
+    Stream, StreamExt as _,
+    stream::{self, FuturesUnordered},
+};
+use lazaret_proto::v1::{self, report_policy_request::Signal};
+use tokio::sync::{OwnedSemaphorePermit, watch};
+use tonic::{Status, Streaming};
+
+use super::{command, parse, render, scope, status};
+use crate::{
+    access::answer,
+    config::Config,
+    controller::{Controller, Refusal, Refused},
+    model::Identity,
+};
+
+/// Signals of one stream that are under way at a time.
+pub(super) const MOST_UNDER_WAY: usize = 512;
+/// How long a signal waits when the controller's queue is full, before it is tried again.
+const BUSY_WAIT: Duration = Duration::from_millis(2);
+/// And how often; then it is refused as BUSY.
+const BUSY_TRIES: u32 = 2500;
+
+/// What a stream's signals need.
+#[derive(Debug)]
+pub(super) struct Reporter {
+    pub(super) config: Arc<Config>,
+    pub(super) controller: Controller,
+    pub(super) by: Identity,
+}
+
+type Answering = Pin<Box<dyn Future<Output = v1::ReportPolicyResponse> + Send>>;
+
+/// A stream under way.
+struct Report {
+    reporter: Arc<Reporter>,
+    incoming: Option<Streaming<v1::ReportPolicyRequest>>,
+    under_way: FuturesUnordered<Answering>,
+    next: u64,
+    /// What it ends with when the last answer is out.
+    error: Option<Status>,
+    stopped: watch::Receiver<bool>,
+    _permit: OwnedSemaphorePermit,
+}
+
+/// The answers to a stream of signals. It ends with the last answer after the last signal, or with an error.
+pub(super) fn answers(
+    reporter: Arc<Reporter>,
+    incoming: Streaming<v1::ReportPolicyRequest>,
+    stopped: watch::Receiver<bool>,
+    permit: OwnedSemaphorePermit,
+) -> impl Stream<Item = Result<v1::ReportPolicyResponse, Status>> + Send {
+    let report = Report {
+        reporter,
+        incoming: Some(incoming),
+        under_way: FuturesUnordered::new(),
+        next: 0,
+        error: None,
+        stopped,
+        _permit: permit,
+    };
+    stream::unfold(report, |mut report| async {
+        let answer = report.next().await?;
+        Some((answer, report))
+    })
+}
+
+impl Report {
+    /// The next answer; `None`: that was the last.
+    async fn next(&mut self) -> Option<Result<v1::ReportPolicyResponse, Status>> {
+        let mut stopped = self.stopped.clone();
+        let mut stopping = std::pin::pin!(async move {
+            // An error means that the daemon is gone: stop as well.
+            let _ = stopped.wait_for(|s| *s).await;
+        });
+        loop {
+            let open = self.incoming.is_some();
+            let reading = open && self.under_way.len() < MOST_UNDER_WAY;
+            if !reading && self.under_way.is_empty() {
+                return self.error.take().map(Err);
+            }
+            let read = async {
+                match &mut self.incoming {
+                    Some(incoming) if reading => incoming.message().await,
+                    _ => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                biased;
+                Some(answer) = self.under_way.next() => return Some(Ok(answer)),
+                message = read => match message {
+                    Ok(Some(message)) => {
+                        self.under_way.push(Box::pin(Arc::clone(&self.reporter).answer(self.next, message)));
+                        self.next += 1;
+                    }
+                    Ok(None) => self.incoming = None,
+                    Err(e) => {
+                        self.incoming = None;
+                        self.error = Some(e);
+                    }
+                },
+                () = &mut stopping, if open => {
+                    self.incoming = None;
+                    let sentence = "the gateway is shutting down; repeat what is not answered on another stream";
+                    self.error = Some(answer::status(tonic::Code::Unavailable, "SHUTTING_DOWN", [], sentence));
+                }
+            }
+        }
+    }
+}
+
+impl Reporter {
+    /// The answer to one signal, whatever becomes of it.
+    async fn answer(self: Arc<Self>, position: u64, message: v1::ReportPolicyRequest) -> v1::ReportPolicyResponse {
+        let (request_id, device_id) = names(&message);
+        let mut answer = match self.decide(message).await {
+            Ok(answer) => answer,
+            Err(refusal) => v1::ReportPolicyResponse {
+                request_id,
+                device_id,
+                refusal: Some(refusal),
+                ..Default::default()
+            },
+        };
+        answer.position = position;
+        answer
+    }
+
+    async fn decide(&self, mut message: v1::ReportPolicyRequest) -> Result<v1::ReportPolicyResponse, v1::Refusal> {
+        scope::within(&self.by, &message).map_err(|e| status::as_part(&e))?;
+        let caller = command::caller(self.by.clone(), &mut message, Duration::MAX);
+        let invalid = |e: parse::Invalid| status::as_part(&e.into());
+        let controller = &self.controller;
+        let (context, told) = match message.signal {
+            None => return Err(invalid(parse::Invalid::new("signal", "is required"))),
+            Some(Signal::Applied(r)) => {
+                let (context, device, revision) = parse::policy_applied(r, caller).map_err(invalid)?;
+                let tell = || controller.policy_applied(context.clone(), device.clone(), revision.clone());
+                (context.clone(), patiently(tell).await)
+            }
+            Some(Signal::Revoked(r)) => {
+                let (context, device, reason) = parse::policy_revoked(r, caller).map_err(invalid)?;
+                let told = controller.policy_revoked(context.clone(), device, reason).await;
+                (context, told)
+            }
+            Some(Signal::Renew(_)) => return Err(status::as_part(&status::not_implemented())),
+        };
+        let told = told.map_err(|e| status::part(&e))?;
+        let id = context.request.clone();
+        let render = |o| render::reported(&self.config, &id, o);
+        command::answered(controller, context, told, false, render).map_err(|e| status::as_part(&e))
+    }
+}
+
+/// What a queue that is full refuses is tried again: the caller cannot know how many may be under way.
+async fn patiently<T, F>(mut tell: impl FnMut() -> F) -> Result<T, Refused>
+where
+    F: Future<Output = Result<T, Refused>>,
+{
+    for _ in 0..BUSY_TRIES {
+        match tell().await {
+            Err(Refused {
+                refusal: Refusal::Busy, ..
+            }) => tokio::time::sleep(BUSY_WAIT).await,
+            told => return told,
+        }
+    }
+    tell().await
+}
+
+/// Request id and device, as the caller wrote them, if he did; cut off where they are longer than a good one could be.
+fn names(message: &v1::ReportPolicyRequest) -> (String, String) {
+    let (context, device) = match &message.signal {
+        None => (&None, ""),
+        Some(Signal::Applied(s)) => (&s.context, s.device_id.as_str()),
+        Some(Signal::Revoked(s)) => (&s.context, s.device_id.as_str()),
+        Some(Signal::Renew(s)) => (&s.context, s.device_id.as_str()),
+    };
+    let short = |text: &str| text.chars().take(128).collect::<String>();
+    (short(context.as_ref().map_or("", |c| c.request_id.as_str())), short(device))
+}

@@ -49,7 +49,7 @@ pub(super) fn reported(config: &Config, request: &RequestId, o: SignalOutcome) -
         prefixes: if told { prefixes(config, o.addresses) } else { Vec::new() },
         state: state(d.state).into(),
         lease_ends_at: o.device.lease_ends_at.map(timestamp),
-        gateway_uri: d.gateway_uri,
+        gateway_uri: d.gateway_uri.to_string(),
         store_revision: o.revision.0,
     }
 }

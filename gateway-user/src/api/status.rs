@@ -48,23 +48,22 @@ impl From<Refusal> for Status {
 /// With the reference code, if the refusal is in the audit.
 impl From<Refused> for Status {
     fn from(e: Refused) -> Self {
-        let (code, reason, _) = entry(&e.refusal);
-        status(code, reason, pairs(&e.refusal, e.reference), &e.refusal.to_string())
+        let (code, _) = entry(&e.refusal);
+        status(code, e.refusal.name(), pairs(&e.refusal, e.reference), &e.refusal.to_string())
     }
 }
 
 /// What a refusal is about, and its reference code.
 fn pairs(refusal: &Refusal, reference: Option<u64>) -> impl Iterator<Item = (&'static str, String)> {
     let reference = reference.map(|n| ("reference", format!("A{n}")));
-    entry(refusal).2.into_iter().chain(reference)
+    entry(refusal).1.into_iter().chain(reference)
 }
 
 /// A part of a call that was refused.
 pub(super) fn part(refused: &Refused) -> v1::Refusal {
-    let (code, reason, _) = entry(&refused.refusal);
     v1::Refusal {
-        code: code.into(),
-        reason: reason.to_owned(),
+        code: entry(&refused.refusal).0.into(),
+        reason: refused.refusal.name().to_owned(),
         metadata: pairs(&refused.refusal, refused.reference)
             .map(|(k, v)| (k.to_owned(), escape(&v)))
             .collect(),

@@ -19,9 +19,6 @@ use crate::{
     model::{DeviceId, Identity, Revision},
 };
 
-/// Most watchers at a time, over all connections: each holds a connection's stream and a place in the broadcast.
-const MAX_WATCHERS: usize = 64;
-
 /// The service.
 #[derive(Debug)]
 pub(super) struct Devices {
@@ -37,7 +34,7 @@ impl Devices {
         Self {
             config,
             controller,
-            watchers: Arc::new(Semaphore::new(MAX_WATCHERS)),
+            watchers: super::watch::places(),
             stopped,
         }
     }
@@ -78,8 +75,11 @@ impl DeviceService for Devices {
         request: Request<v1::ReportPolicyAppliedRequest>,
     ) -> Result<Response<v1::SignalResponse>, Status> {
         let (r, caller) = command::taken(request)?;
-        let (context, device, revision) = parse::policy_applied(r, caller)?;
-        let told = self.controller.policy_applied(context.clone(), device, revision).await;
+        let (context, a) = parse::policy_applied(r, caller)?;
+        let told = self
+            .controller
+            .policy_applied(context.clone(), a.device, a.revision, a.key)
+            .await;
         self.signal(context, told)
     }
 
@@ -164,15 +164,7 @@ impl DeviceService for Devices {
     ) -> Result<Response<Self::WatchGatewayUrisStream>, Status> {
         let by = identity(&request)?;
         let after = parse::watch(request.into_inner());
-        let permit = self.watchers.clone().try_acquire_owned().map_err(|_| {
-            let most = [("most", MAX_WATCHERS.to_string())];
-            answer::status(
-                Code::ResourceExhausted,
-                "TOO_MANY_WATCHERS",
-                most,
-                "as many watchers as the gateway serves are connected",
-            )
-        })?;
+        let permit = super::watch::place(&self.watchers)?;
         let (kept, live) = self.controller.watch_gateway_uris(after).await?;
         let watcher = Watcher {
             last: kept.last().map(|c| c.revision).max(after),
@@ -230,8 +222,7 @@ impl Watcher {
                     ));
                 }
                 Err(broadcast::error::RecvError::Closed) => {
-                    let sentence = "the gateway is shutting down; watch again from the last revision received";
-                    return Err(answer::status(Code::Unavailable, "SHUTTING_DOWN", [], sentence));
+                    return Err(super::watch::ended());
                 }
             }
         }

@@ -16,6 +16,7 @@ mod report;
 mod scope;
 mod session;
 mod status;
+mod watch;
 
 use std::{future::Future, pin::pin, sync::Arc, time::Duration};
 
@@ -26,7 +27,7 @@ use lazaret_proto::v1::{
     operator_service_server::OperatorServiceServer, policy_service_server::PolicyServiceServer,
     session_service_server::SessionServiceServer,
 };
-use tokio::sync::watch;
+use tokio::sync::watch as signal;
 use tonic::service::Routes;
 
 use crate::{
@@ -103,7 +104,7 @@ pub async fn serve(
     views: Views,
     shutdown: impl Future<Output = ()>,
 ) -> Result<(), ServeError> {
-    let (stop, stopped) = watch::channel(false);
+    let (stop, stopped) = signal::channel(false);
     let routes = routes(config, controller, views, stopped.clone()).await?;
     let mut serving = pin!(listeners.serve(routes, stopped));
     tokio::select! {
@@ -128,7 +129,7 @@ async fn routes(
     config: Arc<Config>,
     controller: Controller,
     views: Views,
-    stopped: watch::Receiver<bool>,
+    stopped: signal::Receiver<bool>,
 ) -> Result<Routes, ServeError> {
     let max = config.api.as_ref().map_or(DEFAULT_MAX_MESSAGE, |a| a.max_message);
     let reflection =
@@ -141,13 +142,14 @@ async fn routes(
     reporter.set_serving::<PolicyServiceServer<policy::Policies>>().await;
     let devices = device::Devices::new(config.clone(), controller.clone(), stopped.clone());
     let sessions = session::Sessions::new(config.clone(), controller.clone());
+    let operators = operator::Operators::new(config.clone(), controller.clone());
     let policies = policy::Policies::new(config.clone(), controller.clone(), stopped.clone());
     let inspect = inspect::Inspect::new(config, controller, views, SystemClock::new()?, stopped);
     Ok(Routes::default()
         .add_service(DeviceServiceServer::new(devices).max_decoding_message_size(max))
         .add_service(SessionServiceServer::new(sessions).max_decoding_message_size(max))
         .add_service(InspectServiceServer::new(inspect).max_decoding_message_size(MAX_READ_REQUEST))
-        .add_service(OperatorServiceServer::new(operator::Operators).max_decoding_message_size(MAX_READ_REQUEST))
+        .add_service(OperatorServiceServer::new(operators).max_decoding_message_size(MAX_READ_REQUEST))
         .add_service(PolicyServiceServer::new(policies).max_decoding_message_size(max))
         .add_service(health.max_decoding_message_size(MAX_READ_REQUEST))
         .add_service(reflection().build_v1()?.max_decoding_message_size(MAX_READ_REQUEST))

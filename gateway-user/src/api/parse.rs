@@ -1,6 +1,9 @@
 //! Protobuf to domain: one conversion for each request that carries something, and one error that names the field. Nothing is left out,
 //! repaired or guessed: one bad element refuses the request. Texts of the caller are never repeated in an error; they may hold anything.
 
+pub(super) mod operator;
+pub(super) mod policy;
+
 use std::{
     collections::HashSet,
     fmt::Display,
@@ -13,15 +16,17 @@ use prost_types::Timestamp;
 
 use super::command::Caller;
 use crate::{
-    controller::{Acknowledge, Registration, SessionReport, SignalContext},
+    controller::{Acknowledge, PolicyKey, Registration, SessionReport, SignalContext},
     model::{
         DeviceId, DeviceState, Fingerprint, InterfaceName, PolicyRevision, PoolName, RequestId, Revision, SessionId, SourceName,
-        WallTime,
+        VpnKey, WallTime, Window,
     },
 };
 
 /// Most devices in one registration.
 pub const MAX_REGISTRATIONS: usize = 1000;
+/// Most leases in one renewal.
+const MAX_RENEWALS: usize = 1000;
 /// Most reports in one synchronisation.
 pub const MAX_REPORTS: usize = 65_536;
 /// Most addresses of a session.
@@ -98,11 +103,16 @@ pub(super) fn register(r: v1::RegisterDevicesRequest, by: Caller) -> Result<(Sig
     Ok((context, devices))
 }
 
+/// A policy that is applied.
+#[derive(Debug)]
+pub(super) struct Applied {
+    pub(super) device: DeviceId,
+    pub(super) revision: PolicyRevision,
+    pub(super) key: Option<PolicyKey>,
+}
+
 /// A policy that is applied. `observed_at` is required: it tells an old signal from a new one.
-pub(super) fn policy_applied(
-    r: v1::ReportPolicyAppliedRequest,
-    by: Caller,
-) -> Result<(SignalContext, DeviceId, PolicyRevision), Invalid> {
+pub(super) fn policy_applied(r: v1::ReportPolicyAppliedRequest, by: Caller) -> Result<(SignalContext, Applied), Invalid> {
     let context = context(r.context, by)?;
     if context.observed_at.is_none() {
         return Err(Invalid::new(
@@ -110,10 +120,14 @@ pub(super) fn policy_applied(
             "is required: when the device was seen with its policy applied",
         ));
     }
+    let key = Some(r.policy_key).filter(|k| !k.is_empty());
     Ok((
         context,
-        name("device_id", r.device_id)?,
-        name("policy_revision", r.policy_revision)?,
+        Applied {
+            device: name("device_id", r.device_id)?,
+            revision: name("policy_revision", r.policy_revision)?,
+            key: key.map(|k| policy::key("policy_key", &k)).transpose()?,
+        },
     ))
 }
 
@@ -222,7 +236,7 @@ fn context(c: Option<v1::SignalContext>, caller: Caller) -> Result<SignalContext
         Ok(SignalContext {
             by: caller.by,
             request: name::<RequestId>("request_id", c.request_id)?,
-            observed_at: c.observed_at.map(wall_time).transpose()?,
+            observed_at: c.observed_at.map(|t| time("observed_at", t)).transpose()?,
             digest: Some(caller.digest),
             acknowledge: acknowledge(caller.acknowledge)?,
             deadline: caller.deadline,
@@ -239,12 +253,12 @@ fn acknowledge(level: i32) -> Result<Acknowledge, Invalid> {
     }
 }
 
-fn wall_time(t: Timestamp) -> Result<WallTime, Invalid> {
+fn time(field: &str, t: Timestamp) -> Result<WallTime, Invalid> {
     /// The years 1 to 9999, as `google.protobuf.Timestamp` documents its range.
     const SECONDS: std::ops::RangeInclusive<i64> = -62_135_596_800..=253_402_300_799;
     if !SECONDS.contains(&t.seconds) || !(0..1_000_000_000).contains(&t.nanos) {
         return Err(Invalid::new(
-            "observed_at",
+            field,
             "must be a google.protobuf.Timestamp: years 1 to 9999, nanos 0 to 999,999,999",
         ));
     }
@@ -260,9 +274,19 @@ fn registration(d: v1::DeviceRegistration) -> Result<Registration, Invalid> {
         full_service_pool: optional_name::<PoolName>("full_service_pool", d.full_service_pool)?,
         common_names: list("common_names", aliases.common_names, name).map_err(within)?,
         certificates: list("certificate_sha256", aliases.certificate_sha256, |f, s| fingerprint(f, &s)).map_err(within)?,
-        vpn_keys: Vec::new(),
-        window: crate::model::Window::default(),
+        vpn_keys: list("vpn_public_keys", aliases.vpn_public_keys, |f, s| vpn_key(f, &s)).map_err(within)?,
+        window: window(d.window.unwrap_or_default()).map_err(|e| e.within("window"))?,
     })
+}
+
+/// Both bounds count themselves, so that they may be the same moment.
+fn window(w: v1::EnrolmentWindow) -> Result<Window, Invalid> {
+    let not_before = w.not_before.map(|t| time("not_before", t)).transpose()?;
+    let not_after = w.not_after.map(|t| time("not_after", t)).transpose()?;
+    match (not_before, not_after) {
+        (Some(from), Some(to)) if to < from => Err(Invalid::new("not_after", "must not be before not_before")),
+        _ => Ok(Window { not_before, not_after }),
+    }
 }
 
 fn session_report(r: v1::SessionReport) -> Result<SessionReport, Invalid> {
@@ -337,6 +361,10 @@ where
 
 fn fingerprint(field: &str, value: &str) -> Result<Fingerprint, Invalid> {
     Fingerprint::from_str(value).map_err(|e| Invalid::new(field, e))
+}
+
+fn vpn_key(field: &str, value: &str) -> Result<VpnKey, Invalid> {
+    VpnKey::from_str(value).map_err(|e| Invalid::new(field, e))
 }
 
 /// At most [`MAX_ALIASES`] different elements.

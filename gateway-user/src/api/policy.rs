@@ -2,14 +2,15 @@
 
 use std::{pin::Pin, sync::Arc};
 
-use futures_util::Stream;
+use futures_util::{Stream, stream};
 use lazaret_proto::v1::{self, policy_service_server::PolicyService};
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::{Semaphore, watch::Receiver};
 use tonic::{Code, Request, Response, Status, Streaming};
 
 use super::{
+    command, parse, render,
     report::{self, Reporter},
-    scope, status,
+    scope, watch,
 };
 use crate::{access::answer, config::Config, controller::Controller};
 
@@ -22,16 +23,18 @@ pub(super) struct Policies {
     config: Arc<Config>,
     controller: Controller,
     reports: Arc<Semaphore>,
-    stopped: watch::Receiver<bool>,
+    watchers: Arc<Semaphore>,
+    stopped: Receiver<bool>,
 }
 
 impl Policies {
     /// `stopped` ends the streams when it becomes true.
-    pub(super) fn new(config: Arc<Config>, controller: Controller, stopped: watch::Receiver<bool>) -> Self {
+    pub(super) fn new(config: Arc<Config>, controller: Controller, stopped: Receiver<bool>) -> Self {
         Self {
             config,
             controller,
             reports: Arc::new(Semaphore::new(MAX_REPORTS)),
+            watchers: watch::places(),
             stopped,
         }
     }
@@ -39,19 +42,35 @@ impl Policies {
 
 #[tonic::async_trait]
 impl PolicyService for Policies {
-    async fn offer_policy(&self, _: Request<v1::OfferPolicyRequest>) -> Result<Response<v1::OfferPolicyResponse>, Status> {
-        Err(status::not_implemented())
+    async fn offer_policy(&self, request: Request<v1::OfferPolicyRequest>) -> Result<Response<v1::OfferPolicyResponse>, Status> {
+        let (r, caller) = command::taken(request)?;
+        let (context, device, revision) = parse::policy::offer(r, caller)?;
+        let id = context.request.clone();
+        let told = self.controller.offer_policy(context.clone(), device, revision).await;
+        command::response(&self.controller, context, told, true, |o| {
+            render::policy::offered(&self.config, &id, o)
+        })
     }
 
     async fn acknowledge_policy(
         &self,
-        _: Request<v1::AcknowledgePolicyRequest>,
+        request: Request<v1::AcknowledgePolicyRequest>,
     ) -> Result<Response<v1::AcknowledgePolicyResponse>, Status> {
-        Err(status::not_implemented())
+        let (r, caller) = command::taken(request)?;
+        let (context, device, key) = parse::policy::acknowledge(r, caller)?;
+        let id = context.request.clone();
+        let told = self.controller.acknowledge_policy(context.clone(), device, key).await;
+        command::response(&self.controller, context, told, true, |o| {
+            render::policy::acknowledged(&self.config, &id, o)
+        })
     }
 
-    async fn renew_leases(&self, _: Request<v1::RenewLeasesRequest>) -> Result<Response<v1::RenewLeasesResponse>, Status> {
-        Err(status::not_implemented())
+    async fn renew_leases(&self, request: Request<v1::RenewLeasesRequest>) -> Result<Response<v1::RenewLeasesResponse>, Status> {
+        let (r, caller) = command::taken(request)?;
+        let (context, devices) = parse::policy::renew(r, caller)?;
+        let id = context.request.clone();
+        let told = self.controller.renew_leases(context.clone(), devices).await;
+        command::response(&self.controller, context, told, false, |o| render::policy::renewed(&id, o))
     }
 
     type ReportPolicyStream = Pin<Box<dyn Stream<Item = Result<v1::ReportPolicyResponse, Status>> + Send>>;
@@ -76,38 +95,90 @@ impl PolicyService for Policies {
 
     async fn publish_policy_revision(
         &self,
-        _: Request<v1::PublishPolicyRevisionRequest>,
+        request: Request<v1::PublishPolicyRevisionRequest>,
     ) -> Result<Response<v1::PublishPolicyRevisionResponse>, Status> {
-        Err(status::not_implemented())
+        let (r, caller) = command::taken(request)?;
+        let (context, p) = parse::policy::publish(r, caller)?;
+        let id = context.request.clone();
+        let told = self
+            .controller
+            .publish_policy(context.clone(), p.revision, p.ceiling, p.rate)
+            .await;
+        command::response(&self.controller, context, told, false, |o| {
+            v1::PublishPolicyRevisionResponse {
+                request_id: id.into(),
+                publication: Some(render::policy::publication(o.publication)),
+                store_revision: o.revision.0,
+            }
+        })
     }
 
     async fn pause_publication(
         &self,
-        _: Request<v1::PausePublicationRequest>,
+        request: Request<v1::PausePublicationRequest>,
     ) -> Result<Response<v1::PausePublicationResponse>, Status> {
-        Err(status::not_implemented())
+        let (r, caller) = command::taken(request)?;
+        let context = parse::policy::alone(r.context, caller)?;
+        let id = context.request.clone();
+        let told = self.controller.pause_publication(context.clone()).await;
+        command::response(&self.controller, context, told, false, |o| v1::PausePublicationResponse {
+            request_id: id.into(),
+            publication: Some(render::policy::publication(o.publication)),
+            store_revision: o.revision.0,
+        })
     }
 
     async fn resume_publication(
         &self,
-        _: Request<v1::ResumePublicationRequest>,
+        request: Request<v1::ResumePublicationRequest>,
     ) -> Result<Response<v1::ResumePublicationResponse>, Status> {
-        Err(status::not_implemented())
+        let (r, caller) = command::taken(request)?;
+        let context = parse::policy::alone(r.context, caller)?;
+        let id = context.request.clone();
+        let told = self.controller.resume_publication(context.clone()).await;
+        command::response(&self.controller, context, told, false, |o| v1::ResumePublicationResponse {
+            request_id: id.into(),
+            publication: Some(render::policy::publication(o.publication)),
+            store_revision: o.revision.0,
+        })
     }
 
     async fn get_publication(
         &self,
-        _: Request<v1::GetPublicationRequest>,
+        request: Request<v1::GetPublicationRequest>,
     ) -> Result<Response<v1::GetPublicationResponse>, Status> {
-        Err(status::not_implemented())
+        scope::identity(&request)?;
+        let view = self.controller.publication().await?;
+        Ok(Response::new(v1::GetPublicationResponse {
+            publication: Some(render::policy::publication(view)),
+        }))
     }
 
     type WatchPublicationStream = Pin<Box<dyn Stream<Item = Result<v1::WatchPublicationResponse, Status>> + Send>>;
 
     async fn watch_publication(
         &self,
-        _: Request<v1::WatchPublicationRequest>,
+        request: Request<v1::WatchPublicationRequest>,
     ) -> Result<Response<Self::WatchPublicationStream>, Status> {
-        Err(status::not_implemented())
+        scope::identity(&request)?;
+        let permit = watch::place(&self.watchers)?;
+        let mut seen = self.controller.watch_publication().await?;
+        // What is so now comes first.
+        seen.mark_changed();
+        let watcher = (seen, self.stopped.clone(), permit);
+        let changes = stream::unfold(Some(watcher), |watcher| async {
+            let (mut seen, mut stopped, permit) = watcher?;
+            let changed = tokio::select! {
+                changed = seen.changed() => changed.is_ok(),
+                _ = stopped.wait_for(|s| *s) => false,
+            };
+            if !changed {
+                return Some((Err(watch::ended()), None));
+            }
+            let publication = seen.borrow_and_update().clone().map(render::policy::publication);
+            let message = v1::WatchPublicationResponse { publication };
+            Some((Ok(message), Some((seen, stopped, permit))))
+        });
+        Ok(Response::new(Box::pin(changes)))
     }
 }

@@ -1,5 +1,8 @@
 //! Domain to protobuf. Pure: names of pools come from the configuration, times from the caller.
 
+pub(super) mod operator;
+pub(super) mod policy;
+
 use std::net::IpAddr;
 
 use gateway_ebpf::{
@@ -20,7 +23,7 @@ use crate::{
     events::Event,
     explain::rules,
     kernel::{HookPoint, InterfaceState, Losses, ReadBack},
-    model::{DeviceId, DeviceState, Exception, ExceptionKind, Lease, PoolId, RequestId, Trust, WallTime, Window},
+    model::{DeviceId, DeviceState, Exception, ExceptionKind, PoolId, RequestId, Trust, WallTime, Window},
 };
 
 /// The answer to a signal.
@@ -78,14 +81,14 @@ pub(super) fn device(config: &Config, v: DeviceView) -> v1::Device {
         enrolled_at: d.enrolment.enrolled_at.map(timestamp),
         arrived_at: d.enrolment.arrived_at.map(timestamp),
         arrived_outside_at: d.enrolment.arrived_outside.map(timestamp),
-        deadline_at: d.enrolment.deadline.map(ends),
+        deadline_at: v.deadline_at.map(timestamp),
         offer: d.keys.offer.as_ref().map(|o| v1::PolicyOffer {
             policy_revision: o.revision.to_string(),
-            ends_at: Some(ends(o.holds)),
+            ends_at: v.offer_ends_at.map(timestamp),
         }),
         acknowledged_policy_revision: d.keys.final_key.as_ref().map(|k| k.revision.to_string()).unwrap_or_default(),
-        exception: d.exception.map(|e| exception(*e)),
-        required_policy_revision: String::new(),
+        exception: d.exception.map(|e| exception(*e, v.exception_ends_at)),
+        required_policy_revision: v.required.map(String::from).unwrap_or_default(),
         proved_at: d.release.proved.map(|n| timestamp(n.wall)),
     }
 }
@@ -97,7 +100,7 @@ fn window(w: Window) -> v1::EnrolmentWindow {
     }
 }
 
-fn exception(e: Exception) -> v1::DeviceException {
+fn exception(e: Exception, ends_at: Option<WallTime>) -> v1::DeviceException {
     let kind = match e.kind {
         ExceptionKind::Release => v1::ExceptionKind::Release,
         ExceptionKind::Block => v1::ExceptionKind::Block,
@@ -106,15 +109,8 @@ fn exception(e: Exception) -> v1::DeviceException {
         kind: kind.into(),
         reason: e.reason,
         granted_by: e.by,
-        ends_at: Some(ends(e.holds)),
+        ends_at: ends_at.map(timestamp),
     }
-}
-
-/// When a time that was given ends, on the wall clock as it was then.
-fn ends(l: Lease) -> Timestamp {
-    timestamp(WallTime(
-        l.given.wall.0.saturating_add(i64::try_from(l.length_ms).unwrap_or(i64::MAX)),
-    ))
 }
 
 fn trust(t: Trust) -> v1::TrustLevel {
@@ -137,7 +133,7 @@ pub(super) fn session(config: &Config, v: SessionView) -> v1::Session {
         current_pool: pool_name(config, Some(v.current_pool)),
         opened_at: Some(timestamp(s.opened_at)),
         trust: trust(s.trust).into(),
-        below_min_trust: false,
+        below_min_trust: v.below_min_trust,
     }
 }
 

@@ -16,8 +16,8 @@ use super::{command, parse, render, scope, status};
 use crate::{
     access::answer,
     config::Config,
-    controller::{Controller, Refusal, Refused},
-    model::Identity,
+    controller::{Controller, Refusal, Refused, SignalContext},
+    model::{DeviceId, Identity},
 };
 
 /// Signals of one stream that are under way at a time.
@@ -140,8 +140,8 @@ impl Reporter {
         let (context, told) = match message.signal {
             None => return Err(invalid(parse::Invalid::new("signal", "is required"))),
             Some(Signal::Applied(r)) => {
-                let (context, device, revision) = parse::policy_applied(r, caller).map_err(invalid)?;
-                let tell = || controller.policy_applied(context.clone(), device.clone(), revision.clone());
+                let (context, a) = parse::policy_applied(r, caller).map_err(invalid)?;
+                let tell = || controller.policy_applied(context.clone(), a.device.clone(), a.revision.clone(), a.key.clone());
                 (context.clone(), patiently(tell).await)
             }
             Some(Signal::Revoked(r)) => {
@@ -149,12 +149,25 @@ impl Reporter {
                 let told = controller.policy_revoked(context.clone(), device, reason).await;
                 (context, told)
             }
-            Some(Signal::Renew(_)) => return Err(status::as_part(&status::not_implemented())),
+            Some(Signal::Renew(r)) => {
+                let (context, device) = parse::policy::renew_one(r, caller).map_err(invalid)?;
+                return self.renew(context, device).await;
+            }
         };
         let told = told.map_err(|e| status::part(&e))?;
         let id = context.request.clone();
         let render = |o| render::reported(&self.config, &id, o);
         command::answered(controller, context, told, false, render).map_err(|e| status::as_part(&e))
+    }
+
+    /// A renewal of one device answers as a signal does: its refusal is the signal's.
+    async fn renew(&self, context: SignalContext, device: DeviceId) -> Result<v1::ReportPolicyResponse, v1::Refusal> {
+        let tell = || self.controller.renew_leases(context.clone(), vec![device.clone()]);
+        let told = patiently(tell).await.map_err(|e| status::part(&e))?;
+        let view = self.controller.device(device).await.map_err(|e| status::part(&e.into()))?;
+        let id = context.request.clone();
+        let render = |o| render::policy::renewed_one(&id, o, view);
+        command::answered(&self.controller, context, told, false, render).map_err(|e| status::as_part(&e))
     }
 }
 

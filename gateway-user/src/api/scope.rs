@@ -151,6 +151,11 @@ nothing!(
     GetPublicationRequest,
     WatchPublicationRequest,
     ListSessionsRequest,
+    ListAuditEntriesRequest,
+    GetAuditEntryRequest,
+    GetAuditHeadRequest,
+    GetDriftRequest,
+    CheckDriftRequest,
     // By number: its handler asks whose it is.
     CloseSessionRequest,
 );

@@ -16,7 +16,7 @@ use crate::{
         BootTime, Device, DeviceId, DeviceState, InterfaceName, Now, PoolId, Revision, Session, SessionId, UriChange, WallTime,
     },
     reconcile::assignment,
-    transition::{Directory as _, release_end},
+    transition::{Directory as _, deadline_end, full_service, lease_end, release_end},
 };
 
 /// How long `status` shows a conflict, milliseconds.
@@ -24,9 +24,15 @@ const CONFLICTS_SHOWN_MS: i64 = 3_600_000;
 
 impl Writer {
     pub(super) fn view(&self, device: &Device, now: &Now) -> DeviceView {
+        let wall = |end| on_the_wall(end, now);
+        let offer = device.keys.offer.as_ref();
         DeviceView {
+            lease_ends_at: release_end(device, now).map(wall),
+            deadline_at: deadline_end(device, &self.context(*now)).map(wall),
+            offer_ends_at: offer.map(|o| wall(lease_end(&o.holds, now))),
+            exception_ends_at: device.exception.as_ref().map(|e| wall(lease_end(&e.holds, now))),
+            required: self.policies.required_of(device).cloned(),
             device: device.clone(),
-            lease_ends_at: release_end(device, now).map(|end| on_the_wall(end, now)),
             sessions: self
                 .registry
                 .sessions_of(&device.id)
@@ -40,7 +46,9 @@ impl Writer {
         let device = self.registry.device_of(session);
         let of = |a: &IpAddr| assignment(*a, session, device, &self.context(*now));
         let current_pool = session.addresses.iter().find_map(of).map_or(PoolId(0), |a| a.pool);
+        let pool = device.and_then(|d| full_service(d, &self.config));
         SessionView {
+            below_min_trust: pool.is_some_and(|p| session.trust < p.min_trust),
             session: session.clone(),
             current_pool,
         }

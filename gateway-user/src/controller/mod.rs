@@ -37,7 +37,7 @@ use crate::{
     kernel::{Kernel, KernelError, Link},
     store::{Store, StoreError},
 };
-pub use crate::{model::UriChange, refusal::Refusal, transition::Registration};
+pub use crate::{model::UriChange, refusal::Refusal, store::AuditQuery, transition::Registration};
 use writer::{Job, Writer};
 
 /// Changes of GatewayURIs that a watcher may lag behind before it has to start again.

@@ -127,6 +127,8 @@ pub struct SessionView {
     pub session: Session,
     /// Whose policy judges it now.
     pub current_pool: PoolId,
+    /// Its trust is below what its device's full-service pool demands.
+    pub below_min_trust: bool,
 }
 
 /// A device with its live sessions.
@@ -136,6 +138,14 @@ pub struct DeviceView {
     pub device: Device,
     /// When its lease ends, on the wall clock.
     pub lease_ends_at: Option<WallTime>,
+    /// When its deadline in quarantine ends, on the wall clock; `None`: it does not run.
+    pub deadline_at: Option<WallTime>,
+    /// When the temporary key of its offer ends, on the wall clock.
+    pub offer_ends_at: Option<WallTime>,
+    /// When its exception ends, on the wall clock.
+    pub exception_ends_at: Option<WallTime>,
+    /// The policy revision that its next proof must have; `None`: any will do.
+    pub required: Option<PolicyRevision>,
     /// Its live sessions.
     pub sessions: Vec<SessionView>,
 }

@@ -415,6 +415,7 @@ protocol = "any"
                     trust: crate::model::Trust::Name,
                     opened_at: WallTime(0),
                 },
+                below_min_trust: false,
                 current_pool: PoolId(1),
             });
             e.device = Some(Device {

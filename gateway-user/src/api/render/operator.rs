@@ -1,0 +1,23 @@
+//! OperatorService's answers.
+
+use lazaret_proto::v1;
+
+use super::timestamp;
+use crate::{access::answer::escape, audit::Entry};
+
+/// An entry of the audit. What others wrote into it is escaped.
+pub(in crate::api) fn audit_entry(e: Entry) -> v1::AuditEntry {
+    v1::AuditEntry {
+        number: e.number,
+        at: Some(timestamp(e.at)),
+        by: escape(&e.by),
+        action: escape(&e.action),
+        device_id: e.device.map(String::from).unwrap_or_default(),
+        subject: escape(&e.subject),
+        before: escape(&e.before),
+        after: escape(&e.after),
+        reason: escape(&e.reason),
+        request_id: escape(&e.request),
+        result: escape(&e.result),
+    }
+}

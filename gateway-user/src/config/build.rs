@@ -3,7 +3,8 @@
 use std::collections::HashMap;
 
 use super::{
-    Allow, Api, Config, Devices, InterfaceRule, Keep, Log, Paths, Policy, Pool, Proofs, Route, RouteTable, Rule, Socket, Tables,
+    Allow, Api, Config, InterfaceRule, Log, Paths, Policy, Pool, Route, RouteTable, Rule, Socket, Tables,
+    life::RawLife,
     raw::{RawApi, RawInterface, RawPolicy, RawPool, RawRule, RawSettings, Word},
     read::At,
 };
@@ -12,6 +13,7 @@ use crate::model::{PoolId, PoolName};
 /// `None`: a value that must be there is not.
 pub(super) fn config(
     settings: RawSettings,
+    life: RawLife,
     api: Option<RawApi>,
     interfaces: Vec<RawInterface>,
     pools: Vec<RawPool>,
@@ -29,7 +31,8 @@ pub(super) fn config(
         denials_bytes: or(settings.denials_bytes, Tables::default().denials_bytes),
         fragments: or(settings.fragments, Tables::default().fragments),
     };
-    let (paths, socket, log, devices) = (Paths::default(), Socket::default(), Log::default(), Devices::default());
+    let (paths, socket, log) = (Paths::default(), Socket::default(), Log::default());
+    let (devices, proofs, sources, keep) = life.build()?;
     Some(Config {
         mode: or(settings.mode, Default::default()),
         paths: Paths {
@@ -49,14 +52,10 @@ pub(super) fn config(
             level: or(settings.level, log.level),
             format: or(settings.format, log.format),
         },
-        devices: Devices {
-            unknown: or(settings.unknown, devices.unknown),
-            sessions: or(settings.sessions, devices.sessions),
-            ..devices
-        },
-        proofs: Proofs::default(),
-        sources: Vec::new(),
-        keep: Keep::default(),
+        devices,
+        proofs,
+        sources,
+        keep,
         tables,
         interfaces: interfaces
             .into_iter()
@@ -129,7 +128,7 @@ fn build_pool(raw: RawPool, numbers: &HashMap<PoolName, PoolId>) -> Option<Pool>
         },
         gateway_uri: raw.gateway_uri?.value.into(),
         lease: raw.lease.map(|l| l.value),
-        min_trust: Default::default(),
+        min_trust: or(raw.min_trust, Default::default()),
         table: raw.table.map(|t| RouteTable { number: t.value, routes }),
     })
 }

@@ -8,6 +8,7 @@ use toml::de::DeTable;
 
 use super::{
     Config, ConfigErrors, InterfacePattern, InterfaceRole, PoolKind, build,
+    life::RawLife,
     raw::{RawApi, RawInterface, RawPolicy, RawPool, RawSettings, Word},
     read::{At, Notes, Section, Wrong},
     values,
@@ -32,6 +33,7 @@ pub(super) fn config(file: &Path, text: &str) -> Result<Config, ConfigErrors> {
 
     let document = Section::new(&notes, "", 0..0, document.get_ref());
     let settings = RawSettings::read(&document);
+    let life = RawLife::read(&document);
     let api = document.section("api").map(|s| RawApi::read(&s));
     let interfaces: Vec<RawInterface> = document
         .sections("interface", "interface")
@@ -41,6 +43,7 @@ pub(super) fn config(file: &Path, text: &str) -> Result<Config, ConfigErrors> {
     let pools: Vec<RawPool> = document.sections("pool", "pool").iter().map(RawPool::read).collect();
     let policies: Vec<RawPolicy> = document.sections("policy", "policy").iter().map(RawPolicy::read).collect();
 
+    life.check(&notes);
     check_interfaces(&notes, &document, &interfaces);
     check_interface_pools(&notes, &interfaces, &pools);
     check_policies(&notes, &policies);
@@ -51,7 +54,7 @@ pub(super) fn config(file: &Path, text: &str) -> Result<Config, ConfigErrors> {
 
     if notes.is_clean() {
         // Without a mistake nothing is missing; if this said otherwise, it would be one of ours.
-        match build::config(settings, api, interfaces, pools, policies) {
+        match build::config(settings, life, api, interfaces, pools, policies) {
             Some(config) => return Ok(config),
             None => notes.note(0, "", Wrong::new("a value was lost in reading", "please report this file")),
         }
@@ -267,6 +270,9 @@ fn check_kind(notes: &Notes<'_>, pool: &RawPool, kind: &At<PoolKind>, policy: Op
         }
         if let Some(lease) = &pool.lease {
             note(lease.at, "lease", "nobody is released to this pool".into(), only);
+        }
+        if let Some(trust) = &pool.min_trust {
+            note(trust.at, "min_trust", "nobody is released to this pool".into(), only);
         }
     }
 }

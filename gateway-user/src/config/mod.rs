@@ -1,11 +1,13 @@
 //! The configuration: typed, checked as a whole before anything is touched. `read` walks the TOML and notes every mistake with its place,
-//! `raw` is the schema, `values` parses single values, `check` compares them, `build` makes a [`Config`]. `deploy/lazaret.toml` is the
+//! `raw` is the schema, `values` parses single values, `check` compares them, `build` makes a [`Config`]; `life` does all of that for
+//! the keys of a device's life. `deploy/lazaret.toml` is the
 //! commented example.
 
 mod build;
 mod check;
 mod error;
 mod interface;
+mod life;
 mod raw;
 mod read;
 pub(crate) mod special;

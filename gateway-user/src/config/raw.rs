@@ -6,11 +6,11 @@ use gateway_ebpf::abi::MAX_VLANS;
 use ipnetwork::IpNetwork;
 
 use super::{
-    Deny, InterfacePattern, InterfaceRole, LogFormat, Mode, PoolKind, Protocol, RuleDirection, UnknownDevice, Vlan, XdpMode,
+    Deny, InterfacePattern, InterfaceRole, LogFormat, Mode, PoolKind, Protocol, RuleDirection, Vlan, XdpMode,
     read::{At, Section, Wrong},
     values::{self, name},
 };
-use crate::model::{InterfaceName, PoolName};
+use crate::model::{InterfaceName, PoolName, Trust};
 
 /// Every key that a section may have. `""` is the document; `pool.route` stands for `[[pool.route]]`.
 pub(super) const SCHEMA: &[(&str, &[&str])] = &[
@@ -23,6 +23,9 @@ pub(super) const SCHEMA: &[(&str, &[&str])] = &[
             "socket",
             "log",
             "devices",
+            "proof",
+            "source",
+            "store",
             "tables",
             "interface",
             "pool",
@@ -52,7 +55,20 @@ pub(super) const SCHEMA: &[(&str, &[&str])] = &[
     ),
     ("socket", &["path", "vpn_group", "viewer_group"]),
     ("log", &["level", "format"]),
-    ("devices", &["unknown", "sessions_per_device"]),
+    (
+        "devices",
+        &[
+            "unknown",
+            "sessions_per_device",
+            "outside_window",
+            "quarantine_deadline",
+            "after_deadline",
+            "max_exception",
+        ],
+    ),
+    ("proof", &["direct_signal", "max_signal_age", "offer_ttl"]),
+    ("source", &["name", "heartbeat"]),
+    ("store", &["request_memory", "audit_entries", "audit_log"]),
     ("tables", &["addresses", "buckets6", "denials_bytes", "fragments"]),
     ("interface", &["name", "role", "xdp", "pools", "vlans"]),
     (
@@ -68,6 +84,7 @@ pub(super) const SCHEMA: &[(&str, &[&str])] = &[
             "fallback",
             "gateway_uri",
             "lease",
+            "min_trust",
             "table",
             "route",
         ],
@@ -140,7 +157,7 @@ impl RawApi {
     }
 }
 
-/// `[paths]`, `[socket]`, `[log]`, `[devices]`, `[tables]` and `mode`.
+/// `[paths]`, `[socket]`, `[log]`, `[tables]` and `mode`.
 #[derive(Default)]
 pub(super) struct RawSettings {
     pub(super) mode: Option<At<Mode>>,
@@ -151,8 +168,6 @@ pub(super) struct RawSettings {
     pub(super) viewer_group: Option<At<String>>,
     pub(super) level: Option<At<String>>,
     pub(super) format: Option<At<LogFormat>>,
-    pub(super) unknown: Option<At<UnknownDevice>>,
-    pub(super) sessions: Option<At<u32>>,
     pub(super) addresses: Option<At<u32>>,
     pub(super) buckets6: Option<At<u32>>,
     pub(super) denials_bytes: Option<At<u32>>,
@@ -183,11 +198,6 @@ impl RawSettings {
         if let Some(s) = document.section("log") {
             raw.level = s.parsed("level", values::log_level);
             raw.format = s.one_of("format", &[("text", LogFormat::Text), ("json", LogFormat::Json)]);
-        }
-        if let Some(s) = document.section("devices") {
-            let choices = [("refuse", UnknownDevice::Refuse), ("quarantine", UnknownDevice::Quarantine)];
-            raw.unknown = s.one_of("unknown", &choices);
-            raw.sessions = s.integer("sessions_per_device", 1..=1000);
         }
         if let Some(s) = document.section("tables") {
             raw.addresses = s.integer("addresses", 1..=1 << 24);
@@ -270,6 +280,7 @@ pub(super) struct RawPool {
     pub(super) has_fallback: bool,
     pub(super) gateway_uri: Option<At<String>>,
     pub(super) lease: Option<At<Duration>>,
+    pub(super) min_trust: Option<At<Trust>>,
     pub(super) table: Option<At<u32>>,
     pub(super) has_table: bool,
     pub(super) routes: Vec<RawRoute>,
@@ -308,6 +319,14 @@ impl RawPool {
             lease: s.parsed(
                 "lease",
                 values::duration(Duration::from_secs(1)..=Duration::from_secs(3650 * 86_400)),
+            ),
+            min_trust: s.one_of(
+                "min_trust",
+                &[
+                    ("name", Trust::Name),
+                    ("vpn-key", Trust::VpnKey),
+                    ("certificate", Trust::Certificate),
+                ],
             ),
             table: s.integer("table", 1..=u32::MAX),
             has_table: s.has("table"),

@@ -233,6 +233,21 @@ impl<'a, 'i> Section<'a, 'i> {
         })
     }
 
+    /// `true` or `false`.
+    pub(super) fn boolean(&self, key: &str) -> Option<At<bool>> {
+        let value = self.get(key)?;
+        let at = value.span().start;
+        let DeValue::Boolean(value) = *value.get_ref() else {
+            self.notes.note(
+                at,
+                self.key(key),
+                wrong_type(value.get_ref(), "write true or false, without quotes"),
+            );
+            return None;
+        };
+        Some(At { value, at })
+    }
+
     /// An integer inside a range.
     pub(super) fn integer(&self, key: &str, range: RangeInclusive<u32>) -> Option<At<u32>> {
         let value = self.get(key)?;

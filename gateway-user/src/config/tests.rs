@@ -1,6 +1,7 @@
 //! Every mistake with its line, and the example.
 
 mod example;
+mod life;
 mod verdict;
 
 use std::path::Path;
@@ -125,6 +126,23 @@ format = "json"
 [devices]
 unknown = "quarantine"
 sessions_per_device = 2
+outside_window = "block"
+quarantine_deadline = "off"
+max_exception = "1d"
+[proof]
+direct_signal = false
+max_signal_age = "1h"
+offer_ttl = "1m"
+[[source]]
+name = "vpn-1"
+heartbeat = "30s"
+[[source]]
+name = "vpn-2"
+heartbeat = "1h"
+[store]
+request_memory = "2h"
+audit_entries = 5_000
+audit_log = "/var/log/audit.jsonl"
 [tables]
 addresses = 1000
 buckets6 = 1024
@@ -133,7 +151,7 @@ fragments = 128
 "#;
     let text = File { head, ..GOOD }.text().replace(
         "lease = \"24h\"\n",
-        "lease = \"24h\"\ntable = 1066\n[[pool.route]]\nto = \"0.0.0.0/0\"\nvia = \"192.0.2.1\"\n",
+        "lease = \"24h\"\nmin_trust = \"certificate\"\ntable = 1066\n[[pool.route]]\nto = \"0.0.0.0/0\"\nvia = \"192.0.2.1\"\n",
     );
     let config = parse(&text).unwrap();
     let api = config.api.as_ref().unwrap();
@@ -146,10 +164,34 @@ fragments = 128
         (config.tables.addresses, config.tables.buckets6, config.tables.denials_bytes),
         (1000, 1024, 1 << 20)
     );
-    assert_eq!(
-        (config.devices.unknown, config.devices.sessions),
-        (UnknownDevice::Quarantine, 2)
-    );
+    let devices = Devices {
+        unknown: UnknownDevice::Quarantine,
+        sessions: 2,
+        outside_window: OutsideWindow::Block,
+        deadline: None,
+        after_deadline: AfterDeadline::Block,
+        max_exception: Duration::from_secs(86_400),
+    };
+    assert_eq!(config.devices, devices);
+    let proofs = Proofs {
+        direct_signal: false,
+        max_signal_age: Duration::from_secs(3600),
+        offer_ttl: Duration::from_secs(60),
+    };
+    assert_eq!(config.proofs, proofs);
+    let sources: Vec<_> = config
+        .sources
+        .iter()
+        .map(|s| (s.name.as_str(), s.heartbeat.as_secs()))
+        .collect();
+    assert_eq!(sources, [("vpn-1", 30), ("vpn-2", 3600)]);
+    let keep = Keep {
+        requests: Duration::from_secs(7200),
+        audit: 5000,
+        audit_log: Some("/var/log/audit.jsonl".into()),
+    };
+    assert_eq!(config.keep, keep);
+    assert_eq!(config.pools[1].min_trust, Trust::Certificate);
     assert_eq!(config.pools[1].table.as_ref().unwrap().routes.len(), 1);
     assert_eq!(config.log.format, LogFormat::Json);
     assert_eq!(config.socket.vpn_group.as_deref(), Some("vpn"));

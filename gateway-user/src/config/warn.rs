@@ -2,7 +2,10 @@
 
 use ipnetwork::IpNetwork;
 
-use super::{Allow, Config, InterfaceRole, Mode, Pool, PoolKind, Protocol, Rule, RuleDirection, special};
+use super::{
+    Allow, Config, InterfaceRole, Mode, OutsideWindow, Pool, PoolKind, Protocol, Rule, RuleDirection, UnknownDevice, special,
+};
+use crate::model::Trust;
 
 /// See [`Config::warnings`].
 pub(super) fn warnings(config: &Config) -> Vec<String> {
@@ -31,6 +34,7 @@ pub(super) fn warnings(config: &Config) -> Vec<String> {
             ));
         }
     }
+    life(config, &mut found);
     if !config.pools.iter().any(|p| p.kind == PoolKind::FullService) {
         found.push("there is no pool of kind full-service: no device can be released".into());
     }
@@ -49,6 +53,36 @@ pub(super) fn warnings(config: &Config) -> Vec<String> {
         ));
     }
     found
+}
+
+/// Settings of a device's life that together say something else than each alone.
+fn life(config: &Config, found: &mut Vec<String>) {
+    let devices = &config.devices;
+    if devices.deadline.is_none() {
+        found.push("quarantine_deadline is \"off\": a device that never proves its policy stays in quarantine for ever".into());
+    }
+    if devices.outside_window == OutsideWindow::Block && !config.pools.iter().any(|p| p.kind == PoolKind::Blocked) {
+        found.push(
+            "outside_window is \"block\", but there is no pool of kind blocked: a quarantine policy judges who is blocked".into(),
+        );
+    }
+    let trusted = config.pools.iter().find(|p| p.min_trust > Trust::Name);
+    if let Some(pool) = trusted.filter(|_| devices.unknown == UnknownDevice::Quarantine) {
+        found.push(format!(
+            "pool {}: min_trust demands a registered certificate or key, but unknown = \"quarantine\" lets in who is not registered at all",
+            pool.name
+        ));
+    }
+    for pool in config
+        .pools
+        .iter()
+        .filter(|p| p.lease.is_some_and(|l| l > config.proofs.max_signal_age))
+    {
+        found.push(format!(
+            "pool {}: its lease is longer than max_signal_age, so a signal that has become too old still holds",
+            pool.name
+        ));
+    }
 }
 
 /// 256 MiB.

@@ -55,6 +55,9 @@ fn its_defaults_are_the_defaults() {
     assert_eq!(whole.socket.path, bare.socket.path);
     assert_eq!(whole.log, bare.log);
     assert_eq!(whole.devices, bare.devices);
+    assert_eq!(whole.proofs, bare.proofs);
+    assert_eq!((whole.keep.requests, whole.keep.audit), (bare.keep.requests, bare.keep.audit));
+    assert_eq!(whole.pools[1].min_trust, bare.pools[1].min_trust);
     assert_eq!(whole.tables, bare.tables);
     let api = whole.api.unwrap();
     assert_eq!(

@@ -1,16 +1,18 @@
-//! The audit: who did what, on what, when, with which result; a chain of entries, each with the hash of the one before. Pure: it makes and
-//! verifies entries, and neither stores nor prints them.
+//! The audit: who did what, on what, when, with which result; a chain of entries, each with the hash of the one before. Pure: it makes,
+//! verifies and spells entries, and neither stores nor prints them.
 //!
 //! The hash of an entry is SHA-256 over: the hash of the one before (32 bytes; zeros before the first), the number and the time (8 bytes
 //! each, big-endian), and each text in the order of [`Entry`]'s fields, as its length in bytes (8 bytes, big-endian) and UTF-8. The device
 //! is preceded by a byte: 1, or 0 where there is none and nothing follows.
 
+mod line;
 mod verify;
 
 use std::{fmt, str::FromStr};
 
 use ring::digest::{Context, SHA256};
 
+pub use line::{Line, rfc3339};
 pub use verify::{Finding, Flaw, Verifier};
 
 use crate::model::{DeviceId, WallTime};

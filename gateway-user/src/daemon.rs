@@ -23,7 +23,7 @@ use crate::{
     events::Denials,
     kernel::Link,
     links, notify,
-    store::SqliteStore,
+    store::{AuditLog, SqliteStore},
     telemetry,
 };
 
@@ -49,6 +49,9 @@ async fn serve(config: Arc<Config>) -> Result<()> {
     let mut ends = Ends::new()?;
     let hangup = signal(SignalKind::hangup()).context("signals cannot be caught")?;
     let (listeners, store, live) = open(&config).inspect_err(|_| stay_closed(&config))?;
+    // Ends after the controller, with its last entries.
+    let _audit_log =
+        AuditLog::start(&config.paths.state, config.keep.audit_log.clone()).context("the audit log cannot be started")?;
     if config.mode == Mode::Observe {
         warn!("mode = \"observe\": everything is judged and counted, NOTHING IS DENIED, and the floor is open");
     }

@@ -174,6 +174,45 @@ fn each_kind_of_forgery_is_found_at_its_place() {
 }
 
 #[test]
+fn a_part_of_a_chain_is_held_to_itself_and_to_what_is_known() {
+    let all = chain(Head::NONE, (1..=9).map(entry));
+    let verify = |part: &[Sealed], known: &[Head]| {
+        let mut verifier = Verifier::of_part(known.to_vec());
+        part.iter().for_each(|s| verifier.push(s));
+        verifier
+            .finish()
+            .2
+            .into_iter()
+            .map(|f| (f.number, f.flaw))
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(verify(&all[3..], &[head(&all[5]), head(&all[8])]), []);
+    assert_eq!(verify(&[], &[]), []);
+    let mut edited = all[3..].to_vec();
+    edited[2].entry.by.push('x');
+    assert_eq!(verify(&edited, &[]), [(6, Flaw::Edited)]);
+    assert_eq!(verify(&all[3..6], &[head(&all[8])]), [(6, Flaw::CutOff { reached: 9 })]);
+    assert_eq!(verify(&all[3..], &[head(&all[1])]), [(2, Flaw::Pruned)]);
+}
+
+#[test]
+fn a_line_holds_all_of_an_entry_under_stable_names() {
+    let sealed = chain(Head::NONE, [entry(1)]).remove(0);
+    let text = serde_json::to_string(&Line::from(sealed.clone())).unwrap();
+    let expected = concat!(
+        r#"{"number":1,"at_ms":1800000000001,"at":"2027-01-15T08:00:00.001Z","by":"CN=mdm,serial=01","action":"ReportPolicyApplied","#,
+        r#""device":"phone-1","subject":"","before":"quarantined","after":"released","reason":"policy_applied","request":"r-1","#,
+        r#""result":"done","hash":"8832942dbdb601d2b309bc2ce7cba5acfa726c9c88c10de29844e2630b638876"}"#
+    );
+    assert_eq!(text, expected);
+    assert_eq!(Sealed::from(serde_json::from_str::<Line>(&text).unwrap()), sealed);
+    for far in [i64::MIN, -1, i64::MAX, 253_402_300_800_000] {
+        assert_eq!(rfc3339(WallTime(far)), format!("{far} ms"));
+    }
+    assert_eq!(rfc3339(WallTime(253_402_300_799_999)), "9999-12-31T23:59:59.999Z");
+}
+
+#[test]
 fn a_head_is_read_as_it_is_written() {
     let head = Head {
         number: 1234,

@@ -63,7 +63,8 @@ impl fmt::Display for Finding {
 /// Looks at the entries of a chain, one after the other.
 #[derive(Debug)]
 pub struct Verifier {
-    last: Head,
+    /// `None`: what comes first is taken at its word.
+    last: Option<Head>,
     anchor: Head,
     /// What is known of the chain from elsewhere.
     known: Vec<Head>,
@@ -76,7 +77,7 @@ impl Verifier {
     #[must_use]
     pub fn new(anchor: Head, known: Vec<Head>) -> Self {
         Self {
-            last: anchor,
+            last: Some(anchor),
             anchor,
             known,
             findings: Vec::new(),
@@ -84,46 +85,69 @@ impl Verifier {
         }
     }
 
+    /// For a part of a chain whose beginning is not known: an export, a log that was rotated.
+    #[must_use]
+    pub fn of_part(known: Vec<Head>) -> Self {
+        Self {
+            last: None,
+            ..Self::new(Head::NONE, known)
+        }
+    }
+
     /// The next entry, in the order in which they are kept.
     pub fn push(&mut self, sealed: &Sealed) {
-        let number = sealed.entry.number;
-        self.entries += 1;
-        if number <= self.last.number {
-            let after = self.last.number;
-            self.find(number, Flaw::OutOfOrder { after });
-            return;
-        }
-        let whole = number == self.last.number + 1;
-        if !whole {
-            let from = self.last.number + 1;
-            self.find(number, Flaw::Missing { from });
-        }
-        // Past a gap, the hash before is not known: the entry is taken at its word, and those after it are held to it.
-        if whole && sealed.entry.hash_after(&self.last.hash) != sealed.hash {
-            self.find(number, Flaw::Edited);
-        }
-        self.last = Head {
-            number,
-            hash: sealed.hash,
-        };
-        self.compare(self.last);
+        self.next(sealed.entry.number, sealed.hash, |before| {
+            sealed.entry.hash_after(&before.hash) == sealed.hash
+        });
+    }
+
+    /// The next entry, of which what it says cannot be read.
+    pub fn push_unreadable(&mut self, number: u64, hash: [u8; 32]) {
+        self.next(number, hash, |_| false);
     }
 
     /// The end of the chain: where it ends, how many entries there were, and all that is wrong, in the order in which it was found.
     #[must_use]
     pub fn finish(mut self) -> (Head, u64, Vec<Finding>) {
-        self.compare(self.anchor);
-        let (last, anchor) = (self.last.number, self.anchor.number);
-        let reached = self.known.iter().map(|k| k.number).max().filter(|n| *n > last);
+        // Of a part, the hash before it is not known.
+        if self.anchor.hash != Head::NONE.hash {
+            self.compare(self.anchor);
+        }
+        let (last, anchor) = (self.last.unwrap_or(Head::NONE), self.anchor.number);
+        let reached = self.known.iter().map(|k| k.number).max().filter(|n| *n > last.number);
         if let Some(reached) = reached {
-            self.find(last, Flaw::CutOff { reached });
+            self.find(last.number, Flaw::CutOff { reached });
         }
         for known in self.known.clone() {
             if known.number != 0 && known.number < anchor {
                 self.find(known.number, Flaw::Pruned);
             }
         }
-        (self.last, self.entries, self.findings)
+        (last, self.entries, self.findings)
+    }
+
+    fn next(&mut self, number: u64, hash: [u8; 32], follows: impl Fn(Head) -> bool) {
+        self.entries += 1;
+        match self.last {
+            Some(last) if number <= last.number => {
+                let after = last.number;
+                return self.find(number, Flaw::OutOfOrder { after });
+            }
+            Some(last) if number == last.number + 1 => {
+                if !follows(last) {
+                    self.find(number, Flaw::Edited);
+                }
+            }
+            // Past a gap, the hash before is not known: the entry is taken at its word, and those after it are held to it.
+            Some(last) => {
+                let from = last.number + 1;
+                self.find(number, Flaw::Missing { from });
+            }
+            None => self.anchor.number = number - u64::from(number > 0),
+        }
+        let head = Head { number, hash };
+        self.last = Some(head);
+        self.compare(head);
     }
 
     fn compare(&mut self, head: Head) {

@@ -1,12 +1,16 @@
 //! What can be typed: subcommands, options and their help.
 
 mod seen;
+mod stored;
 
 use std::{net::IpAddr, path::PathBuf};
 
 use clap::{Args, Parser, Subcommand};
 
 pub(super) use self::seen::{CaptureArgs, CountersArgs, DenialsArgs, ExplainArgs, Protocol, ReasonArgs, Which};
+pub(super) use self::stored::{
+    AuditCommand, BackupArgs, DatabaseArgs, ExportArgs, ListArgs, RestoreArgs, ShowArgs, StoreCheckArgs, StoreCommand, VerifyArgs,
+};
 use crate::{config::Socket, model};
 
 /// Network quarantine gateway for VPN hosts.
@@ -64,6 +68,12 @@ pub(super) enum Command {
     /// A small certificate authority for the gRPC API, so that nobody starts with plaintext
     #[command(subcommand)]
     Pki(PkiCommand),
+    /// Who did what: verify, show, list and export the audit, read from the database itself
+    #[command(subcommand)]
+    Audit(AuditCommand),
+    /// The database: check, backup, restore
+    #[command(subcommand)]
+    Store(StoreCommand),
     /// Take a VPN server's calls
     #[command(subcommand)]
     Hook(HookCommand),

@@ -2,6 +2,7 @@
 //! touch the kernel, through the modules that do.
 
 mod args;
+mod audit;
 mod capture;
 mod check;
 pub(crate) mod client;
@@ -13,6 +14,7 @@ mod kernel;
 mod pcapng;
 mod reason;
 mod show;
+mod store;
 mod table;
 
 use std::process::ExitCode;
@@ -62,6 +64,8 @@ fn run(command: &Command) -> Result<Outcome, Failure> {
         }),
         Command::Pki(PkiCommand::Init(a)) => made(crate::pki::init(a)),
         Command::Pki(PkiCommand::Issue(a)) => made(crate::pki::issue(a)),
+        Command::Audit(a) => audit::run(a),
+        Command::Store(a) => store::run(a),
         Command::Reason(a) => reason::run(a),
         Command::Ask(ask) => commands::run(ask),
         Command::Floor(a) => kernel::close_floor(a),

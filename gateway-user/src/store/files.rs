@@ -18,12 +18,7 @@ use super::StoreError;
 
 /// Makes directory and file if there are none, and checks both. Returns the file's path.
 pub(super) fn prepare(directory: &Path, name: &str) -> Result<PathBuf, StoreError> {
-    match DirBuilder::new().recursive(true).mode(0o700).create(directory) {
-        Ok(()) => {}
-        Err(e) if e.kind() == ErrorKind::AlreadyExists => {}
-        Err(e) => return Err(io_error("make", directory, &e)),
-    }
-    check(directory, 0o700, true)?;
+    self::directory(directory)?;
     let file = directory.join(name);
     // SQLite gives its journals the mode of this file.
     make(&file)?;
@@ -35,6 +30,16 @@ pub(super) fn prepare(directory: &Path, name: &str) -> Result<PathBuf, StoreErro
         }
     }
     Ok(file)
+}
+
+/// Makes the directory if there is none, and checks it.
+pub(super) fn directory(directory: &Path) -> Result<(), StoreError> {
+    match DirBuilder::new().recursive(true).mode(0o700).create(directory) {
+        Ok(()) => {}
+        Err(e) if e.kind() == ErrorKind::AlreadyExists => {}
+        Err(e) => return Err(io_error("make", directory, &e)),
+    }
+    check(directory, 0o700, true)
 }
 
 /// Locks a file of the directory for as long as the result lives; `None`: another process has it, and did not give it up in time.
@@ -63,6 +68,14 @@ pub(super) fn lock(directory: &Path, name: &str, wait: Duration) -> Result<Optio
 
 /// Makes a file with a tight mode, if there is none.
 fn make(file: &Path) -> Result<(), StoreError> {
+    match make_new(file) {
+        Err(StoreError::Exists(_)) => Ok(()),
+        done => done,
+    }
+}
+
+/// Makes a file with a tight mode.
+pub(super) fn make_new(file: &Path) -> Result<(), StoreError> {
     match OpenOptions::new()
         .write(true)
         .create_new(true)
@@ -74,9 +87,74 @@ fn make(file: &Path) -> Result<(), StoreError> {
         Ok(f) => f
             .set_permissions(Permissions::from_mode(0o600))
             .map_err(|e| io_error("set the mode of", file, &e)),
-        Err(e) if e.kind() == ErrorKind::AlreadyExists => Ok(()),
+        Err(e) if e.kind() == ErrorKind::AlreadyExists => Err(StoreError::Exists(file.to_owned())),
         Err(e) => Err(io_error("make", file, &e)),
     }
+}
+
+/// Another file's name in the same directory: `NAME.what`.
+pub(super) fn beside(file: &Path, what: &str) -> PathBuf {
+    with_suffix(file, &format!(".{what}"))
+}
+
+/// The name with something after it.
+pub(super) fn with_suffix(file: &Path, suffix: &str) -> PathBuf {
+    let mut name = file.as_os_str().to_owned();
+    name.push(suffix);
+    name.into()
+}
+
+/// A draft that came to nothing, with the journals that SQLite may have left; what cannot be removed is overwritten or refused next time.
+pub(super) fn discard(draft: &Path) {
+    for suffix in ["", "-journal", "-wal", "-shm"] {
+        let _ = fs::remove_file(with_suffix(draft, suffix));
+    }
+}
+
+/// Gives a draft a name that nothing has, for good.
+pub(super) fn put_new(draft: &Path, file: &Path) -> Result<(), StoreError> {
+    link(draft, file)?;
+    remove(draft)?;
+    sync_directory_of(file)
+}
+
+/// Gives a draft its name, whatever had it, for good.
+pub(super) fn replace(draft: &Path, file: &Path) -> Result<(), StoreError> {
+    rename(draft, file)?;
+    sync_directory_of(file)
+}
+
+/// A second name, which nothing may have.
+pub(super) fn link(file: &Path, name: &Path) -> Result<(), StoreError> {
+    fs::hard_link(file, name).map_err(|e| match e.kind() {
+        ErrorKind::AlreadyExists => StoreError::Exists(name.to_owned()),
+        _ => io_error("make", name, &e),
+    })
+}
+
+/// Another name.
+pub(super) fn rename(file: &Path, name: &Path) -> Result<(), StoreError> {
+    fs::rename(file, name).map_err(|e| io_error("rename", file, &e))
+}
+
+/// Takes it away, if it is there.
+pub(super) fn remove(file: &Path) -> Result<(), StoreError> {
+    match fs::remove_file(file) {
+        Err(e) if e.kind() != ErrorKind::NotFound => Err(io_error("remove", file, &e)),
+        _ => Ok(()),
+    }
+}
+
+/// What it holds is on the disk.
+pub(super) fn sync(file: &Path) -> Result<(), StoreError> {
+    let synced = File::open(file).and_then(|f| f.sync_all());
+    synced.map_err(|e| io_error("write", file, &e))
+}
+
+fn sync_directory_of(file: &Path) -> Result<(), StoreError> {
+    // A bare name's parent is empty: the directory that we are in.
+    let directory = file.parent().filter(|d| !d.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    sync(directory)
 }
 
 fn check(path: &Path, wanted: u32, directory: bool) -> Result<(), StoreError> {

@@ -1,8 +1,12 @@
 //! What survives the process, in the domain's terms. Only [`crate::controller`] commits.
 
+mod audit_log;
+mod backup;
+mod check;
 mod failure;
 mod files;
 mod read;
+mod reader;
 mod rows;
 mod schema;
 mod seen;
@@ -15,6 +19,9 @@ use std::{
     path::PathBuf,
 };
 
+pub use audit_log::AuditLog;
+pub use backup::{Copied, restore};
+pub use reader::{Health, Reader, Verified};
 pub use sqlite::SqliteStore;
 
 use crate::{
@@ -238,6 +245,17 @@ pub enum StoreError {
         /// The last that is known here.
         known: i64,
     },
+    /// An earlier version of Lazaret made it, and nothing but the daemon brings it up to date.
+    #[error("the database has schema version {found}, this binary reads {known}: the daemon brings it up to date when it starts")]
+    Older {
+        /// Its version.
+        found: i64,
+        /// The one that is read here.
+        known: i64,
+    },
+    /// What was to be made is there already.
+    #[error("{0} is there already")]
+    Exists(PathBuf),
     /// Not a database of ours.
     #[error("{0} is not a database of lazaret")]
     Foreign(PathBuf),

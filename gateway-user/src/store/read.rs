@@ -13,7 +13,26 @@ use crate::{
 
 /// See [`super::Store::load_each`].
 pub(super) fn load(connection: &mut Connection, device: &mut dyn FnMut(Device)) -> rusqlite::Result<Snapshot> {
-    let t = connection.transaction()?;
+    all(&*connection.transaction()?, device)
+}
+
+/// As [`load`], in a transaction that there is.
+pub(super) fn all(t: &Connection, device: &mut dyn FnMut(Device)) -> rusqlite::Result<Snapshot> {
+    let snapshot = head(t)?;
+    let mut statement = t.prepare(&format!("SELECT {} FROM devices ORDER BY id", rows::DEVICE))?;
+    let (mut found, mut reader) = (statement.query([])?, Devices::default());
+    while let Some(row) = found.next()? {
+        device(reader.row(row)?);
+    }
+    Ok(Snapshot {
+        sessions: sessions(t)?,
+        publications: publications(t)?,
+        ..snapshot
+    })
+}
+
+/// What there is one of.
+pub(super) fn head(connection: &Connection) -> rusqlite::Result<Snapshot> {
     let of_meta = |r: &Row<'_>| {
         Ok(Snapshot {
             revision: Revision(unsigned(r.get(0)?)),
@@ -25,17 +44,7 @@ pub(super) fn load(connection: &mut Connection, device: &mut dyn FnMut(Device)) 
         })
     };
     let text = "SELECT revision, next_session, committed_at, restored, audit_number, audit_hash FROM meta";
-    let snapshot = t.query_row(text, [], of_meta)?;
-    let mut statement = t.prepare(&format!("SELECT {} FROM devices ORDER BY id", rows::DEVICE))?;
-    let (mut found, mut reader) = (statement.query([])?, Devices::default());
-    while let Some(row) = found.next()? {
-        device(reader.row(row)?);
-    }
-    Ok(Snapshot {
-        sessions: sessions(&t)?,
-        publications: publications(&t)?,
-        ..snapshot
-    })
+    connection.query_row(text, [], of_meta)
 }
 
 /// See [`super::Store::uri_changes`].

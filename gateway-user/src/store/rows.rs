@@ -14,6 +14,11 @@ use crate::{
     store::Request,
 };
 
+/// Kinds of the table `aliases`.
+pub(super) const NAME: i64 = 1;
+pub(super) const CERTIFICATE: i64 = 2;
+pub(super) const VPN_KEY: i64 = 3;
+
 /// SQLite's integers are signed: the same 64 bits.
 pub(super) const fn signed(n: u64) -> i64 {
     n.cast_signed()

@@ -193,6 +193,11 @@ pub(super) const STEPS: &[&str] = &["
 /// The version that this binary writes.
 pub(super) const VERSION: i64 = STEPS.len() as i64;
 
+/// The version of a database; 0: an empty one.
+pub(super) fn version(connection: &Connection) -> rusqlite::Result<i64> {
+    connection.pragma_query_value(None, "user_version", |r| r.get(0))
+}
+
 /// Brings the schema from `found` to [`VERSION`], all of it or none. Foreign keys must not be enforced meanwhile: a table that is made anew
 /// is for a moment not there.
 pub(super) fn migrate(connection: &mut Connection, found: i64) -> rusqlite::Result<()> {

@@ -51,12 +51,9 @@ impl Seen {
     /// Chapters that may hold a request with this key, the latest first.
     pub(super) fn chapters(&self, key: i64) -> impl Iterator<Item = u64> + use<> {
         let columns = places(key).fold(u128::MAX, |all, row| all & self.rows[row]);
-        let range = if columns == 0 || self.first > self.last {
-            1..=0
-        } else {
-            self.first..=self.last
-        };
-        range.rev().filter(move |chapter| columns & bit(*chapter) != 0)
+        (self.first..=self.last)
+            .rev()
+            .filter(move |chapter| columns & bit(*chapter) != 0)
     }
 }
 

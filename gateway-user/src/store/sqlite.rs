@@ -22,12 +22,12 @@ use crate::{
 };
 
 /// Name of the database in its directory.
-const FILE: &str = "lazaret.db";
+pub(super) const FILE: &str = "lazaret.db";
 /// The file that a daemon locks for as long as it lives. SQLite's own lock is held only while it writes, so that others can read the
 /// database meanwhile: to verify the audit without the daemon's word, and to make a backup without its time.
-const LOCK: &str = "lazaret.lock";
+pub(super) const LOCK: &str = "lazaret.lock";
 /// How long opening waits for a daemon that is going down.
-const WAIT: Duration = Duration::from_secs(2);
+pub(super) const WAIT: Duration = Duration::from_secs(2);
 /// How long a commit waits for another process that writes, which none of ours does: the controller stands still meanwhile.
 const WRITE_WAIT: Duration = Duration::from_millis(100);
 /// Pages after which the log goes back into the database: what changes often is written back once.
@@ -93,7 +93,7 @@ impl SqliteStore {
         c.busy_timeout(WAIT)?;
         c.set_prepared_statement_cache_capacity(STATEMENTS);
         let application: i64 = c.pragma_query_value(None, "application_id", |r| r.get(0))?;
-        let found: i64 = c.pragma_query_value(None, "user_version", |r| r.get(0))?;
+        let found = schema::version(c)?;
         let tables: i64 = c.query_row("SELECT count(*) FROM sqlite_master", [], |r| r.get(0))?;
         if application != schema::APPLICATION_ID && (application != 0 || found != 0 || tables != 0) {
             return Err(StoreError::Foreign(self.path.clone()).into());

@@ -1,10 +1,11 @@
 //! The database: what it keeps, and what it refuses.
 
+mod backup;
 mod migration;
 mod speed;
 mod trail;
 
-use std::{fs, net::IpAddr, os::unix::fs::PermissionsExt as _, path::Path};
+use std::{fs, fs::File, net::IpAddr, os::unix::fs::PermissionsExt as _, path::Path};
 
 use tempfile::TempDir;
 

@@ -178,6 +178,14 @@ pub(super) fn audit(connection: &Connection, query: &AuditQuery) -> rusqlite::Re
     }
 }
 
+/// The chain's last entry, and the last that was pruned.
+pub(super) fn ends(connection: &Connection) -> rusqlite::Result<(Head, Head)> {
+    let text = "SELECT audit_number, audit_hash, anchor_number, anchor_hash FROM meta";
+    connection
+        .prepare_cached(text)?
+        .query_row([], |r| Ok((rows::head(r, 0)?, rows::head(r, 2)?)))
+}
+
 /// Follows a device's entries back. Of one that the registry does not know, what the last entries say.
 fn of_device(connection: &Connection, below: i64, device: &DeviceId, limit: u32) -> rusqlite::Result<Vec<Sealed>> {
     let last: Option<i64> = connection

@@ -16,11 +16,6 @@ use crate::{
     model::{Device, DeviceId, Publication, Revision, WallTime},
 };
 
-/// Kinds of the table `aliases`.
-const NAME: i64 = 1;
-const CERTIFICATE: i64 = 2;
-const VPN_KEY: i64 = 3;
-
 /// See [`super::Store::commit`]; `kept` changes of GatewayURIs stay.
 pub(super) fn commit(
     connection: &mut Connection,
@@ -87,11 +82,15 @@ impl Aliases {
     }
 
     fn rows(&self) -> impl Iterator<Item = (i64, &[u8])> {
-        let names = self.names.split(' ').filter(|n| !n.is_empty()).map(|n| (NAME, n.as_bytes()));
-        let certificates = self.certificates.chunks(32).map(|c| (CERTIFICATE, c));
+        let names = self
+            .names
+            .split(' ')
+            .filter(|n| !n.is_empty())
+            .map(|n| (rows::NAME, n.as_bytes()));
+        let certificates = self.certificates.chunks(32).map(|c| (rows::CERTIFICATE, c));
         names
             .chain(certificates)
-            .chain(self.vpn_keys.chunks(32).map(|k| (VPN_KEY, k)))
+            .chain(self.vpn_keys.chunks(32).map(|k| (rows::VPN_KEY, k)))
     }
 }
 

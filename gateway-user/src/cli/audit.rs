@@ -1,0 +1,222 @@
+//! `lazaret audit`: verifies and shows the audit. It reads the database itself, since the daemon's word is what is being checked.
+
+use std::{
+    fs::File,
+    io::{self, BufRead as _, BufReader, Write as _},
+    path::Path,
+};
+
+use serde_json::json;
+
+use super::{
+    Outcome,
+    args::{AuditCommand, DatabaseArgs, ExportArgs, ListArgs, ShowArgs, VerifyArgs},
+    client::Failure,
+    table::{Cell, Page, Tone, toned, write_out},
+};
+use crate::{
+    audit::{Head, Line, Sealed, Verifier, rfc3339},
+    config::Config,
+    store::{AuditQuery, Reader, StoreError, Verified},
+};
+
+/// Entries that are read at a time.
+const AT_ONCE: u32 = 1000;
+
+pub(super) fn run(command: &AuditCommand) -> Result<Outcome, Failure> {
+    match command {
+        AuditCommand::Verify(a) => verify(a),
+        AuditCommand::Show(a) => show(a),
+        AuditCommand::List(a) => list(a),
+        AuditCommand::Export(a) => export(a),
+    }
+}
+
+/// The database that the arguments name.
+pub(super) fn open(args: &DatabaseArgs) -> Result<Reader, Failure> {
+    match &args.database {
+        Some(file) => Reader::open(file),
+        None => Reader::of_directory(&configuration(&args.config)?.paths.state),
+    }
+    .map_err(stored)
+}
+
+pub(super) fn configuration(file: &Path) -> Result<Config, Failure> {
+    Config::load(file).map_err(|e| Failure::Local(e.to_string()))
+}
+
+/// A store's error as the command's.
+pub(super) fn stored(error: StoreError) -> Failure {
+    Failure::Local(error.to_string())
+}
+
+pub(super) fn written(result: io::Result<()>) -> Result<(), Failure> {
+    result.map_err(|e| Failure::Local(format!("standard output: {e}")))
+}
+
+fn verify(args: &VerifyArgs) -> Result<Outcome, Failure> {
+    let verified = match &args.lines {
+        Some(file) => lines(file, &args.head)?,
+        None => open(&args.database)?.verify(&args.head).map_err(stored)?,
+    };
+    let whole = verified.findings.is_empty();
+    let findings: Vec<String> = verified.findings.iter().map(ToString::to_string).collect();
+    written(if args.json {
+        let anchor = Some(verified.anchor).filter(|a| *a != Head::NONE).map(|a| a.to_string());
+        write_out(&format!(
+            "{:#}\n",
+            json!({ "ok": whole, "entries": verified.entries, "head": verified.head.to_string(), "anchor": anchor, "findings": findings })
+        ))
+    } else {
+        let mut page = Page::new();
+        for finding in findings {
+            page.line(toned(finding, Tone::Bad));
+        }
+        page.pair("entries", verified.entries);
+        page.pair("head", verified.head);
+        if verified.anchor != Head::NONE {
+            page.pair("pruned up to", format!("A{}", verified.anchor.number));
+        }
+        page.line(if whole {
+            toned("the chain is whole", Tone::Good)
+        } else {
+            toned("THE CHAIN IS NOT WHOLE", Tone::Bad)
+        });
+        page.print()
+    })?;
+    Ok(if whole { Outcome::Done } else { Outcome::Failed })
+}
+
+/// Lines of entries; the last one of an export, which has the head, is one more thing that is known.
+fn lines(file: &Path, known: &[Head]) -> Result<Verified, Failure> {
+    let failed = |e: &dyn std::fmt::Display| Failure::Local(format!("{}: {e}", file.display()));
+    let mut entries: Vec<Sealed> = Vec::new();
+    let mut known = known.to_vec();
+    for (number, line) in (1_u64..).zip(BufReader::new(File::open(file).map_err(|e| failed(&e))?).lines()) {
+        let line = line.map_err(|e| failed(&e))?;
+        let value: serde_json::Value = serde_json::from_str(&line).map_err(|e| failed(&format!("line {number}: {e}")))?;
+        if let Some(head) = value.get("head").and_then(serde_json::Value::as_str) {
+            known.push(head.parse().map_err(|e| failed(&format!("line {number}: {e}")))?);
+            continue;
+        }
+        let line: Line = serde_json::from_value(value).map_err(|e| failed(&format!("line {number}: {e}")))?;
+        entries.push(line.into());
+    }
+    let mut verifier = match entries.first() {
+        Some(first) if first.entry.number == 1 => Verifier::new(Head::NONE, known),
+        _ => Verifier::of_part(known),
+    };
+    entries.iter().for_each(|e| verifier.push(e));
+    let (head, entries, findings) = verifier.finish();
+    Ok(Verified {
+        head,
+        anchor: Head::NONE,
+        entries,
+        findings,
+    })
+}
+
+fn show(args: &ShowArgs) -> Result<Outcome, Failure> {
+    let mut found = open(&args.database)?.audit(&AuditQuery::Number(args.code)).map_err(stored)?;
+    let Some(sealed) = found.pop() else {
+        return Err(Failure::Local(format!("the audit has no entry A{}, or no longer", args.code)));
+    };
+    written(if args.json {
+        print_lines(vec![sealed])
+    } else {
+        let mut page = Page::new();
+        let head = Head {
+            number: sealed.entry.number,
+            hash: sealed.hash,
+        };
+        let e = sealed.entry;
+        page.pair("entry", format!("A{}", e.number));
+        page.pair("at", rfc3339(e.at));
+        page.pair("by", e.by);
+        page.pair("action", e.action);
+        page.pair("device", e.device.map_or_else(String::new, |d| d.to_string()));
+        page.pair("subject", e.subject);
+        page.pair("before", e.before);
+        page.pair("after", e.after);
+        page.pair("reason", e.reason);
+        page.pair("request", e.request);
+        let tone = if e.result == "done" { Tone::Good } else { Tone::Warn };
+        page.pair("result", toned(e.result, tone));
+        page.pair("number:hash", head);
+        page.print()
+    })?;
+    Ok(Outcome::Done)
+}
+
+fn list(args: &ListArgs) -> Result<Outcome, Failure> {
+    let query = AuditQuery::Before {
+        number: None,
+        device: args.device.clone(),
+        limit: args.limit,
+    };
+    let found = open(&args.database)?.audit(&query).map_err(stored)?;
+    written(if args.json {
+        print_lines(found)
+    } else {
+        let row = |s: Sealed| {
+            let e = s.entry;
+            let change = if e.before == e.after {
+                String::new()
+            } else {
+                format!("{} -> {}", e.before, e.after)
+            };
+            let on = e.device.map_or(e.subject, |d| d.to_string());
+            let tone = if e.result == "done" { Tone::Plain } else { Tone::Warn };
+            vec![
+                Cell::from(format!("A{}", e.number)),
+                Cell::from(rfc3339(e.at)),
+                Cell::from(e.by),
+                Cell::from(e.action),
+                Cell::from(on),
+                Cell::from(change),
+                Cell::from(e.reason),
+                toned(e.result, tone),
+            ]
+        };
+        let mut page = Page::new();
+        page.table(
+            &["ENTRY", "AT", "BY", "ACTION", "ON", "CHANGE", "REASON", "RESULT"],
+            &found.into_iter().map(row).collect::<Vec<_>>(),
+        );
+        page.print()
+    })?;
+    Ok(Outcome::Done)
+}
+
+fn export(args: &ExportArgs) -> Result<Outcome, Failure> {
+    let reader = open(&args.database)?;
+    // What comes meanwhile is not in it, so that the head is that of the last line.
+    let (head, anchor) = reader.ends().map_err(stored)?;
+    let mut after = args.after;
+    while after < head.number {
+        let query = AuditQuery::After {
+            number: after,
+            limit: AT_ONCE,
+        };
+        let mut found = reader.audit(&query).map_err(stored)?;
+        found.retain(|s| s.entry.number <= head.number);
+        let Some(last) = found.last() else { break };
+        after = last.entry.number;
+        written(print_lines(found))?;
+    }
+    let anchor = Some(anchor).filter(|a| *a != Head::NONE).map(|a| a.to_string());
+    written(write_out(&format!(
+        "{}\n",
+        json!({ "head": head.to_string(), "anchor": anchor })
+    )))?;
+    Ok(Outcome::Done)
+}
+
+fn print_lines(entries: Vec<Sealed>) -> io::Result<()> {
+    let mut text = Vec::new();
+    for entry in entries {
+        serde_json::to_writer(&mut text, &Line::from(entry))?;
+        text.write_all(b"\n")?;
+    }
+    write_out(&String::from_utf8_lossy(&text))
+}

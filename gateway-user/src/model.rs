@@ -82,7 +82,7 @@ name!(/// The MDM's version of its device policy.
 /// graphic characters without quotes and backslash.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
-pub struct InterfaceName(String);
+pub struct InterfaceName(Arc<str>);
 
 impl InterfaceName {
     /// As text.
@@ -98,7 +98,7 @@ impl fmt::Display for InterfaceName {
 }
 impl From<InterfaceName> for String {
     fn from(n: InterfaceName) -> Self {
-        n.0
+        n.0.as_ref().to_owned()
     }
 }
 impl TryFrom<String> for InterfaceName {
@@ -109,7 +109,7 @@ impl TryFrom<String> for InterfaceName {
             && s != ".."
             && s.chars().all(|c| c.is_ascii_graphic() && !"/\"'\\:*".contains(c));
         if ok {
-            Ok(Self(s))
+            Ok(Self(s.into()))
         } else {
             Err(InvalidName {
                 what: "an interface name",

@@ -184,12 +184,22 @@ impl Writer {
 
     /// Adds a device to memory, or takes the place of what was known of it.
     pub(super) fn put(&mut self, device: Device) {
-        let standing = self.standing(&device);
+        let standing = self.standing(&device, &self.clock.now());
         self.registry.put_device(device, standing);
     }
 
-    fn standing(&self, device: &Device) -> Standing {
-        let context = self.context_of(&device.id, self.clock.now());
+    /// Devices of the store, in the order of their ids.
+    pub(super) fn fill(&mut self, devices: Vec<Device>, now: &Now) {
+        let standing = |d: Device| {
+            let standing = self.standing(&d, now);
+            (d, standing)
+        };
+        let devices = devices.into_iter().map(standing).collect();
+        self.registry.fill(devices);
+    }
+
+    fn standing(&self, device: &Device, now: &Now) -> Standing {
+        let context = self.context_of(&device.id, *now);
         Standing {
             due: transition::due(device, &context).map(|(at, _)| at),
             rank: self.rank(device),
@@ -218,11 +228,12 @@ impl Writer {
     /// The next of those slices.
     pub(super) fn rank_slice(&mut self) {
         let Some(after) = self.ranking.take() else { return };
+        let now = self.clock.now();
         let next: Vec<(DeviceId, Standing)> = self
             .registry
             .devices_after(after.as_ref())
             .take(RANKED)
-            .map(|d| (d.id.clone(), self.standing(d)))
+            .map(|d| (d.id.clone(), self.standing(d, &now)))
             .collect();
         if next.len() == RANKED {
             self.ranking = Some(next.last().map(|(id, _)| id.clone()));

@@ -1,6 +1,8 @@
 //! The registry and the live sessions in memory, with the indexes that commands need. It holds and finds; it decides nothing.
 
 use std::{
+    borrow::Borrow,
+    cmp::Ordering,
     collections::{BTreeMap, BTreeSet, HashMap},
     net::IpAddr,
     ops::Bound,
@@ -19,7 +21,7 @@ pub(super) struct Registry {
     /// Of the last commit.
     pub(super) revision: Revision,
     next_session: u64,
-    devices: BTreeMap<DeviceId, Box<Held>>,
+    devices: BTreeSet<ById>,
     names: HashMap<DeviceId, DeviceId>,
     certificates: HashMap<Fingerprint, DeviceId>,
     keys: HashMap<VpnKey, DeviceId>,
@@ -33,10 +35,61 @@ pub(super) struct Registry {
     by_source: HashMap<SourceName, BTreeSet<SessionId>>,
 }
 
+/// A device with what is kept beside it. There may be a million: it holds its id once.
 #[derive(Debug)]
 struct Held {
     device: Device,
-    standing: Standing,
+    /// [`Standing::due`]; [`NEVER`].
+    due: u64,
+    rank: Rank,
+}
+
+/// A time that does not come.
+const NEVER: u64 = u64::MAX;
+
+impl Held {
+    fn standing(&self) -> Standing {
+        Standing {
+            due: (self.due != NEVER).then_some(BootTime(self.due)),
+            rank: self.rank,
+        }
+    }
+}
+
+/// Ordered and found by the device's id.
+#[derive(Debug)]
+struct ById(Box<Held>);
+
+impl ById {
+    fn new(device: Device, standing: Standing) -> Self {
+        Self(Box::new(Held {
+            device,
+            due: standing.due.map_or(NEVER, |due| due.0),
+            rank: standing.rank,
+        }))
+    }
+}
+
+impl Borrow<DeviceId> for ById {
+    fn borrow(&self) -> &DeviceId {
+        &self.0.device.id
+    }
+}
+impl PartialEq for ById {
+    fn eq(&self, other: &Self) -> bool {
+        self.0.device.id == other.0.device.id
+    }
+}
+impl Eq for ById {}
+impl PartialOrd for ById {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+impl Ord for ById {
+    fn cmp(&self, other: &Self) -> Ordering {
+        self.0.device.id.cmp(&other.0.device.id)
+    }
 }
 
 /// What memory keeps about a device beside it, since it follows from more than the device.
@@ -70,9 +123,19 @@ impl Registry {
         new
     }
 
+    /// The first devices, in the order of their ids: into less memory than one by one.
+    pub(super) fn fill(&mut self, devices: Vec<(Device, Standing)>) {
+        for (device, standing) in &devices {
+            self.index(device, *standing);
+        }
+        self.devices = devices.into_iter().map(|(d, s)| ById::new(d, s)).collect();
+    }
+
     /// Forgets a device, and returns it as it was.
     pub(super) fn take_device(&mut self, id: &DeviceId) -> Option<Device> {
-        let Held { device, standing } = *self.devices.remove(id)?;
+        let held = self.devices.take(id)?;
+        let standing = held.0.standing();
+        let device = held.0.device;
         // One that has moved to another device in the same change stays with that.
         let aliases = &device.aliases;
         aliases.common_names.iter().for_each(|n| remove_if(&mut self.names, n, id));
@@ -94,6 +157,11 @@ impl Registry {
     /// Adds a device, or takes the place of what was known of it.
     pub(super) fn put_device(&mut self, device: Device, standing: Standing) {
         drop(self.take_device(&device.id));
+        self.index(&device, standing);
+        self.devices.insert(ById::new(device, standing));
+    }
+
+    fn index(&mut self, device: &Device, standing: Standing) {
         let (id, aliases) = (&device.id, &device.aliases);
         self.names
             .extend(aliases.common_names.iter().map(|n| (n.clone(), id.clone())));
@@ -106,13 +174,13 @@ impl Registry {
         if let Some(count) = self.count(standing.rank) {
             *count += 1;
         }
-        self.devices.insert(device.id.clone(), Box::new(Held { device, standing }));
     }
 
     /// Changes what is kept beside a device.
     pub(super) fn stand(&mut self, id: &DeviceId, standing: Standing) {
-        let Some(held) = self.devices.get_mut(id) else { return };
-        let (old, state) = (std::mem::replace(&mut held.standing, standing), held.device.state);
+        let Some(ById(held)) = self.devices.take(id) else { return };
+        let (old, state) = (held.standing(), held.device.state);
+        self.devices.insert(ById::new(held.device, standing));
         if old.due != standing.due {
             let timers = self.timers_of(state);
             old.due.map(|due| timers.remove(&(due, id.clone())));
@@ -126,7 +194,7 @@ impl Registry {
 
     /// Looks at a device again at another time.
     pub(super) fn postpone(&mut self, id: &DeviceId, due: BootTime) {
-        if let Some(standing) = self.devices.get(id).map(|h| h.standing) {
+        if let Some(standing) = self.devices.get(id).map(|h| h.0.standing()) {
             self.stand(
                 id,
                 Standing {
@@ -163,10 +231,10 @@ impl Registry {
 
     /// The store's revision at which a device last changed.
     pub(super) fn stamp(&mut self, id: &DeviceId, revision: Revision) {
-        self.devices
-            .get_mut(id)
-            .into_iter()
-            .for_each(|h| h.device.revision = revision);
+        if let Some(ById(mut held)) = self.devices.take(id) {
+            held.device.revision = revision;
+            self.devices.insert(ById(held));
+        }
     }
 
     pub(super) fn put_session(&mut self, session: Session) {
@@ -254,7 +322,7 @@ impl Registry {
         let from = after.map_or(Bound::Unbounded, Bound::Excluded);
         self.devices
             .range::<DeviceId, _>((from, Bound::Unbounded))
-            .map(|(_, h)| &h.device)
+            .map(|h| &h.0.device)
     }
 
     /// All live sessions with their devices.
@@ -304,7 +372,7 @@ impl Registry {
 
 impl Directory for Registry {
     fn device(&self, id: &DeviceId) -> Option<&Device> {
-        self.devices.get(id).map(|h| &h.device)
+        self.devices.get(id).map(|h| &h.0.device)
     }
     fn holder_of_name(&self, name: &DeviceId) -> Option<&DeviceId> {
         self.names.get(name)

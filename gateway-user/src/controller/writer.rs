@@ -207,7 +207,7 @@ impl Writer {
                 "the clock is behind the last commit: no release of an earlier boot holds until it has passed it"
             );
         }
-        devices.into_iter().for_each(|d| writer.put(d));
+        writer.fill(devices, &now);
         let signal = if restored { Signal::Restored } else { Signal::Start };
         let (steps, closing) = writer.outdated(signal, &now);
         writer.batch.changes.restore_done = restored;

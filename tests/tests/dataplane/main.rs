@@ -4,6 +4,7 @@
 
 mod adopt;
 mod bound;
+mod drift;
 mod floor;
 mod gateway;
 mod judge;

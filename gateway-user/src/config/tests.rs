@@ -1,8 +1,10 @@
 //! Every mistake with its line, and the example.
 
 mod example;
+mod files;
 mod life;
 mod verdict;
+mod warnings;
 
 use std::path::Path;
 
@@ -569,70 +571,4 @@ fn settings() {
     assert!(empty.contains("f:1: api.client_ca: [api] has no client_ca"), "{empty}");
     let none = errors(&api("[::]:9443").replace("client_ca = \"/a\"", "client_ca = []"));
     assert!(none.contains("has no client_ca"), "{none}");
-}
-
-#[test]
-fn files_that_cannot_be_read() {
-    let dir = tempfile::tempdir().unwrap();
-    let file = dir.path().join("c.toml");
-    assert!(Config::load(&file).unwrap_err().to_string().contains("cannot be read"));
-    assert!(
-        Config::load(dir.path())
-            .unwrap_err()
-            .to_string()
-            .contains("not a regular file")
-    );
-    std::fs::write(&file, b"a = 1\nb = \"\xff\"").unwrap();
-    assert!(
-        Config::load(&file)
-            .unwrap_err()
-            .to_string()
-            .contains(":2: the text is not UTF-8")
-    );
-    std::fs::write(&file, vec![b'#'; (4 << 20) + 1]).unwrap();
-    assert!(Config::load(&file).unwrap_err().to_string().contains("longer than"));
-    std::fs::write(&file, GOOD.text()).unwrap();
-    assert!(Config::load(&file).is_ok());
-}
-
-#[test]
-fn warnings() {
-    let warned = |text: &str| parse(text).unwrap().warnings().join("\n");
-    let only_api = warned(&GOOD.text());
-    assert_eq!(only_api.lines().count(), 1, "{only_api}");
-    assert!(only_api.contains("no [api]"));
-    for (from, to, part) in [
-        ("\"enforce\"", "\"observe\"", "NOTHING is denied"),
-        ("lease = \"24h\"\n", "", "no lease"),
-        ("\"tun*\"", "\"tap0\"", "dev tap"),
-        ("ports = [\"443\"]", "ports = [\"50-60\"]", ""),
-        (
-            "to = [\"10.1.0.5/32\"]\nprotocol = \"tcp\"\nports = [\"443\"]",
-            "to = [\"10.0.0.0/8\"]\nprotocol = \"udp\"\nports = [\"53\"]",
-            "any resolver in 10.0.0.0/8",
-        ),
-        (
-            "to = [\"10.1.0.5/32\"]\nprotocol = \"tcp\"\nports = [\"443\"]",
-            "to = [\"::/0\"]\nprotocol = \"tcp\"\nports = [\"443\"]",
-            "every address there is",
-        ),
-        ("role = \"core\"", "role = \"device\"", "no [[interface]] has role = \"core\""),
-    ] {
-        let all = warned(&with(from, to));
-        assert!(all.contains(part), "{from} -> {to}: {all}");
-        assert_eq!(all.lines().count(), if part.is_empty() { 1 } else { 2 }, "{all}");
-    }
-}
-
-/// What cannot be read is refused without a crash, whatever it is.
-#[test]
-fn cut_and_bent_files_are_no_crash() {
-    let text = GOOD.text();
-    for end in 0..text.len() {
-        let _ = parse(&text[..end]);
-        let _ = parse(&text[end..]);
-        for c in ["\"", "[", "\n", "\0", "9999999999999999999999", "ä"] {
-            let _ = parse(&[&text[..end], c, &text[end..]].concat());
-        }
-    }
 }

@@ -1,5 +1,6 @@
 //! What a laptop and CI both call. Each subcommand is one module; what they share is `run`.
 
+mod api;
 #[allow(
     dead_code,
     reason = "the build script of gateway-user, which includes the file too, uses the rest"
@@ -74,6 +75,12 @@ enum Task {
         #[arg(value_name = "GROUP", value_parser = ["verdict", "drop", "load", "move", "tun", "stack", "signals"])]
         groups: Vec<String>,
     },
+    /// Check the API's form, and that nothing of the last release's is taken away, with buf (from PyPI)
+    Api {
+        /// Make what the API is now the release that later ones are compared to
+        #[arg(long)]
+        release: bool,
+    },
     /// Check by machine what compilers do not: dependency arrows, module docs, sizes, words
     Tidy,
 }
@@ -131,6 +138,8 @@ impl Task {
                         .args(groups),
                 )?;
             }
+            Self::Api { release: true } => api::release(root)?,
+            Self::Api { release: false } => api::run(root)?,
             Self::Tidy => return tidy::run(root),
         }
         Ok(ExitCode::SUCCESS)

@@ -10,7 +10,7 @@ use std::{
 
 use anyhow::{Context as _, Result};
 
-use crate::{cargo, run::check};
+use crate::{api, cargo, run::check};
 
 /// Packages of the gRPC client that is not ours.
 const PYTHON_PACKAGES: &[&str] = &["grpcio", "grpcio-tools", "grpcio-health-checking", "grpcio-reflection"];
@@ -26,6 +26,9 @@ pub(crate) fn run(root: &Path, filter: Option<&str>, nightly: bool) -> Result<Ex
         eprintln!("no Python environment for the foreign gRPC client: {e:#}");
         PathBuf::new()
     });
+    if let Err(e) = api::buf(root) {
+        eprintln!("no buf for the check of the API's form: {e:#}");
+    }
     let threads = thread::available_parallelism().map_or(2, usize::from).clamp(2, MOST_THREADS);
     let mut tests = cargo(root);
     tests

@@ -25,7 +25,9 @@ pub mod routes;
 
 pub mod events;
 pub mod explain;
+pub mod ledger;
 pub mod telemetry;
+pub mod why;
 
 pub mod cli;
 pub mod daemon;

@@ -131,6 +131,7 @@ commands!(
     ReportPolicyAppliedRequest: "DeviceService/ReportPolicyApplied",
     ReportPolicyRevokedRequest: "DeviceService/ReportPolicyRevoked",
     RetireDeviceRequest: "DeviceService/RetireDevice",
+    CheckDriftRequest: "OperatorService/CheckDrift",
     GrantExceptionRequest: "OperatorService/GrantException",
     EndExceptionRequest: "OperatorService/EndException",
     OfferPolicyRequest: "PolicyService/OfferPolicy",

@@ -8,15 +8,16 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, broadcast, watch};
 use tonic::{Code, Request, Response, Status};
 
 use super::{
-    command, page, parse, render,
+    command, ledger, page, parse, render,
     scope::{self, identity},
-    status,
 };
 use crate::{
     access::answer,
+    clock::{Clock as _, SystemClock},
     config::Config,
     controller::{Answer, Controller, Refused, SignalContext, SignalOutcome, UriChange},
     model::{DeviceId, Identity, Revision},
+    why,
 };
 
 /// The service.
@@ -24,16 +25,18 @@ use crate::{
 pub(super) struct Devices {
     config: Arc<Config>,
     controller: Controller,
+    clock: SystemClock,
     watchers: Arc<Semaphore>,
     stopped: watch::Receiver<bool>,
 }
 
 impl Devices {
     /// `stopped` ends the watches when it becomes true.
-    pub(super) fn new(config: Arc<Config>, controller: Controller, stopped: watch::Receiver<bool>) -> Self {
+    pub(super) fn new(config: Arc<Config>, controller: Controller, clock: SystemClock, stopped: watch::Receiver<bool>) -> Self {
         Self {
             config,
             controller,
+            clock,
             watchers: super::watch::places(),
             stopped,
         }
@@ -141,19 +144,30 @@ impl DeviceService for Devices {
         }))
     }
 
-    async fn explain_device(&self, _: Request<v1::ExplainDeviceRequest>) -> Result<Response<v1::ExplainDeviceResponse>, Status> {
-        Err(status::not_implemented())
+    async fn explain_device(
+        &self,
+        request: Request<v1::ExplainDeviceRequest>,
+    ) -> Result<Response<v1::ExplainDeviceResponse>, Status> {
+        identity(&request)?;
+        let (device, events) = parse::explain_device(request.into_inner())?;
+        let dossier = self.controller.dossier(device, events).await?;
+        let answer = why::answer(&dossier, &self.config, self.clock.now().wall);
+        Ok(Response::new(render::device::explained(&self.config, answer, dossier)))
     }
 
-    async fn get_ledger(&self, _: Request<v1::GetLedgerRequest>) -> Result<Response<v1::GetLedgerResponse>, Status> {
-        Err(status::not_implemented())
+    async fn get_ledger(&self, request: Request<v1::GetLedgerRequest>) -> Result<Response<v1::GetLedgerResponse>, Status> {
+        identity(&request)?;
+        ledger::counts(&self.controller).await.map(Response::new)
     }
 
     async fn list_ledger_entries(
         &self,
-        _: Request<v1::ListLedgerEntriesRequest>,
+        request: Request<v1::ListLedgerEntriesRequest>,
     ) -> Result<Response<v1::ListLedgerEntriesResponse>, Status> {
-        Err(status::not_implemented())
+        let by = identity(&request)?;
+        ledger::entries(&self.controller, &by, request.into_inner())
+            .await
+            .map(Response::new)
     }
 
     type WatchGatewayUrisStream = Pin<Box<dyn Stream<Item = Result<v1::WatchGatewayUrisResponse, Status>> + Send>>;

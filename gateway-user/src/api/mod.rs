@@ -7,6 +7,7 @@ mod denials;
 mod device;
 mod explain;
 mod inspect;
+mod ledger;
 mod operator;
 mod page;
 mod parse;
@@ -140,7 +141,7 @@ async fn routes(
     reporter.set_serving::<InspectServiceServer<inspect::Inspect>>().await;
     reporter.set_serving::<OperatorServiceServer<operator::Operators>>().await;
     reporter.set_serving::<PolicyServiceServer<policy::Policies>>().await;
-    let devices = device::Devices::new(config.clone(), controller.clone(), stopped.clone());
+    let devices = device::Devices::new(config.clone(), controller.clone(), SystemClock::new()?, stopped.clone());
     let sessions = session::Sessions::new(config.clone(), controller.clone());
     let operators = operator::Operators::new(config.clone(), controller.clone());
     let policies = policy::Policies::new(config.clone(), controller.clone(), stopped.clone());

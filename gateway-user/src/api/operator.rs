@@ -5,7 +5,7 @@ use std::sync::Arc;
 use lazaret_proto::v1::{self, operator_service_server::OperatorService};
 use tonic::{Request, Response, Status};
 
-use super::{command, page, parse, render, scope, status};
+use super::{command, page, parse, render, scope};
 use crate::{
     access::answer,
     audit::Head,
@@ -56,12 +56,30 @@ impl OperatorService for Operators {
         self.signal(context, told)
     }
 
-    async fn get_drift(&self, _: Request<v1::GetDriftRequest>) -> Result<Response<v1::GetDriftResponse>, Status> {
-        Err(status::not_implemented())
+    async fn get_drift(&self, request: Request<v1::GetDriftRequest>) -> Result<Response<v1::GetDriftResponse>, Status> {
+        scope::identity(&request)?;
+        let d = self.controller.drift().await?;
+        Ok(Response::new(v1::GetDriftResponse {
+            compared: d.compared,
+            found: d.found,
+            repaired: d.repaired,
+            last_round_at: d.round_at.map(render::timestamp),
+            last: d.last.into_iter().map(render::operator::drift).collect(),
+        }))
     }
 
-    async fn check_drift(&self, _: Request<v1::CheckDriftRequest>) -> Result<Response<v1::CheckDriftResponse>, Status> {
-        Err(status::not_implemented())
+    async fn check_drift(&self, request: Request<v1::CheckDriftRequest>) -> Result<Response<v1::CheckDriftResponse>, Status> {
+        let (r, caller) = command::taken(request)?;
+        // What repeats it compares again: there is no answer to be kept.
+        let context = parse::policy::alone(r.context, caller)?;
+        let d = self.controller.check_drift().await?;
+        Ok(Response::new(v1::CheckDriftResponse {
+            request_id: context.request.into(),
+            compared: d.compared,
+            found: d.found,
+            repaired: d.repaired,
+            differences: d.last.into_iter().map(render::operator::drift).collect(),
+        }))
     }
 
     async fn list_audit_entries(

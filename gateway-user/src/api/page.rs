@@ -47,8 +47,8 @@ pub(super) fn limit(wanted: u32, default: u32, most: u32) -> u32 {
 }
 
 fn open(list: &str, token: &str) -> Option<String> {
-    // A name of the model has at most 128 characters.
-    if token.len() > 2 * 128 + 8 || !token.len().is_multiple_of(2) || !token.is_ascii() {
+    // A name of the model has at most 128 characters, and a list may put a few before it.
+    if token.len() > 2 * 136 + 8 || !token.len().is_multiple_of(2) || !token.is_ascii() {
         return None;
     }
     let (last, sum) = token.split_at_checked(token.len().checked_sub(8)?)?;

@@ -153,6 +153,12 @@ pub(super) fn get_device(r: v1::GetDeviceRequest) -> Result<DeviceId, Invalid> {
     name("device_id", r.device_id)
 }
 
+/// A device that is to be explained, with how many of its last events.
+pub(super) fn explain_device(r: v1::ExplainDeviceRequest) -> Result<(DeviceId, u32), Invalid> {
+    let events = if r.events == 0 { 20 } else { r.events.min(200) };
+    Ok((name("device_id", r.device_id)?, events))
+}
+
 /// The state that a list is limited to.
 pub(super) fn state_filter(state: i32) -> Result<Option<DeviceState>, Invalid> {
     let known = v1::DeviceState::try_from(state).map_err(|_| Invalid::new("state", "is no DeviceState"))?;

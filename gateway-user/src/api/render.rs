@@ -1,5 +1,6 @@
 //! Domain to protobuf. Pure: names of pools come from the configuration, times from the caller.
 
+pub(super) mod device;
 pub(super) mod operator;
 pub(super) mod policy;
 
@@ -93,7 +94,7 @@ pub(super) fn device(config: &Config, v: DeviceView) -> v1::Device {
     }
 }
 
-fn window(w: Window) -> v1::EnrolmentWindow {
+pub(super) fn window(w: Window) -> v1::EnrolmentWindow {
     v1::EnrolmentWindow {
         not_before: w.not_before.map(timestamp),
         not_after: w.not_after.map(timestamp),
@@ -427,7 +428,7 @@ pub(super) fn pool_name(config: &Config, id: Option<PoolId>) -> String {
     id.map(known).unwrap_or_default()
 }
 
-fn state(s: DeviceState) -> v1::DeviceState {
+pub(super) fn state(s: DeviceState) -> v1::DeviceState {
     match s {
         DeviceState::Registered => v1::DeviceState::Registered,
         DeviceState::Quarantined => v1::DeviceState::Quarantined,

@@ -83,16 +83,6 @@ pub(super) fn as_part(status: &Status) -> v1::Refusal {
     }
 }
 
-/// Not there yet.
-pub(super) fn not_implemented() -> Status {
-    status(
-        Code::Unimplemented,
-        "NOT_IMPLEMENTED",
-        [],
-        "this gateway does not do that yet",
-    )
-}
-
 /// A refusal's metadata, as ErrorInfo has it.
 pub(super) fn metadata(refusal: &Refusal) -> HashMap<String, String> {
     let pairs = entry(refusal).1.into_iter();

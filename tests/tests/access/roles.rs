@@ -90,7 +90,6 @@ async fn call(channel: &Channel, path: &str) -> Result<(), tonic::Status> {
         return Ok(());
     };
     match refused.code() {
-        Code::Unimplemented if reason(&refused) == "NOT_IMPLEMENTED" => Ok(()),
         // Behind the gate: an empty message names no source of the client's.
         Code::PermissionDenied if reason(&refused) == "OUTSIDE_SCOPE" => Ok(()),
         Code::PermissionDenied | Code::Unauthenticated | Code::Unimplemented => Err(refused),

@@ -1,0 +1,315 @@
+//! Why a device is in its state: what is known about it, as an answer that fits on one screen. Pure: it reads no clock, decides nothing, and
+//! says of each thing that a release takes what was found.
+
+use std::time::{Duration, UNIX_EPOCH};
+
+use crate::{
+    config::Config,
+    controller::{Dossier, SessionView},
+    model::{Device, DeviceState, ExceptionKind, StateReason, Trust, WallTime},
+};
+
+/// The answer.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Answer {
+    /// The state, since when and why.
+    pub summary: String,
+    /// Who brought it into this state; empty: the audit no longer has it.
+    pub changed_by: String,
+    /// What a release takes.
+    pub requirements: Vec<Requirement>,
+    /// What comes by itself, soonest first.
+    pub next: Vec<(WallTime, String)>,
+    /// What to do; empty: nothing.
+    pub advice: Vec<String>,
+}
+
+/// One thing that a release takes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Requirement {
+    /// For programs.
+    pub subject: &'static str,
+    /// For people.
+    pub required: String,
+    /// For people.
+    pub found: String,
+    /// It is fulfilled.
+    pub met: bool,
+}
+
+/// Explains.
+#[must_use]
+pub fn answer(dossier: &Dossier, config: &Config, now: WallTime) -> Answer {
+    let device = &dossier.device.device;
+    Answer {
+        summary: summary(device, now),
+        changed_by: changed_by(dossier),
+        requirements: requirements(dossier, config, now),
+        next: next(dossier, now),
+        advice: advice(dossier, config, now),
+    }
+}
+
+fn summary(device: &Device, now: WallTime) -> String {
+    let lasted = span(now.0.saturating_sub(device.state_since.0));
+    format!(
+        "{} is {} since {} ({lasted}): {}.",
+        device.id,
+        device.state.as_str(),
+        time(device.state_since),
+        because(device.state_reason)
+    )
+}
+
+const fn because(reason: StateReason) -> &'static str {
+    match reason {
+        StateReason::Registered => "it was registered, and has never connected",
+        StateReason::Connected => "it has connected, and its policy is not applied yet",
+        StateReason::PolicyOffered => "a policy is offered to it, and not yet acknowledged or applied",
+        StateReason::PolicyApplied => "the MDM has seen its policy applied",
+        StateReason::PolicyRevoked => "the MDM says that its policy no longer holds",
+        StateReason::PolicyStale => "its wave of a newer policy revision has come",
+        StateReason::LeaseEnded => "its lease ended without being renewed",
+        StateReason::DeadlinePassed => "its deadline in quarantine has passed",
+        StateReason::OutsideWindow => "it arrived outside its enrolment window",
+        StateReason::ExceptionRelease => "an operator released it by an exception",
+        StateReason::ExceptionBlock => "an operator blocked it",
+        StateReason::ExceptionEnded => "an operator's exception ended",
+        StateReason::NewWindow => "it was registered with another enrolment window",
+        StateReason::PoolRemoved => "the configuration no longer has its full-service pool",
+        StateReason::Restored => "the store was restored from a backup: every device needs fresh proof",
+        StateReason::Retired => "it is no longer managed",
+    }
+}
+
+/// Of the newest entry that led to this state from another, or gave its reason anew.
+fn changed_by(dossier: &Dossier) -> String {
+    let state = dossier.device.device.state.as_str();
+    let led_here = |e: &&crate::audit::Entry| e.after == state && e.before != state && e.result == "done";
+    let mut entries = dossier.entries.iter().map(|s| &s.entry);
+    entries.find(led_here).map(|e| e.by.clone()).unwrap_or_default()
+}
+
+fn requirements(dossier: &Dossier, config: &Config, now: WallTime) -> Vec<Requirement> {
+    let view = &dossier.device;
+    let device = &view.device;
+    let mut all = Vec::new();
+    let mut add = |subject, required: String, found: String, met| {
+        all.push(Requirement {
+            subject,
+            required,
+            found,
+            met,
+        });
+    };
+    let retired = device.state == DeviceState::Retired;
+    let managed = if retired { "retired" } else { "registered" };
+    add("registration", "a registration".into(), managed.into(), !retired);
+    let (found, open) = window(device, now);
+    add("window", "enrolled, or its enrolment window open".into(), found, open);
+    if let Some(end) = view.deadline_at {
+        let late = end <= now;
+        let found = if late {
+            format!("passed at {}", time(end))
+        } else {
+            format!("{} left, until {}", span(end.0 - now.0), time(end))
+        };
+        add("deadline", "enrolled before its deadline in quarantine".into(), found, !late);
+    }
+    let exception = device.exception.as_ref();
+    if let Some(e) = exception {
+        let until = view
+            .exception_ends_at
+            .map(|t| format!(" until {}", time(t)))
+            .unwrap_or_default();
+        let (required, met) = match e.kind {
+            ExceptionKind::Release => ("an exception, in place of proof", true),
+            ExceptionKind::Block => ("no block by an operator", false),
+        };
+        let found = format!("{} by {}{until}: {}", e.kind.as_str(), e.by, e.reason);
+        add("exception", required.into(), found, met);
+    }
+    let excepted = exception.is_some_and(|e| e.kind == ExceptionKind::Release);
+    let by_proof = device.state == DeviceState::Released && !excepted;
+    let held = device.policy_revision.as_ref();
+    let required = dossier.required.as_ref();
+    let found = held.map_or_else(|| "none was ever proved".into(), |r| format!("{r} was proved last"));
+    let required = required.map_or_else(
+        || "any policy revision, applied".into(),
+        |r| format!("policy revision {r}, applied"),
+    );
+    add("policy_revision", required, found, by_proof);
+    if !config.proofs.direct_signal || device.keys.offer.is_some() || device.keys.final_key.is_some() {
+        let (found, met) = key(dossier, by_proof, now);
+        add("policy_key", "the final policy key with the proof".into(), found, met);
+    }
+    for session in view.sessions.iter().filter(|s| s.below_min_trust) {
+        let min = config.pool(&device.full_service_pool).map_or(Trust::Name, |p| p.min_trust);
+        add(
+            "trust",
+            format!("a session known by {}", known_by(min)),
+            trust(session),
+            false,
+        );
+    }
+    let live = view.sessions.len();
+    let found = if live == 0 {
+        "no live session".into()
+    } else {
+        sessions(&view.sessions)
+    };
+    add("session", "a live session, to be in force".into(), found, live > 0);
+    all
+}
+
+fn window(device: &Device, now: WallTime) -> (String, bool) {
+    let window = device.enrolment.window;
+    match (device.enrolment.enrolled_at, window.not_before, window.not_after) {
+        (Some(at), ..) => (format!("enrolled at {}", time(at)), true),
+        (None, Some(from), _) if now < from => (format!("opens at {} (in {})", time(from), span(from.0 - now.0)), false),
+        (None, _, Some(to)) if now > to => (format!("closed at {}", time(to)), false),
+        (None, _, Some(to)) => (format!("open until {} ({} left)", time(to), span(to.0 - now.0)), true),
+        (None, ..) => ("always open".into(), true),
+    }
+}
+
+fn key(dossier: &Dossier, by_proof: bool, now: WallTime) -> (String, bool) {
+    let keys = &dossier.device.device.keys;
+    match (&keys.final_key, &keys.offer) {
+        (_, Some(offer)) => {
+            let end = dossier.device.offer_ends_at.unwrap_or(now);
+            let found = if end <= now {
+                format!("the temporary key for revision {} ended at {}", offer.revision, time(end))
+            } else {
+                format!("a temporary key for revision {} is out until {}", offer.revision, time(end))
+            };
+            (found, by_proof)
+        }
+        (Some(key), None) => (format!("the final key for revision {} is out", key.revision), true),
+        (None, None) => ("no key is out".into(), by_proof),
+    }
+}
+
+fn next(dossier: &Dossier, now: WallTime) -> Vec<(WallTime, String)> {
+    let view = &dossier.device;
+    let device = &view.device;
+    let mut next = Vec::new();
+    if let Some((at, what)) = dossier.next {
+        let sentence = match what {
+            "exception_ended" => "the exception ends; the device is quarantined",
+            "deadline_passed" => "the deadline in quarantine passes; the device is blocked",
+            _ => "the lease ends unless the MDM renews it; the device is quarantined",
+        };
+        next.push((at, sentence.to_owned()));
+    }
+    let waits = device.enrolment.enrolled_at.is_none() && device.state != DeviceState::Retired;
+    let window = device.enrolment.window;
+    let bounds = [
+        (window.not_before, "its enrolment window opens"),
+        (window.not_after, "its enrolment window closes"),
+    ];
+    next.extend(
+        bounds
+            .into_iter()
+            .filter(|_| waits)
+            .filter_map(|(at, what)| Some((at?, what.to_owned()))),
+    );
+    next.extend(view.offer_ends_at.map(|at| {
+        (
+            at,
+            "the temporary policy key ends; the MDM has to offer the policy again".to_owned(),
+        )
+    }));
+    next.retain(|(at, _)| *at > now);
+    next.sort();
+    next
+}
+
+fn advice(dossier: &Dossier, config: &Config, now: WallTime) -> Vec<String> {
+    let view = &dossier.device;
+    let device = &view.device;
+    let id = &device.id;
+    let mut advice = Vec::new();
+    let revision = dossier
+        .required
+        .as_ref()
+        .map_or_else(String::new, |r| format!(" at revision {r}"));
+    let closed = !window(device, now).1;
+    let renew_window = format!("give it another enrolment window: lazaret device register {id} --not-after 2d");
+    let proof = if config.proofs.direct_signal {
+        format!("have its policy applied{revision}; the MDM then reports it (ReportPolicyApplied)")
+    } else {
+        format!("let the MDM offer its policy{revision}, have it acknowledged and applied, and reported with the final key")
+    };
+    match device.state {
+        DeviceState::Released if dossier.held_back => advice.push(
+            "the wall clock is behind the last commit, so that the release waits: set the clock, or let the MDM report the policy again"
+                .to_owned(),
+        ),
+        DeviceState::Released if dossier.awaits_wave => {
+            let newer = dossier.publication.as_ref().map_or_else(String::new, |p| format!(" {}", p.revision));
+            advice.push(format!(
+                "a newer policy revision{newer} is published: the device becomes stale when its wave comes, unless it proves it first"
+            ));
+        }
+        DeviceState::Released => {}
+        DeviceState::Retired => advice.push("register the device under a new id".to_owned()),
+        DeviceState::Blocked => advice.push(match device.state_reason {
+            StateReason::ExceptionBlock => format!("end the block if it is no longer wanted: lazaret exception end {id}"),
+            _ => renew_window,
+        }),
+        _ if closed => advice.push(renew_window),
+        DeviceState::Registered => advice.push(format!("connect the device; {proof}")),
+        DeviceState::PolicyPending => advice.push(
+            "the device has to acknowledge the policy that is offered before its key ends; then the MDM reports it applied".to_owned(),
+        ),
+        DeviceState::Quarantined | DeviceState::Stale => advice.push(proof),
+    }
+    for session in view.sessions.iter().filter(|s| s.below_min_trust) {
+        advice.push(format!(
+            "session {} stays in quarantine whatever is proved: register the device's certificate or VPN key, and let it connect with that",
+            session.session.id
+        ));
+    }
+    if view.sessions.is_empty() && device.state == DeviceState::Released {
+        advice.push("the device is not connected here; its release applies when it connects".to_owned());
+    }
+    advice
+}
+
+fn sessions(all: &[SessionView]) -> String {
+    let one = |s: &SessionView| {
+        let addresses: Vec<String> = s.session.addresses.iter().map(ToString::to_string).collect();
+        format!("{} on {}, {}", addresses.join(" "), s.session.interface, trust(s))
+    };
+    all.iter().map(one).collect::<Vec<_>>().join("; ")
+}
+
+fn trust(s: &SessionView) -> String {
+    format!("known by {}", known_by(s.session.trust))
+}
+
+const fn known_by(trust: Trust) -> &'static str {
+    match trust {
+        Trust::Name => "a name that the VPN server passes on",
+        Trust::VpnKey => "a registered VPN key",
+        Trust::Certificate => "a registered certificate",
+    }
+}
+
+/// RFC 3339 in UTC, to the second; what humantime cannot write (before 1970, after 9999) as it is.
+fn time(at: WallTime) -> String {
+    match u64::try_from(at.0) {
+        Ok(ms) if ms < 253_402_300_800_000 => {
+            humantime::format_rfc3339_seconds(UNIX_EPOCH + Duration::from_millis(ms)).to_string()
+        }
+        _ => format!("{} ms", at.0),
+    }
+}
+
+/// A span of time by its two greatest units.
+fn span(ms: i64) -> String {
+    let seconds = u64::try_from(ms / 1000).unwrap_or(0);
+    let text = humantime::format_duration(Duration::from_secs(seconds)).to_string();
+    text.split(' ').take(2).collect::<Vec<_>>().join(" ")
+}

@@ -11,7 +11,7 @@ use anyhow::{Context as _, Result};
 use hyper_util::rt::TokioIo;
 use lazaret_proto::v1::{
     self as pb, device_service_client::DeviceServiceClient, inspect_service_client::InspectServiceClient,
-    session_service_client::SessionServiceClient,
+    policy_service_client::PolicyServiceClient, session_service_client::SessionServiceClient,
 };
 use tonic::{
     Status,
@@ -119,9 +119,17 @@ impl Client {
     /// # Errors
     /// The gateway's.
     pub fn register(&self, id: &str, pool: &str) -> Answer<pb::RegisterDevicesResponse> {
+        self.register_as(id, pool, &format!("owner of {id}"))
+    }
+
+    /// Registers a device of this owner.
+    ///
+    /// # Errors
+    /// The gateway's.
+    pub fn register_as(&self, id: &str, pool: &str, owner: &str) -> Answer<pb::RegisterDevicesResponse> {
         let device = pb::DeviceRegistration {
             device_id: id.into(),
-            owner: format!("owner of {id}"),
+            owner: owner.into(),
             full_service_pool: pool.into(),
             aliases: None,
             window: None,
@@ -143,6 +151,46 @@ impl Client {
             device_id: id.into(),
             policy_revision: "baseline-7".into(),
             policy_key: String::new(),
+        };
+        call!(self, devices, report_policy_applied, request)
+    }
+
+    /// Offers it a policy, and gives the temporary key.
+    ///
+    /// # Errors
+    /// The gateway's.
+    pub fn offer(&self, id: &str) -> Answer<String> {
+        let request = pb::OfferPolicyRequest {
+            context: Some(context()),
+            device_id: id.into(),
+            policy_revision: "baseline-7".into(),
+        };
+        Ok(call!(self, policies, offer_policy, request)?.temporary_key)
+    }
+
+    /// Takes its temporary key, and gives the final one.
+    ///
+    /// # Errors
+    /// The gateway's.
+    pub fn acknowledge(&self, id: &str, key: String) -> Answer<String> {
+        let request = pb::AcknowledgePolicyRequest {
+            context: Some(context()),
+            device_id: id.into(),
+            temporary_key: key,
+        };
+        Ok(call!(self, policies, acknowledge_policy, request)?.final_key)
+    }
+
+    /// Reports its policy as applied, with the final key.
+    ///
+    /// # Errors
+    /// The gateway's.
+    pub fn applied_with(&self, id: &str, key: String) -> Answer<pb::SignalResponse> {
+        let request = pb::ReportPolicyAppliedRequest {
+            context: Some(context()),
+            device_id: id.into(),
+            policy_revision: "baseline-7".into(),
+            policy_key: key,
         };
         call!(self, devices, report_policy_applied, request)
     }
@@ -279,6 +327,9 @@ impl Client {
 
     fn devices(&self) -> DeviceServiceClient<Channel> {
         DeviceServiceClient::new(self.channel.clone())
+    }
+    fn policies(&self) -> PolicyServiceClient<Channel> {
+        PolicyServiceClient::new(self.channel.clone())
     }
     fn sessions(&self) -> SessionServiceClient<Channel> {
         SessionServiceClient::new(self.channel.clone())

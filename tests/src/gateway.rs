@@ -187,11 +187,23 @@ impl Gateway {
     /// # Errors
     /// The daemon does not listen, or the handshake fails.
     pub fn mdm(&self) -> Result<Client> {
+        self.remote("mdm")
+    }
+
+    /// An operator, on the core side, over mTLS.
+    ///
+    /// # Errors
+    /// As [`Gateway::mdm`].
+    pub fn operator(&self) -> Result<Client> {
+        self.remote("operator")
+    }
+
+    fn remote(&self, role: &str) -> Result<Client> {
         Client::remote(
             &self.site.core,
             (site::GATEWAY, 9443).into(),
             SERVER_NAME,
-            &self.credentials("mdm"),
+            &self.credentials(role),
         )
     }
 

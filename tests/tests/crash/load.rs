@@ -1,0 +1,171 @@
+//! Clients that change things without pause, each on devices of its own, and remember what they were answered.
+
+use std::{
+    net::IpAddr,
+    sync::atomic::{AtomicBool, AtomicU64, Ordering},
+};
+
+use lazaret_proto::v1::Enforcement;
+use lazaret_tests::{
+    api::{Answer, Client},
+    differential::random::Random,
+};
+use tonic::{Code, Status};
+
+/// What a client may do to a device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Op {
+    Register(u32),
+    Open,
+    Close(u64),
+    /// By direct signal, or by policy key.
+    Release {
+        keys: bool,
+    },
+    Revoke,
+}
+
+/// A device as the answers say that it is.
+#[derive(Clone, Debug)]
+pub(super) struct Device {
+    pub(super) id: String,
+    pub(super) addresses: [IpAddr; 2],
+    /// The number in its owner's name; 0: not registered.
+    pub(super) owner: u32,
+    pub(super) released: bool,
+    pub(super) session: Option<u64>,
+    /// Asked, and not answered.
+    pub(super) doubt: Option<Op>,
+    /// What was answered to the last release or restriction was not that it is in force.
+    pub(super) unsure: bool,
+}
+
+impl Device {
+    pub(super) fn new(number: u8) -> Self {
+        Self {
+            id: format!("phone-{number}"),
+            addresses: [
+                format!("10.66.0.{}", 10 + number),
+                format!("fd00:66::{:x}", 0x10 + u16::from(number)),
+            ]
+            .map(|a| a.parse().unwrap()),
+            owner: 0,
+            released: false,
+            session: None,
+            doubt: None,
+            unsure: false,
+        }
+    }
+
+    /// Whether it reaches everything now.
+    pub(super) fn reaches(&self) -> bool {
+        self.released && self.session.is_some()
+    }
+
+    /// Whether, with what was asked last done or not done, it may reach everything.
+    pub(super) fn may_reach(&self, reaches: bool) -> bool {
+        let mut after = self.clone();
+        match self.doubt {
+            Some(Op::Open) => after.session = Some(0),
+            Some(Op::Close(_)) => after.session = None,
+            Some(Op::Release { .. }) => after.released = true,
+            Some(Op::Revoke) => after.released = false,
+            Some(Op::Register(_)) | None => {}
+        }
+        self.reaches() == reaches || after.reaches() == reaches
+    }
+
+    fn next(&self, random: &mut Random) -> Op {
+        if self.owner == 0 {
+            return Op::Register(1);
+        }
+        match (random.below(10), self.session) {
+            (0, _) => Op::Register(self.owner + 1),
+            (1..=3, Some(id)) => Op::Close(id),
+            (1..=4, None) => Op::Open,
+            (5, _) if !self.released => Op::Release { keys: true },
+            (4 | 6 | 7, _) if !self.released => Op::Release { keys: false },
+            (_, None) => Op::Open,
+            _ => Op::Revoke,
+        }
+    }
+}
+
+/// How many changes were answered, and how many refused.
+#[derive(Debug, Default)]
+pub(super) struct Done {
+    pub(super) answered: AtomicU64,
+    pub(super) refused: AtomicU64,
+}
+
+/// Changes devices until told to stop, or the daemon no longer answers.
+pub(super) fn work(client: &Client, devices: &mut [Device], random: &mut Random, stop: &AtomicBool, done: &Done) {
+    while !stop.load(Ordering::Relaxed) {
+        let device = &mut devices[random.below(devices.len())];
+        let op = device.next(random);
+        device.doubt = Some(op);
+        match ask(client, device, op) {
+            Ok(()) => {
+                device.doubt = None;
+                done.answered.fetch_add(1, Ordering::Relaxed);
+            }
+            // No answer, or one that does not say what has become of it.
+            Err(status) if !refusal(&status) => return,
+            Err(_) => {
+                device.doubt = None;
+                done.refused.fetch_add(1, Ordering::Relaxed);
+            }
+        }
+    }
+}
+
+/// Asks, and takes the answer for true.
+fn ask(client: &Client, device: &mut Device, op: Op) -> Answer<()> {
+    match op {
+        Op::Register(owner) => {
+            client.register_as(&device.id, "staff", &format!("owner {owner}"))?;
+            device.owner = owner;
+        }
+        Op::Open => {
+            let addresses = device.addresses.map(|a| a.to_string());
+            let addresses: Vec<&str> = addresses.iter().map(String::as_str).collect();
+            let opened = client.open("lab", &device.id, &addresses, "tun0")?;
+            device.unsure = unsure(opened.enforcement());
+            device.session = Some(opened.session.ok_or_else(|| Status::internal("no session"))?.session_id);
+        }
+        Op::Close(id) => {
+            let closed = client.close(id)?;
+            device.unsure = unsure(closed.enforcement());
+            device.session = None;
+        }
+        Op::Release { keys } => {
+            let released = if keys {
+                let key = client.offer(&device.id)?;
+                let key = client.acknowledge(&device.id, key)?;
+                client.applied_with(&device.id, key)?
+            } else {
+                client.applied(&device.id)?
+            };
+            device.unsure = unsure(released.enforcement());
+            device.released = true;
+        }
+        Op::Revoke => {
+            let revoked = client.revoked(&device.id)?;
+            device.unsure = unsure(revoked.enforcement());
+            device.released = false;
+        }
+    }
+    Ok(())
+}
+
+fn unsure(enforcement: Enforcement) -> bool {
+    !matches!(enforcement, Enforcement::Enforced | Enforcement::NoSession)
+}
+
+/// The gateway said no, and has changed nothing.
+fn refusal(status: &Status) -> bool {
+    matches!(
+        status.code(),
+        Code::FailedPrecondition | Code::InvalidArgument | Code::AlreadyExists | Code::NotFound | Code::ResourceExhausted
+    )
+}

@@ -49,7 +49,12 @@ pub fn lines(device: &Device, context: &Context<'_>) -> Vec<(Kind, WallTime)> {
     }
     let shut = device.state == DeviceState::Blocked && device.state_reason == StateReason::DeadlinePassed;
     if let Some(deadline) = enrolment.deadline.filter(|_| device.state.quarantined() || shut) {
-        lines.push((Kind::Stuck, deadline.given.wall));
+        // A deadline that outlived a reboot of the gateway begins there; who has not enrolled yet waits since the arrival.
+        let arrived = enrolment.arrived_at.filter(|_| enrolment.enrolled_at.is_none());
+        lines.push((
+            Kind::Stuck,
+            arrived.map_or(deadline.given.wall, |at| at.min(deadline.given.wall)),
+        ));
     }
     if device.owner.is_empty() {
         lines.push((Kind::Placeholder, device.state_since));
@@ -166,6 +171,10 @@ mod tests {
             ..none()
         };
         assert_eq!(of(&device(DeviceState::Quarantined, stuck.clone())), [(Kind::Stuck, ago(30))]);
+        // The gateway was booted anew since.
+        let mut booted = device(DeviceState::Quarantined, stuck.clone());
+        booted.enrolment.deadline = stuck.deadline.map(|d| Lease { given: now(ago(2)), ..d });
+        assert_eq!(of(&booted), [(Kind::Stuck, ago(30))]);
         let mut shut = device(DeviceState::Blocked, stuck.clone());
         assert_eq!(of(&shut), [], "blocked by an operator");
         shut.state_reason = StateReason::DeadlinePassed;

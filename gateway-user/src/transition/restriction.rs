@@ -67,6 +67,8 @@ pub(super) fn restored(device: &mut Device, context: &Context<'_>) {
     } else {
         quarantine(device, StateReason::Restored, context);
     }
+    // It is a start, too.
+    start(device, context);
 }
 
 pub(super) fn start(device: &mut Device, context: &Context<'_>) {

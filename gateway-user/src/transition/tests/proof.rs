@@ -229,6 +229,12 @@ fn a_restored_store_releases_nobody() {
     let r = "r1".parse().unwrap();
     assert_eq!(desk.refused(proof(&r, seen)), "STALE_SIGNAL");
     desk.pass(1).proof("r1");
+    // It is a start, too: a block of another boot is measured once, whatever the wall clock does later.
+    let mut blocked = desk.clone();
+    blocked.tell(except(ExceptionKind::Block, 1));
+    let wall = blocked.now.wall;
+    blocked.reboot(wall).tell(Signal::Restored);
+    assert_eq!(blocked.device.exception.as_ref().unwrap().holds.given, blocked.now);
     // What an operator has blocked stays so, what an operator has released does not.
     desk.tell(except(ExceptionKind::Block, 1)).tell(Signal::Restored);
     assert_eq!(desk.is(), (DeviceState::Blocked, StateReason::ExceptionBlock));

@@ -10,8 +10,14 @@ use lazaret_tests::netns::{Namespace, veth};
 use crate::{
     gateway::Gateway,
     programs::{Bench, Draw},
+    quiet::{Quiet, Sample},
     run,
 };
+
+/// How long a piece of a run is to take: a run of live frames has more to set up.
+const LIVE: Duration = Duration::from_millis(8);
+/// The source's interface that only holds the generator.
+const HOLDER: &str = "hold0";
 
 /// Names of the gateway's interfaces.
 pub(crate) const DEVICE: &str = "g0";
@@ -35,6 +41,9 @@ impl Line {
         let (source, gateway, sink) = (Namespace::new("src")?, Namespace::new("gw")?, Namespace::new("sink")?);
         veth((&source, "s0"), (&gateway, DEVICE))?;
         veth((&gateway, CORE), (&sink, "k0"))?;
+        veth((&source, HOLDER), (&source, "hold1"))?;
+        // It holds, and runs for nobody.
+        source.ip(&format!("link set {HOLDER} down"))?;
         for (namespace, interface, mac) in [
             (&source, "s0", 1),
             (&gateway, DEVICE, 2),
@@ -98,29 +107,34 @@ impl Rig {
         })
     }
 
-    /// Sends `packets` frames and gives the CPU time that each took, softirqs included.
-    pub(crate) fn run(&self, packets: u32) -> Result<f64> {
-        let generator = self.bench.fd("bench_generate")?;
+    /// Sends at most `packets` frames and gives the CPU time that each took, softirqs included.
+    pub(crate) fn run(&mut self, quiet: &mut Quiet, packets: u32) -> Result<f64> {
         let ([sent, arrived, ..], before) = (self.bench.counts()?, self.crossed()?);
-        let (softirq, time) = self.line.source.run(|| -> Result<_> {
+        let (source, bench) = (&self.line.source, &mut self.bench);
+        let Sample { ns, ran, .. } = source.run(|| -> Result<_> {
             run::pin(run::CPU)?;
-            let before = run::softirq_time(run::CPU);
-            let (_, time) = run::test_run(generator.as_fd(), &run::frame(), packets, run::Mode::Live)?;
-            // A deferred softirq finishes.
-            std::thread::sleep(Duration::from_millis(5));
-            Ok((run::softirq_time(run::CPU).saturating_sub(before), time))
+            bench.held("bench_generate", HOLDER, |bench| {
+                let generator = bench.fd("bench_generate")?;
+                quiet.sample(packets, LIVE, |frames| {
+                    let before = run::softirq_time(run::CPU);
+                    let (verdict, time) = run::test_run(generator.as_fd(), &run::frame(), frames, run::Mode::Live)?;
+                    // A deferred softirq finishes.
+                    std::thread::sleep(Duration::from_millis(2));
+                    Ok((verdict, time + run::softirq_time(run::CPU).saturating_sub(before)))
+                })
+            })
         })?;
         let ([sent_now, arrived_now, ..], after) = (self.bench.counts()?, self.crossed()?);
         let (sent, arrived) = (sent_now - sent, arrived_now - arrived);
         let (received, left) = (after.0 - before.0, after.1 - before.1);
         let name = self.name;
-        ensure!(sent == u64::from(packets), "{name}: the generator sent {sent} of {packets}");
+        ensure!(sent == ran, "{name}: the generator sent {sent} of {ran}");
         ensure!(received == sent, "{name}: the gateway received {received} of {sent}");
         match self.expect {
             Expect::Forwarded => ensure!(arrived == sent, "{name}: {arrived} of {sent} frames arrived"),
             Expect::Dropped => ensure!(left == 0 && arrived == 0, "{name}: {left} of {sent} frames left the gateway"),
         }
-        Ok((time + softirq).as_nanos() as f64 / sent as f64)
+        Ok(ns)
     }
 
     /// Has the gateway look after its programs and its floor.

@@ -11,6 +11,7 @@ mod load;
 mod moves;
 mod peers;
 mod programs;
+mod quiet;
 mod report;
 mod run;
 mod signals;

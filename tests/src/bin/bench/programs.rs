@@ -131,6 +131,19 @@ impl Bench {
         Ok(())
     }
 
+    /// Attaches an XDP program natively while `run` runs. So the kernel's dispatcher knows it, and a test run needs not wait to tell it.
+    pub(crate) fn held<T>(&mut self, name: &str, interface: &str, run: impl FnOnce(&Self) -> Result<T>) -> Result<T> {
+        let attach = |bench: &mut Self| -> Result<_> {
+            let program: &mut Xdp = bench.0.program_mut(name).context("no such program")?.try_into()?;
+            Ok(program.attach(interface, XdpMode::Driver)?)
+        };
+        let link = attach(self)?;
+        let result = run(self);
+        let program: &mut Xdp = self.0.program_mut(name).context("no such program")?.try_into()?;
+        program.detach(link)?;
+        result
+    }
+
     /// Attaches an XDP program natively, in the calling thread's namespace.
     pub(crate) fn xdp(&mut self, name: &str, interface: &str) -> Result<()> {
         let program: &mut Xdp = self.0.program_mut(name).context("no such program")?.try_into()?;

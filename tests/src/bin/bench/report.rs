@@ -64,6 +64,7 @@ impl Unit {
 pub(crate) struct Report {
     rows: Vec<(String, Unit, Vec<f64>)>,
     ratios: Vec<(String, String, Option<Goal>)>,
+    notes: Vec<String>,
 }
 
 impl Report {
@@ -78,6 +79,11 @@ impl Report {
             Some((.., samples)) => samples.push(value),
             None => self.rows.push((name.to_owned(), unit, vec![value])),
         }
+    }
+
+    /// Says something of how it was measured.
+    pub(crate) fn note(&mut self, note: String) {
+        self.notes.push(note);
     }
 
     /// Asks for `a / b`, paired round by round.
@@ -116,9 +122,12 @@ impl Report {
                 "goal": goal.map(Goal::text), "met": goal.map(|g| g.met(median))}),
             );
         }
+        for note in &self.notes {
+            println!("\n{note}");
+        }
         fs::create_dir_all(dir)?;
         let path = dir.join(format!("{group}.json"));
-        let text = serde_json::to_string_pretty(&json!({"host": host, "rows": rows, "ratios": ratios}))?;
+        let text = serde_json::to_string_pretty(&json!({"host": host, "rows": rows, "ratios": ratios, "notes": self.notes}))?;
         fs::write(&path, text + "\n").with_context(|| path.display().to_string())?;
         println!("\nwritten to {}", path.canonicalize()?.display());
         Ok(())

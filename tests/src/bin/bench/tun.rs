@@ -10,10 +10,13 @@ use crate::{
     gateway::{Gateway, MILLION, PORT, PORT_BITS, QUARANTINED, Sessions, link},
     peers,
     programs::{Bench, DESTINATION, DESTINATIONS},
+    quiet::{Quiet, Sample},
     report::{Goal, Report},
     run,
 };
 
+/// How long a piece of a run is to take.
+const PIECE: Duration = Duration::from_millis(4);
 const INTERFACES: &str = "[[interface]]\nname = \"tun0\"\nrole = \"device\"\n[[interface]]\nname = \"g1\"\nrole = \"core\"\n";
 
 /// A gateway with a tun, and a sink.
@@ -59,29 +62,28 @@ impl Rig {
         })
     }
 
-    /// Writes `packets` packets and gives the CPU time that each took, softirqs included, the writing too.
-    fn run(&self, packets: u32) -> Result<f64> {
+    /// Writes at most `packets` packets and gives the CPU time that each took, softirqs included, the writing too.
+    fn run(&self, quiet: &mut Quiet, packets: u32) -> Result<f64> {
         let [_, before, ..] = self.bench.counts()?;
-        let softirq = run::softirq_time(run::CPU);
-        let start = run::cpu_time()?;
         let mut x = 12345_u32;
         let mut packet = run::frame()[14..].to_vec();
-        for _ in 0..packets {
-            x = x.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-            draw(&mut packet, x);
-            self.tun.send(&packet)?;
-        }
-        let time = run::cpu_time()?.saturating_sub(start);
-        std::thread::sleep(Duration::from_millis(5));
-        let softirq = run::softirq_time(run::CPU).saturating_sub(softirq);
+        let Sample { ns, ran, .. } = quiet.sample(packets, PIECE, |packets| {
+            let softirq = run::softirq_time(run::CPU);
+            let start = run::cpu_time()?;
+            for _ in 0..packets {
+                x = x.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+                draw(&mut packet, x);
+                self.tun.send(&packet)?;
+            }
+            let time = run::cpu_time()?.saturating_sub(start);
+            std::thread::sleep(Duration::from_millis(2));
+            Ok((0, time + run::softirq_time(run::CPU).saturating_sub(softirq)))
+        })?;
         let [_, after, ..] = self.bench.counts()?;
         let arrived = after - before;
         let name = self.name;
-        ensure!(
-            arrived == u64::from(packets),
-            "{name}: {arrived} of {packets} packets arrived"
-        );
-        Ok((time + softirq).as_nanos() as f64 / f64::from(packets))
+        ensure!(arrived == ran, "{name}: {arrived} of {ran} packets arrived");
+        Ok(ns)
     }
 }
 
@@ -115,14 +117,16 @@ pub(crate) fn measure(report: &mut Report, rounds: usize, packets: u32) -> Resul
         let links = [link(n, "tun0", false)?, link(n, "g1", true)?];
         Gateway::new(n, INTERFACES, &links, Sessions::Quarantined).map(Some)
     })?;
+    let mut quiet = Quiet::new()?;
     for round in 0..=rounds {
         for rig in [&plain, &empty, &nft, &ours] {
-            let ns = rig.run(packets)?;
+            let ns = rig.run(&mut quiet, packets)?;
             if round > 0 {
                 report.sample(rig.name, ns);
             }
         }
     }
+    report.note(quiet.told());
     report.ratio("tun.nft_same_policy.1M", "tun.class.1M", Some(Goal::AtLeast(1.2)));
     report.ratio("tun.class.1M", "tun.linux", None);
     Ok(())

@@ -18,6 +18,7 @@ use crate::{
         Gateway, MILLION, OTHER_PORT, POOLS, PORT, PORT_BITS, QUARANTINED, RELEASED, RESTING, Sessions, address6, link, pool,
     },
     programs::{Bench, Draw},
+    quiet::{Quiet, Sample},
     report::{Goal, Report},
     run,
     xdpfilter::XdpFilter,
@@ -28,6 +29,10 @@ const XDP_DROP: u32 = 1;
 const XDP_PASS: u32 = 2;
 /// The device interface that the programs are attached to.
 const INTERFACE: &str = "dev0";
+/// How long a piece of a sample is to take.
+const PIECE: Duration = Duration::from_millis(2);
+/// An interface that only holds a prologue.
+const HOLDER: &str = "hold0";
 
 /// One row: which program, what is drawn, and what must come out.
 struct Case {
@@ -136,11 +141,15 @@ struct Rig {
     bench: Bench,
     filter: XdpFilter,
     ifindex: u32,
+    quiet: Quiet,
 }
 
 impl Rig {
     fn new(namespace: &Namespace) -> Result<Self> {
         veth((namespace, INTERFACE), (namespace, "peer0"))?;
+        veth((namespace, HOLDER), (namespace, "peer1"))?;
+        // It holds, and runs for nobody.
+        namespace.ip(&format!("link set {HOLDER} down"))?;
         let interfaces = format!("[[interface]]\nname = \"{INTERFACE}\"\nrole = \"device\"\n");
         let links = [link(namespace, INTERFACE, true)?];
         let gateway = Gateway::new(namespace, &interfaces, &links, Sessions::All)?;
@@ -152,6 +161,7 @@ impl Rig {
             bench,
             filter: XdpFilter::load(shuffled(RELEASED))?,
             ifindex: namespace.ifindex(INTERFACE)?,
+            quiet: Quiet::new()?,
         })
     }
 
@@ -164,12 +174,12 @@ impl Rig {
     }
 
     fn run(&self, prologue: &str, packets: u32) -> Result<(u32, Duration)> {
-        let frame = if prologue.ends_with('6') {
-            run::frame6().to_vec()
-        } else {
-            run::frame().to_vec()
-        };
-        run::test_run(self.bench.fd(prologue)?.as_fd(), &frame, packets, run::Mode::On(self.ifindex))
+        run::test_run(
+            self.bench.fd(prologue)?.as_fd(),
+            &frame(prologue),
+            packets,
+            run::Mode::On(self.ifindex),
+        )
     }
 
     /// One sample, nanoseconds a packet; what came out is checked.
@@ -178,7 +188,7 @@ impl Rig {
         self.bench.under_test(&program, case.prologue == LINEAR)?;
         self.bench.draw(&case.draw)?;
         let before = case.reason.map(|r| self.gateway.counts(r as u8)).transpose()?;
-        let (verdict, time) = self.run(case.prologue, packets)?;
+        let Sample { ns, ran, verdict } = self.pieces(case.prologue, packets)?;
         ensure!(
             verdict == case.verdict,
             "{}: verdict {verdict}, not {}",
@@ -188,13 +198,36 @@ impl Rig {
         if let (Some(reason), Some(before)) = (case.reason, before) {
             let counted = self.gateway.counts(reason as u8)? - before;
             ensure!(
-                counted == u64::from(packets),
-                "{}: {counted} of {packets} packets had reason {}",
+                counted == ran,
+                "{}: {counted} of {ran} packets had reason {}",
                 case.name,
                 reason.name()
             );
         }
-        Ok(time.as_nanos() as f64 / f64::from(packets))
+        Ok(ns)
+    }
+
+    /// A sample of a program of the benchmark's: a prologue, or the empty one without.
+    fn pieces(&mut self, program: &str, packets: u32) -> Result<Sample> {
+        let Self {
+            bench, quiet, ifindex, ..
+        } = self;
+        let frame = frame(program);
+        bench.held(program, HOLDER, |bench| {
+            let fd = bench.fd(program)?;
+            quiet.sample(packets, PIECE, |n| {
+                run::test_run(fd.as_fd(), &frame, n, run::Mode::On(*ifindex))
+            })
+        })
+    }
+}
+
+/// The frame that a prologue fills in.
+fn frame(prologue: &str) -> Vec<u8> {
+    if prologue.ends_with('6') {
+        run::frame6().to_vec()
+    } else {
+        run::frame().to_vec()
     }
 }
 
@@ -208,7 +241,11 @@ pub(crate) fn measure(report: &mut Report, rounds: usize, packets: u32) -> Resul
 fn measure_in(namespace: &Namespace, report: &mut Report, rounds: usize, packets: u32) -> Result<()> {
     let mut rig = Rig::new(namespace)?;
     agree(&mut rig)?;
-    let cases = cases();
+    let only = std::env::var("LAZARET_BENCH_ROWS").ok();
+    let cases: Vec<Case> = cases()
+        .into_iter()
+        .filter(|c| only.as_ref().is_none_or(|o| o.split(',').any(|o| c.name == o)))
+        .collect();
     for round in 0..=rounds {
         // The first round warms up; it is not counted.
         let mut take = |name: &str, ns: f64| {
@@ -216,7 +253,7 @@ fn measure_in(namespace: &Namespace, report: &mut Report, rounds: usize, packets
                 report.sample(name, ns);
             }
         };
-        let direct = direct(&rig, packets)?;
+        let direct = rig.pieces("bench_empty", packets)?.ns;
         take("verdict.empty_direct", direct);
         for case in &cases {
             let ns = rig.sample(case, packets)?;
@@ -230,6 +267,7 @@ fn measure_in(namespace: &Namespace, report: &mut Report, rounds: usize, packets
         }
     }
 
+    report.note(rig.quiet.told());
     report.ratio("verdict.released.1M", "verdict.empty", Some(Goal::AtMost(3.0)));
     report.ratio("verdict.class.1M", "verdict.empty", Some(Goal::AtMost(4.5)));
     report.ratio("verdict.released.1M", "verdict.released.1", Some(Goal::AtMost(1.4)));
@@ -243,13 +281,6 @@ fn measure_in(namespace: &Namespace, report: &mut Report, rounds: usize, packets
     report.ratio("verdict.class.1M.256_scattered", "verdict.class.1M", None);
     report.ratio("verdict.class.16M", "verdict.class.1M", None);
     Ok(())
-}
-
-/// The empty program without a prologue: what a test run itself costs.
-fn direct(rig: &Rig, packets: u32) -> Result<f64> {
-    let empty = rig.bench.fd("bench_empty")?;
-    let (_, time) = run::test_run(empty.as_fd(), &run::frame(), packets, run::Mode::On(rig.ifindex))?;
-    Ok(time.as_nanos() as f64 / f64::from(packets))
 }
 
 /// The same packets through ours and through each reference, mixed of what passes and what does not: one at a time, then in blocks. A fast
@@ -298,22 +329,33 @@ impl Rig {
         let program = self.program(case.program)?;
         self.bench.under_test(&program, false)?;
         self.bench.draw(&case.draw)?;
-        let (prologue, frame, ifindex) = (self.bench.fd(case.prologue)?, run::frame(), self.ifindex);
         let stop = AtomicBool::new(false);
-        let moved = std::thread::scope(|scope| -> Result<(Duration, f64)> {
-            let gateway = &mut self.gateway;
+        let Self {
+            gateway,
+            bench,
+            quiet,
+            ifindex,
+            ..
+        } = self;
+        let frame = frame(case.prologue);
+        let moved = std::thread::scope(|scope| -> Result<(f64, f64)> {
             let mover = scope.spawn(|| keep_moving(gateway, &stop));
             std::thread::sleep(Duration::from_millis(20));
-            let run = run::test_run(prologue.as_fd(), &frame, packets, run::Mode::On(ifindex));
+            let run = bench.held(case.prologue, HOLDER, |bench| {
+                let fd = bench.fd(case.prologue)?;
+                quiet.sample(packets, PIECE, |n| {
+                    run::test_run(fd.as_fd(), &frame, n, run::Mode::On(*ifindex))
+                })
+            });
             stop.store(true, Ordering::Relaxed);
             let rate = mover.join().map_err(|_| anyhow!("the mover panicked"))??;
-            let (verdict, time) = run?;
+            let Sample { ns, verdict, .. } = run?;
             ensure!(verdict == case.verdict, "moving: verdict {verdict}, not {}", case.verdict);
-            Ok((time, rate))
+            Ok((ns, rate))
         })?;
         // A busy machine may keep the mover from its rate; far below it, the row would mean nothing.
         ensure!(moved.1 > 0.5e6, "only {:.0} moves a second", moved.1);
-        Ok(moved.0.as_nanos() as f64 / f64::from(packets))
+        Ok(moved.0)
     }
 
     /// The verdict of ours on the last of some packets, and how many passed.

@@ -7,7 +7,7 @@ mod fragments;
 pub use self::fragments::*;
 
 /// Version of everything in this module. It is part of the pin directory's name and stands in [`Control::abi`].
-pub const VERSION: u32 = 3;
+pub const VERSION: u32 = 4;
 
 /// Names of the maps in the BPF object, as `bpftool map` shows them.
 pub mod map {
@@ -36,7 +36,7 @@ pub mod map {
     pub const FRAGMENTS: &str = "FRAGMENTS";
     /// `[Count; REASONS]` for each pool number (0: no pool). Per-CPU array: exact.
     pub const COUNTERS: &str = "COUNTERS";
-    /// [`super::RuleCount`] by rule number; 0 is what `all` passed. Per-CPU array: exact.
+    /// [`super::RuleCount`] by rule number; 0 is what no rule passed, without the reason `all`, which [`COUNTERS`] has. Per-CPU array: exact.
     pub const RULES: &str = "RULES";
     /// One `[u64; MAX_RULES]`: by rule number, a digest of the rule that has it, 0: free. Array; the daemon's own, so that a rule
     /// keeps its number, and its counter, over changes of the policy.
@@ -368,8 +368,13 @@ pub struct Dst6 {
 }
 const _: () = assert!(size_of::<Dst6>() == 40);
 
+/// Rule number by port group, group and pool. Few port groups are in use, and pools are next to each other: what is read is dense, and in cache.
+pub type Matrix = [[[u16; POOLS]; GROUPS]; PORT_GROUPS];
+/// Pool numbers, 0 for none included.
+const POOLS: usize = MAX_POOLS as usize + 1;
+
 /// A policy generation: recursive flow classification. Destination to group, (protocol, port) to port group, and a matrix of
-/// (pool, group, port group) to rule number; 0 is "no rule".
+/// (port group, group, pool) to rule number; 0 is "no rule".
 #[repr(C)]
 pub struct Policy {
     /// By pool number.
@@ -390,18 +395,20 @@ pub struct Policy {
     pub dst6_count: u64,
     /// In order of search.
     pub dst6: [Dst6; MAX_DST6],
-    /// From-device rules: rule number by pool, group of the peer, port group of the peer's port.
-    pub rules: [[[u16; PORT_GROUPS]; GROUPS]; 64],
-    /// To-device rules: rule number by pool, group of the peer, port group of the device's port.
-    pub to_device: [[[u16; PORT_GROUPS]; GROUPS]; 64],
+    /// From-device rules: rule number by port group of the peer's port, group of the peer, pool.
+    pub rules: Matrix,
+    /// To-device rules: rule number by port group of the device's port, group of the peer, pool.
+    pub to_device: Matrix,
 }
 const _: () = assert!(size_of::<Policy>() == 512 + 3 * 131_072 + 2 * 65_536 + 256 + 8 + 64 * 40 + 2 * 524_288);
 
 /// Highest rule number + 1. Numbers are unique over all policies, the shadow's included.
 pub const MAX_RULES: usize = 4096;
 
-/// Reasons that [`map::COUNTERS`] has room for.
-pub const REASONS: usize = 128;
+/// Reasons that [`map::COUNTERS`] has room for. An odd number of cache lines: a power of two would put the counters that many pools have in
+/// common into the same few sets of a cache.
+pub const REASONS: usize = 132;
+const _: () = assert!(REASONS * size_of::<Count>() / 64 % 2 == 1);
 
 /// One counter.
 #[repr(C)]

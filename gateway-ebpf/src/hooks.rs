@@ -16,7 +16,7 @@ use gateway_ebpf::{
     },
     decide::{Direction, Outcome, Place, Role, Verdict, shadow},
     headers::{Headers, Judged},
-    parse::{Parsed, parse_fast, parse_full},
+    parse::{Parsed, parse_common, parse_fast, parse_full},
     quick::quick,
     rare::{decide_rare, wrong_vlan},
     reason::Reason,
@@ -247,23 +247,26 @@ extern "C" fn would(place: u32, ifindex: u32) -> u32 {
 
 #[inline(always)]
 fn xdp_judge<const DEVICE: bool>(ctx: *mut xdp_md) -> u32 {
-    let mut h = Headers::default();
-    let kept = match parse_fast::<_, true>(&Direct::xdp(ctx), &mut h) {
-        Parsed::Done => {
-            // SAFETY: the kernel gives a valid context.
-            let ifindex = unsafe { (*ctx).ingress_ifindex };
-            if let Some(verdict) = judge_quickly(xdp_place::<DEVICE>(ifindex), &h) {
-                return match verdict.outcome() {
-                    Outcome::Grant => {
-                        leave_word(ctx, ifindex, verdict.mark);
-                        xdp_action::XDP_PASS
-                    }
-                    _ => xdp_action::XDP_DROP,
-                };
-            }
-            keep_plain(&h)
+    let frame = Direct::xdp(ctx);
+    let kept = if let Some(h) = parse_common::<_, true>(&frame) {
+        // SAFETY: the kernel gives a valid context.
+        let ifindex = unsafe { (*ctx).ingress_ifindex };
+        if let Some(verdict) = judge_quickly(xdp_place::<DEVICE>(ifindex), &h) {
+            return match verdict.outcome() {
+                Outcome::Grant => {
+                    leave_word(ctx, ifindex, verdict.mark);
+                    xdp_action::XDP_PASS
+                }
+                _ => xdp_action::XDP_DROP,
+            };
         }
-        Parsed::Rare => xdp_read(ctx) != 0,
+        keep_plain(&h)
+    } else {
+        let mut h = Headers::default();
+        match parse_fast::<_, true>(&frame, &mut h) {
+            Parsed::Done => keep_plain(&h),
+            Parsed::Rare => xdp_read(ctx) != 0,
+        }
     };
     match (kept, DEVICE) {
         (false, _) => xdp_action::XDP_DROP,
@@ -401,24 +404,29 @@ fn tc_judge<const PLACE: u8, const ETHERNET: bool>(skb: *mut __sk_buff) -> i32 {
 
 #[inline(always)]
 fn tc_fast<const PLACE: u8, const ETHERNET: bool>(skb: *mut __sk_buff, ifindex: u32) -> i32 {
-    let mut h = Headers::default();
-    let parsed = if is_tagged(skb) {
-        Parsed::Rare
-    } else {
-        parse_fast::<_, ETHERNET>(&Direct::skb(skb), &mut h)
-    };
-    let kept = match parsed {
-        Parsed::Done => {
-            if let Some(verdict) = judge_quickly(at(PLACE, ifindex), &h) {
-                return match verdict.outcome() {
-                    Outcome::Grant => set_mark(skb, verdict.mark),
-                    _ => TC_ACT_SHOT,
-                };
-            }
-            keep_plain(&h)
+    let packet = Direct::skb(skb);
+    let tagged = is_tagged(skb);
+    let common = if tagged { None } else { parse_common::<_, ETHERNET>(&packet) };
+    let kept = if let Some(h) = common {
+        if let Some(verdict) = judge_quickly(at(PLACE, ifindex), &h) {
+            return match verdict.outcome() {
+                Outcome::Grant => set_mark(skb, verdict.mark),
+                _ => TC_ACT_SHOT,
+            };
         }
-        Parsed::Rare if ETHERNET => tc_read_eth(skb) != 0,
-        Parsed::Rare => tc_read_ip(skb) != 0,
+        keep_plain(&h)
+    } else {
+        let mut h = Headers::default();
+        let parsed = if tagged {
+            Parsed::Rare
+        } else {
+            parse_fast::<_, ETHERNET>(&packet, &mut h)
+        };
+        match parsed {
+            Parsed::Done => keep_plain(&h),
+            Parsed::Rare if ETHERNET => tc_read_eth(skb) != 0,
+            Parsed::Rare => tc_read_ip(skb) != 0,
+        }
     };
     if !kept {
         return TC_ACT_SHOT;

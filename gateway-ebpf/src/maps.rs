@@ -5,7 +5,7 @@ use core::arch::asm;
 
 use aya_ebpf::{
     bindings::BPF_F_NO_PREALLOC,
-    helpers::generated::{bpf_ktime_get_boot_ns, bpf_ktime_get_coarse_ns},
+    helpers::generated::{bpf_jiffies64, bpf_ktime_get_boot_ns, bpf_ktime_get_coarse_ns},
     macros::map,
     maps::{Array, HashMap, PerCpuArray, RingBuf},
 };
@@ -14,7 +14,7 @@ use gateway_ebpf::{
         Answers, Bucket6, Class, Cold, ColdKey, Control, Count, FragmentBucket, Homes6, Interface, MAX_INTERFACES, MAX_POOLS,
         MAX_RULES, POLICIES, Policy, REASONS, RuleCount, ShadowCount, Shared, Trace,
     },
-    clock::BootOffset,
+    clock::BootClock,
     headers::{Headers, Rare},
     tables::{Tables, read},
 };
@@ -64,9 +64,9 @@ static INTERFACES: HashMap<u32, Interface> = HashMap::with_max_entries(MAX_INTER
 #[map]
 static FRAGMENTS: Array<FragmentBucket> = Array::with_max_entries(1, 0);
 
-/// Key 0: [`BootOffset`]. Written and read here only, each CPU its own.
+/// Key 0: [`BootClock`]. Written and read here only, each CPU its own.
 #[map]
-static BOOT_OFFSET: PerCpuArray<BootOffset> = PerCpuArray::with_max_entries(1, 0);
+static BOOT_CLOCK: PerCpuArray<BootClock> = PerCpuArray::with_max_entries(1, 0);
 
 /// Key 0: by rule number, the digest of the rule that has it. The daemon's own memory of the numbers in [`RULES`].
 #[map]
@@ -76,7 +76,7 @@ static RULE_IDS: Array<[u64; MAX_RULES]> = Array::with_max_entries(1, 0);
 #[map]
 pub(crate) static COUNTERS: PerCpuArray<[Count; REASONS]> = PerCpuArray::with_max_entries(MAX_POOLS as u32 + 1, 0);
 
-/// By rule number, 0 for what `all` passed: [`RuleCount`]. Written here, each CPU its own; read by the daemon.
+/// By rule number, 0 for what no rule passed but for the reason `all`: [`RuleCount`]. Written here, each CPU its own; read by the daemon.
 #[map]
 pub(crate) static RULES: PerCpuArray<RuleCount> = PerCpuArray::with_max_entries(MAX_RULES as u32, 0);
 
@@ -249,9 +249,9 @@ impl Tables for Kernel {
     }
     #[inline(always)]
     fn about_boot_now(&self) -> u64 {
-        match BOOT_OFFSET.get_ptr_mut(0) {
-            // SAFETY: the map's value of this CPU, which nobody else holds.
-            Some(offset) => unsafe { &mut *offset }.about(self.coarse_now(), || self.boot_now()),
+        match BOOT_CLOCK.get_ptr_mut(0) {
+            // SAFETY: the map's value of this CPU, which nobody else holds; a helper without arguments, which the kernel replaces by a load.
+            Some(clock) => unsafe { (*clock).about(bpf_jiffies64(), || self.boot_now()) },
             None => self.boot_now(),
         }
     }

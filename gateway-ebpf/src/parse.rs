@@ -4,12 +4,14 @@
 //! packet access, handles TCP, UDP and other plain protocols and says [`Parsed::Rare`] for the rest: whatever it does parse, it parses as
 //! the full form does (a test compares them). With a problem the full form still reads the addresses where they can be read.
 //!
-//! The parts that only few packets have are in modules of their own: options and extension headers in `chain`, quoted packets in `quote`.
+//! The parts that only few packets have are in modules of their own: options and extension headers in `chain`, quoted packets in `quote`. So is
+//! the straight line for what most packets are, `common`, which is held to the full form as the fast one is.
 
 mod chain;
+mod common;
 mod quote;
 
-pub use chain::walk_options;
+pub use {chain::walk_options, common::parse_common};
 
 use crate::{
     headers::{ArpForm, Fragment, FragmentKind, Headers, Rare, protocol},

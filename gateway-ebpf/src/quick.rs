@@ -183,7 +183,7 @@ mod tests {
                         memory.policy.pools[usize::from(RULES)].flags = pool_flags;
                         memory.policy.udp[443] = 7;
                         memory.policy.protocols[47] = 7;
-                        memory.policy.to_device[usize::from(RULES)][0][9] = 3;
+                        memory.policy.to_device[9][0][usize::from(RULES)] = 3;
                         memory.policy.tcp[25] = 9;
                         for now in [99, 100] {
                             compare(&memory, now, &mut taken);

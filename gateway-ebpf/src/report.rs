@@ -78,11 +78,13 @@ impl Denied {
     }
 }
 
-/// Counts a judged packet: by pool and reason, and what is granted by rule.
+/// Counts a judged packet: by pool and reason, and what is granted by rule. What `all` passed has no rule and is counted once: whoever reads
+/// [`RULES`] adds it to rule 0.
 #[inline(always)]
 pub(crate) fn count(verdict: &Verdict, length: u32) {
     tally(verdict.reason, verdict.pool, length);
-    if matches!(verdict.outcome(), Outcome::Grant)
+    if verdict.reason != Reason::All
+        && matches!(verdict.outcome(), Outcome::Grant)
         && let Some(rule) = RULES.get_ptr_mut(u32::from(verdict.rule) % MAX_RULES as u32)
     {
         // SAFETY: the map's value of this CPU, which no other program interrupts: all hooks run with bottom halves off.
@@ -97,7 +99,10 @@ pub(crate) fn tally(reason: Reason, pool: u8, length: u32) {
         return;
     };
     // The compiler knows which numbers there are and drops the bound; the verifier does not, and wants it. `read` hides them.
-    let i = read(&(reason as u8)) as usize % REASONS;
+    let i = read(&(reason as u8)) as usize;
+    if i >= REASONS {
+        return;
+    }
     // SAFETY: as in `count`.
     unsafe { add(&raw mut (*counts)[i], length) };
 }

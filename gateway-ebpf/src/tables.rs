@@ -10,7 +10,7 @@ use core::sync::atomic::{AtomicU64, Ordering, fence};
 use crate::{
     abi::{
         BUCKET6_SLOTS, Bucket6, Class, Cold, ColdKey, Control, FragmentBucket, Home6, Homes6, Interface, LEVEL_NEXT,
-        LEVEL_TABLES, Policy, Shared, mix6,
+        LEVEL_TABLES, Matrix, Policy, Shared, mix6,
     },
     headers::{Address, Headers, protocol, words},
 };
@@ -51,7 +51,7 @@ pub trait Tables {
     fn cold(&self, key: &ColdKey) -> Option<Cold>;
     /// The coarse monotonic clock, nanoseconds.
     fn coarse_now(&self) -> u64;
-    /// The boot clock as [`crate::clock::BootOffset::about`] knows it, nanoseconds.
+    /// The boot clock as [`crate::clock::BootClock::about`] knows it, nanoseconds.
     fn about_boot_now(&self) -> u64;
     /// The boot clock, nanoseconds.
     fn boot_now(&self) -> u64;
@@ -214,14 +214,19 @@ pub fn port_group(policy: &Policy, ip_protocol: u8, port: u16) -> u8 {
 #[inline(always)]
 #[must_use]
 pub fn from_device(policy: &Policy, pool: u8, group: u16, port_group: u8) -> u16 {
-    read(&policy.rules[pool as usize & 63][group as usize & 63][port_group as usize & 63])
+    rule_of(&policy.rules, pool, group, port_group)
 }
 
 /// The number of the to-device rule that names the pair; 0: none.
 #[inline(always)]
 #[must_use]
 pub fn to_device(policy: &Policy, pool: u8, group: u16, port_group: u8) -> u16 {
-    read(&policy.to_device[pool as usize & 63][group as usize & 63][port_group as usize & 63])
+    rule_of(&policy.to_device, pool, group, port_group)
+}
+
+#[inline(always)]
+fn rule_of(matrix: &Matrix, pool: u8, group: u16, port_group: u8) -> u16 {
+    read(&matrix[port_group as usize & 63][group as usize & 63][pool as usize & 63])
 }
 
 /// Reads a word that the daemon may be writing.

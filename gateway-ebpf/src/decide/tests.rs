@@ -51,7 +51,7 @@ pub(crate) fn memory() -> Memory {
     policy.tcp[443] = 7;
     policy.protocols[usize::from(protocol::ICMP)] = 7;
     policy.protocols[usize::from(protocol::ICMPV6)] = 7;
-    policy.rules[usize::from(RULES)][0][7] = 1;
+    policy.rules[7][0][usize::from(RULES)] = 1;
     let mut memory = Memory {
         control: Control {
             hash6_bits: 2,
@@ -354,7 +354,7 @@ fn rules_from_and_to_devices() {
     memory.policy.tcp[22] = 8;
     memory.policy.udp[443] = 7;
     memory.policy.udp[22] = 8;
-    memory.policy.to_device[usize::from(RULES)][0][8] = 5;
+    memory.policy.to_device[8][0][usize::from(RULES)] = 5;
     for (flag, version) in [(0, 4), (0, 6), (POOL_TO_DEVICE, 4), (POOL_TO_DEVICE, 6)] {
         memory.policy.pools[usize::from(RULES)].flags = flag;
         let on = flag != 0;
@@ -397,14 +397,14 @@ fn rules_from_and_to_devices() {
     };
     for (version, request, answer) in [(4, 8, 0), (6, 128, 129)] {
         let by = |memory: &Memory, place, h| memory.decide(place, &h).reason;
-        memory.policy.rules[usize::from(RULES)][0][7] = 1;
-        memory.policy.to_device[usize::from(RULES)][0][7] = 0;
+        memory.policy.rules[7][0][usize::from(RULES)] = 1;
+        memory.policy.to_device[7][0][usize::from(RULES)] = 0;
         assert_eq!(by(&memory, FROM_DEVICE(), echo(version, request, RULES, 0)), Rule);
         assert_eq!(by(&memory, FROM_CORE(), echo(version, answer, 0, RULES)), Reply);
         assert_eq!(by(&memory, FROM_DEVICE(), echo(version, answer, RULES, 0)), NoRule);
         assert_eq!(by(&memory, FROM_CORE(), echo(version, request, 0, RULES)), NoRule);
-        memory.policy.rules[usize::from(RULES)][0][7] = 0;
-        memory.policy.to_device[usize::from(RULES)][0][7] = 1;
+        memory.policy.rules[7][0][usize::from(RULES)] = 0;
+        memory.policy.to_device[7][0][usize::from(RULES)] = 1;
         assert_eq!(by(&memory, FROM_CORE(), echo(version, request, 0, RULES)), Rule);
         assert_eq!(by(&memory, FROM_DEVICE(), echo(version, answer, RULES, 0)), Reply);
         assert_eq!(by(&memory, FROM_DEVICE(), echo(version, request, RULES, 0)), NoRule);
@@ -442,7 +442,7 @@ fn special_addresses_at_the_other_end() {
     assert_eq!(by(&memory, FROM_CORE(), from([224, 0, 0, 1], RULES)), Reason::Multicast);
     assert_eq!(by(&memory, FROM_DEVICE(), from([127, 0, 0, 1], RULES)), Reason::Loopback);
     assert_eq!(by(&memory, TO_DEVICE(), to([255, 255, 255, 255], ALL)), Reason::Broadcast);
-    memory.policy.rules[usize::from(RULES)][0][7] = 0;
+    memory.policy.rules[7][0][usize::from(RULES)] = 0;
     assert_eq!(by(&memory, FROM_DEVICE(), to([224, 0, 0, 1], RULES)), Reason::Multicast);
     assert_eq!(by(&memory, FROM_DEVICE(), to([10, 1, 1, 1], RULES)), Reason::NoRule);
 }
@@ -480,7 +480,7 @@ fn what_is_answered() {
 fn the_shadow_policy() {
     let mut memory = memory();
     memory.shadow.tcp[25] = 3;
-    memory.shadow.rules[usize::from(RULES)][0][3] = 9;
+    memory.shadow.rules[3][0][usize::from(RULES)] = 9;
     let scored = |h: Headers| memory.with(None, 1_000, |t| shadow(t, FROM_DEVICE(), &h, None));
     assert_eq!(scored(tcp(4, RULES, 0, (1, 25), 2)), 1);
     assert_eq!(scored(tcp(4, RULES, 0, (1, 443), 2)), 2);

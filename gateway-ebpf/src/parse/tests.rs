@@ -116,7 +116,7 @@ fn fast_equals_full_or_says_rare() {
         state ^= state << 17;
         (state >> 11) as usize % below
     };
-    let (mut fast, mut problems) = (0, 0);
+    let (mut fast, mut common, mut problems) = (0, 0, 0);
     let cases = if cfg!(miri) { 400 } else { 400_000 };
     for case in 0..cases {
         let ethertype = [0x0800, 0x86dd][random(2)];
@@ -130,14 +130,20 @@ fn fast_equals_full_or_says_rare() {
             f.truncate(random(f.len() + 1));
         }
         let mut quick = Headers::default();
-        let (parsed, whole) = if case % 2 == 0 {
-            (parse_fast::<_, true>(&f[..], &mut quick), full(&f))
+        let (parsed, plain, whole) = if case % 2 == 0 {
+            let plain = parse_common::<_, true>(&f[..]);
+            (parse_fast::<_, true>(&f[..], &mut quick), plain, full(&f))
         } else {
             let ip = f.get(14..).unwrap_or_default();
             let mut whole = Headers::default();
             parse_full::<_, false>(ip, None, &mut whole, &mut Rare::default());
-            (parse_fast::<_, false>(ip, &mut quick), whole)
+            (parse_fast::<_, false>(ip, &mut quick), parse_common::<_, false>(ip), whole)
         };
+        if let Some(plain) = plain {
+            common += 1;
+            assert_eq!(plain, whole, "{f:02x?}");
+            assert_eq!(parsed, Parsed::Done, "{f:02x?}");
+        }
         problems += u32::from(whole.problem.is_some());
         if parsed == Parsed::Done {
             fast += 1;
@@ -146,12 +152,15 @@ fn fast_equals_full_or_says_rare() {
         }
     }
     assert!(fast > cases / 4 && problems > cases / 8, "{fast} fast, {problems} problems");
+    assert!(common > cases / 20, "{common} common");
     for ethertype in [0x0800, 0x86dd] {
         for protocol in [protocol::TCP, protocol::UDP, 50] {
             assert_eq!(
                 parse_fast::<_, true>(&frame(ethertype, protocol)[..], &mut Headers::default()),
                 Parsed::Done
             );
+            let plain = parse_common::<_, true>(&frame(ethertype, protocol)[..]);
+            assert_eq!(plain.is_some(), ethertype == 0x0800 && protocol != 50);
         }
     }
 }

@@ -279,9 +279,9 @@ fn fragments() {
         assert_eq!(judged(&memory, &later(32, true)), "rule");
         assert_eq!(name(&memory, TO_DEVICE(), &later(48, true)), "destination_not_in_pool");
         // Judged anew each time.
-        memory.policy.rules[usize::from(RULES)][0][7] = 0;
+        memory.policy.rules[7][0][usize::from(RULES)] = 0;
         assert_eq!(judged(&memory, &later(48, true)), "no_rule");
-        memory.policy.rules[usize::from(RULES)][0][7] = 1;
+        memory.policy.rules[7][0][usize::from(RULES)] = 1;
         assert_eq!(
             judged(&memory, &later(48, true)),
             "fragment_overlap",

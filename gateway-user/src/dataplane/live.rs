@@ -17,7 +17,10 @@ use aya::{
     maps::{Map as AyaMap, MapData},
     programs::Program as AyaProgram,
 };
-use gateway_ebpf::abi::{self, Answers, Count, MAX_POOLS, MAX_RULES, REASONS, RuleCount, ShadowCount, VERSION, map};
+use gateway_ebpf::{
+    abi::{self, Answers, Count, MAX_POOLS, MAX_RULES, REASONS, RuleCount, ShadowCount, VERSION, map},
+    reason::Reason,
+};
 
 use super::{
     bpf::Map,
@@ -424,7 +427,15 @@ impl Kernel for Live {
     fn rule_counters(&self) -> Result<Vec<(u16, RuleCount)>, KernelError> {
         let one = |number: u16| {
             let w: Box<[u64; 4]> = self.summed(map::RULES, u32::from(number))?;
-            let passed = count(w[0], w[1]);
+            let mut passed = count(w[0], w[1]);
+            if number == 0 {
+                // What `all` passed is counted by pool only.
+                for pool in 0..=MAX_POOLS {
+                    let words: Box<[u64; 2 * REASONS]> = self.summed(map::COUNTERS, u32::from(pool))?;
+                    passed.packets += words[2 * Reason::All as usize];
+                    passed.bytes += words[2 * Reason::All as usize + 1];
+                }
+            }
             let shadow_drops = count(w[2], w[3]);
             Ok((number, RuleCount { passed, shadow_drops }))
         };

@@ -418,8 +418,8 @@ fn fill_rules(atoms: &[Atom], groups: &Sets, port_groups: &Sets, policy: &mut Po
                 }
                 for pool in (0..64).filter(|n| a.pools >> n & 1 == 1) {
                     let rule = match a.direction {
-                        RuleDirection::FromDevice => &mut policy.rules[pool][g][p],
-                        RuleDirection::ToDevice => &mut policy.to_device[pool][g][p],
+                        RuleDirection::FromDevice => &mut policy.rules[p][g][pool],
+                        RuleDirection::ToDevice => &mut policy.to_device[p][g][pool],
                     };
                     // The rule of the lowest number counts.
                     if *rule == 0 || a.id < *rule {

@@ -36,8 +36,13 @@ impl<'a> Table6<'a> {
         }
         let free = |b: &SharedBucket| (0..BUCKET6_SLOTS).filter(|s| b.hi(*s) == 0).count();
         let [first, second] = self.choices(key);
-        // The emptier one keeps both far from full.
-        let bucket = if free(first) >= free(second) { first } else { second };
+        // Programs look into the first one first, and the second is another cache line: it is taken only where the first fills up. Then
+        // the emptier one keeps both far from full.
+        let bucket = if free(first) > 1 || free(first) >= free(second) {
+            first
+        } else {
+            second
+        };
         let slot = (0..BUCKET6_SLOTS).find(|s| bucket.hi(*s) == 0).ok_or(Full)?;
         bucket.classes[slot].store(class, Ordering::Release);
         bucket.keys[slot][1].store(key[1], Ordering::Release);

@@ -324,10 +324,10 @@ fn compile(pools: &[Pool], policy: &mut Policy) {
                 for p in ports.clone() {
                     let pool = usize::from(pool.number);
                     if rule.from.is_empty() {
-                        policy.rules[pool][g][p] = number;
+                        policy.rules[p][g][pool] = number;
                     } else {
                         policy.pools[pool].flags |= POOL_TO_DEVICE;
-                        policy.to_device[pool][g][p] = number;
+                        policy.to_device[p][g][pool] = number;
                     }
                 }
             }

@@ -2,6 +2,8 @@
 
 use std::{net::IpAddr, sync::LazyLock};
 
+use gateway_ebpf::abi::Matrix;
+
 use super::{super::fixtures, *};
 use crate::config::Rule;
 
@@ -10,7 +12,7 @@ fn lookup(p: &Policy, pool: usize, to: IpAddr, protocol: u8, port: u16) -> u16 {
     matrix(p, &p.rules, pool, to, protocol, port)
 }
 
-fn matrix(p: &Policy, rules: &[[[u16; PORT_GROUPS]; GROUPS]; 64], pool: usize, to: IpAddr, protocol: u8, port: u16) -> u16 {
+fn matrix(p: &Policy, rules: &Matrix, pool: usize, to: IpAddr, protocol: u8, port: u16) -> u16 {
     let group = match to {
         IpAddr::V4(a) => {
             let [_, _, c, d] = a.octets();
@@ -36,7 +38,7 @@ fn matrix(p: &Policy, rules: &[[[u16; PORT_GROUPS]; GROUPS]; 64], pool: usize, t
         17 => p.udp[usize::from(port)],
         n => p.protocols[usize::from(n)],
     };
-    rules[pool][group][usize::from(port_group)]
+    rules[usize::from(port_group)][group][pool]
 }
 
 /// What the configuration says, rule by rule.

@@ -24,6 +24,9 @@ use crate::{
 /// How often what is not yet in force is read back again, for callers that wait for it.
 pub(super) const AGAIN: Duration = Duration::from_millis(10);
 
+/// After reading back nothing is read back again for so many times as long as it took.
+const AGAIN_REST: u32 = 10;
+
 /// What was decided and is not committed yet.
 #[derive(Default)]
 pub(super) struct Batch {
@@ -106,10 +109,13 @@ impl Settled {
     }
 }
 
+/// The second half of a command.
+type Rendering<T> = Box<dyn FnOnce(&mut Writer, Settled) -> Result<T, Refusal>>;
+
 /// A command that memory has taken: what is read back for it, and what is then its answer.
 pub(super) struct Decided<T> {
     pub(super) subject: Subject,
-    pub(super) answer: Box<dyn FnOnce(&mut Writer, Settled) -> Result<T, Refusal>>,
+    pub(super) answer: Rendering<T>,
     /// Ended if nobody hears the answer.
     pub(super) unheard: Option<SessionId>,
 }
@@ -410,6 +416,7 @@ impl Writer {
             .flat_map(|t| t.subject.addresses(self))
             .collect();
         let addresses: Vec<IpAddr> = addresses.into_iter().collect();
+        let begin = Instant::now();
         let backs = self.read_back(addresses);
         let instant = Instant::now();
         for ticket in tickets {
@@ -428,7 +435,8 @@ impl Writer {
             settled.failed = failed.map(str::to_owned);
             (ticket.finish)(self, settled);
         }
-        self.next_again = instant + AGAIN;
+        // Whoever waits long must not take the thread's time from the others.
+        self.next_again = instant + AGAIN.max((instant - begin) * AGAIN_REST);
     }
 
     fn read_back(&mut self, addresses: Vec<IpAddr>) -> HashMap<IpAddr, Vec<ReadBack>> {

@@ -23,7 +23,7 @@ const LOOKED_AT: usize = 20_000;
 /// Devices whose place is found at a time, when another publication is in force.
 const RANKED: usize = 5_000;
 /// The time over which a rate is measured.
-const MINUTE: Duration = Duration::from_mins(1);
+const MINUTE: Duration = Duration::from_secs(60);
 /// How often a wave comes that is limited.
 const EVERY: Duration = Duration::from_secs(1);
 

@@ -134,6 +134,23 @@ impl Trail {
         })
     }
 
+    /// Two that claim the same, and the rule that decided.
+    pub(super) fn of_conflict(&mut self, rule: &'static str, device: Option<&DeviceId>, what: &str, at: WallTime) -> u64 {
+        self.add(Entry {
+            number: 0,
+            at,
+            by: "gateway".to_owned(),
+            action: "Conflict".to_owned(),
+            device: device.cloned(),
+            subject: rule.to_owned(),
+            before: String::new(),
+            after: String::new(),
+            reason: what.to_owned(),
+            request: String::new(),
+            result: "REFUSED".to_owned(),
+        })
+    }
+
     /// A difference between memory and kernel.
     pub(super) fn of_drift(
         &mut self,

@@ -31,6 +31,9 @@ pub(super) struct Admitted {
     by_device: HashMap<DeviceId, (u32, u32)>,
 }
 
+/// What opens and what was refused, by index into the request.
+type Staged = (Vec<(u32, SessionId)>, Vec<(u32, Refusal)>);
+
 impl Admitted {
     pub(super) fn end(&mut self, session: &Session) {
         if self.ending.insert(session.id) {
@@ -167,9 +170,8 @@ impl Writer {
                 let refusal = taken(*address, holder.id, &holder.source);
                 if holder.source != *source {
                     let asked = device.as_ref().map_or("no name", |id| id.as_str());
-                    self.note_conflict(format!(
-                        "conflict (address-taken): source {source} reports {address} for {asked}, but {refusal}"
-                    ));
+                    let what = format!("source {source} reports {address} for {asked}, but {refusal}");
+                    self.note_conflict("address-taken", device.as_ref(), &what);
                 }
                 return Err(refusal);
             }
@@ -186,10 +188,8 @@ impl Writer {
                     live,
                 };
                 // Perhaps a credential that was copied.
-                self.note_conflict(format!(
-                    "conflict (session-limit): source {source} reports {}: {refusal}",
-                    list(&addresses)
-                ));
+                let what = format!("source {source} reports {}: {refusal}", list(&addresses));
+                self.note_conflict("session-limit", device.as_ref(), &what);
                 return Err(refusal);
             }
         }
@@ -213,7 +213,7 @@ impl Writer {
     }
 
     /// Ends and opens what was admitted: what opens is in quarantine until the commit. Returns what opens, and what the kernel refused.
-    pub(super) fn stage(&mut self, admitted: Admitted, cause: Cause<'_>) -> (Vec<(u32, SessionId)>, Vec<(u32, Refusal)>) {
+    pub(super) fn stage(&mut self, admitted: Admitted, cause: Cause<'_>) -> Staged {
         let Admitted { opening, ending, .. } = admitted;
         let ending: Vec<SessionId> = ending.into_iter().collect();
         self.end_sessions(&ending, cause);

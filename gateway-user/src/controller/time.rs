@@ -18,11 +18,11 @@ use crate::{
 /// Devices and sessions of one turn at most: everyone else gets theirs in between.
 const AT_ONCE: usize = 256;
 /// How often the audit's head is logged.
-const HEAD_EVERY: Duration = Duration::from_hours(1);
+const HEAD_EVERY: Duration = Duration::from_secs(3600);
 /// How often what is kept too long is looked for.
-const PRUNE_EVERY: Duration = Duration::from_mins(1);
+const PRUNE_EVERY: Duration = Duration::from_secs(60);
 /// After a device whose time has come and to which nothing happened.
-const NOTHING_HAPPENED: Duration = Duration::from_mins(1);
+const NOTHING_HAPPENED: Duration = Duration::from_secs(60);
 
 impl Writer {
     /// What is over by now.

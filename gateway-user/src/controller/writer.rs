@@ -75,6 +75,8 @@ impl Default for Options {
 
 /// Conflicts that `status` remembers.
 const KEPT_CONFLICTS: usize = 16;
+/// The same conflict is noted again after so many milliseconds.
+const NOTED_AGAIN_MS: i64 = 600_000;
 /// How long after a failure of the kernel everything is compared and put right.
 const REPAIR_AFTER: Duration = Duration::from_secs(5);
 
@@ -344,6 +346,7 @@ impl Writer {
                 "stopping with restrictions that are in force but not committed"
             );
         }
+        self.log_head();
         info!(
             revision = self.registry.revision.0,
             "the controller has stopped; the kernel goes on as it is"
@@ -390,12 +393,20 @@ impl Writer {
         applied.failed.into_iter().next().map(|(_, e)| e)
     }
 
-    pub(super) fn note_conflict(&mut self, what: String) {
+    /// A conflict, by the rule's name and what it decided: in the log, the status and the audit. A source that reports the same again and again
+    /// is noted once in a while.
+    pub(super) fn note_conflict(&mut self, rule: &'static str, device: Option<&DeviceId>, what: &str) {
+        let (at, what) = (self.clock.now().wall, format!("conflict ({rule}): {what}"));
+        let again = |(noted, known): &(WallTime, String)| *known == what && at.0.saturating_sub(noted.0) < NOTED_AGAIN_MS;
+        if self.conflicts.iter().any(again) {
+            return;
+        }
         warn!("{what}");
+        self.audit.of_conflict(rule, device, &what, at);
         if self.conflicts.len() == KEPT_CONFLICTS {
             self.conflicts.pop_front();
         }
-        self.conflicts.push_back((self.clock.now().wall, what));
+        self.conflicts.push_back((at, what));
     }
 
     /// Tries again what failed, looks after the links: whatever is due.

@@ -157,6 +157,8 @@ type Place = ([u32; 4], IpAddr);
 #[derive(Default)]
 struct Reader {
     maps: HashMap<u32, Option<Rc<Map>>>,
+    /// By program and family.
+    programs: HashMap<(u32, bool), Option<[Rc<Map>; 4]>>,
     large: Large,
     controls: HashMap<u32, Box<Control>>,
     read: HashMap<Place, (Reading, ClassEntry, Option<Cold>)>,
@@ -165,18 +167,7 @@ struct Reader {
 impl Reader {
     /// `None`: the program does not have our tables.
     fn through(&mut self, program: &ProgramInfo, address: IpAddr) -> io::Result<Option<ProgramReading>> {
-        let names = match address {
-            IpAddr::V4(_) => [map::DIR4, map::CHUNKS4, map::COLD, map::CONTROL],
-            IpAddr::V6(_) => [map::HASH6, map::HOMES6, map::COLD, map::CONTROL],
-        };
-        let mut found = [const { None }; 4];
-        for id in &program.maps {
-            let Some(m) = self.map(*id) else { continue };
-            if let Some(place) = names.iter().position(|n| *n == m.info.name) {
-                found[place] = Some(m);
-            }
-        }
-        let [Some(first), Some(second), Some(cold), Some(control)] = found else {
+        let Some([first, second, cold, control]) = self.tables(program, address.is_ipv4()) else {
             return Ok(None);
         };
         let key = ([first.info.id, second.info.id, cold.info.id, control.info.id], address);
@@ -195,6 +186,31 @@ impl Reader {
             map_id: reading.map_id,
             pool: pool_now(entry, record, super::tables::boot_now()),
         }))
+    }
+
+    /// A program's tables for addresses of a family; `None`: it does not have them.
+    fn tables(&mut self, program: &ProgramInfo, v4: bool) -> Option<[Rc<Map>; 4]> {
+        if let Some(known) = self.programs.get(&(program.id, v4)) {
+            return known.clone();
+        }
+        let names = if v4 {
+            [map::DIR4, map::CHUNKS4, map::COLD, map::CONTROL]
+        } else {
+            [map::HASH6, map::HOMES6, map::COLD, map::CONTROL]
+        };
+        let mut found = [const { None }; 4];
+        for id in &program.maps {
+            let Some(m) = self.map(*id) else { continue };
+            if let Some(place) = names.iter().position(|n| *n == m.info.name) {
+                found[place] = Some(m);
+            }
+        }
+        let all = match found {
+            [Some(first), Some(second), Some(cold), Some(control)] => Some([first, second, cold, control]),
+            _ => None,
+        };
+        self.programs.insert((program.id, v4), all.clone());
+        all
     }
 
     fn control(&mut self, map: &Map) -> io::Result<&Control> {

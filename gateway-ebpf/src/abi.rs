@@ -92,10 +92,13 @@ pub const MAX_POOLS: u8 = 63;
 pub const CLASSES: usize = 256;
 
 /// What a class means, in one word, so that one store changes it. Bits 0-31: index of the only interface on which the address may be; 0: any. Bits
-/// 32-39: number of the pool whose policy judges it; 0: none, it is in no pool. Bits 40-47: flags, [`ENTRY_LEASED`].
+/// 32-39: number of the pool whose policy judges it; 0: none, it is in no pool. Bits 40-47: flags, [`ENTRY_LEASED`] and [`ENTRY_DELEGATED`].
 pub type ClassEntry = u64;
 /// The class holds until a lease ends: once [`Control::earliest_lease_end`] has passed, [`Cold`] decides.
 pub const ENTRY_LEASED: ClassEntry = 1 << 40;
+
+/// The class is that of a whole IPv6 /64 which one session has: the key of its address in [`map::COLD`] is [`delegated`].
+pub const ENTRY_DELEGATED: ClassEntry = 1 << 41;
 
 /// The pool number in a class byte of [`plain_classes`].
 pub const CLASS_POOL: Class = 0x3f;
@@ -198,6 +201,9 @@ pub const FLAG_SHADOW: u32 = 4;
 /// [`Control::flags`]: someone captures denied packets.
 pub const FLAG_CAPTURE: u32 = 8;
 
+/// [`Control::flags`]: some session has a whole IPv6 /64: [`map::HASH6`] may hold an address under [`delegated`]. Set before there is one.
+pub const FLAG_DELEGATED: u32 = 16;
+
 /// Index of the shadow policy in [`map::POLICY`].
 pub const POLICY_SHADOW: u32 = 2;
 /// Elements of [`map::POLICY`].
@@ -282,6 +288,17 @@ pub struct Bucket6 {
 }
 const _: () = assert!(size_of::<Bucket6>() == 64);
 
+/// The lower half of an address under which the whole /64 stands in [`map::HASH6`] and [`map::COLD`], as loaded from memory: the first of the
+/// interface identifiers that no host may have (RFC 2526, `fdff:ffff:ffff:ff80`). No session has that address by itself.
+pub const DELEGATED: u64 = u64::from_ne_bytes([0xfd, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x80]);
+
+/// The key of the /64 of an address, as words.
+#[inline(always)]
+#[must_use]
+pub const fn delegated(hi: u64) -> [u64; 2] {
+    [hi, DELEGATED]
+}
+
 /// Most IPv6 prefixes over all pools.
 pub const MAX_HOMES6: usize = 64;
 
@@ -322,7 +339,7 @@ pub struct Cold {
 }
 const _: () = assert!(size_of::<Cold>() == 24);
 
-/// Key of [`map::COLD`]: IPv6 in network order; IPv4 as `::ffff:a.b.c.d`.
+/// Key of [`map::COLD`]: IPv6 in network order, of a whole /64 its [`delegated`] address; IPv4 as `::ffff:a.b.c.d`.
 pub type ColdKey = [u8; 16];
 
 /// Most destination groups of a policy generation; group 0 is "named by no rule".

@@ -7,7 +7,10 @@
 //! tried a few times, and then counts as full.
 
 use crate::{
-    abi::{BUCKET_FRAGMENTS, Control, FRAGMENT_LIFE, FragmentBucket, FragmentRecord, FragmentWork, MAX_POOLS, Shared, mix6},
+    abi::{
+        BUCKET_FRAGMENTS, Control, ENTRY_DELEGATED, FRAGMENT_LIFE, FragmentBucket, FragmentRecord, FragmentWork, MAX_POOLS,
+        Shared, mix6,
+    },
     decide::{Direction, Place, Role},
     headers::{Fragment, Headers, words},
     judge::Ends,
@@ -42,8 +45,10 @@ pub fn key(place: Place, h: &Headers, fragment: &Fragment) -> Key {
 /// Whose share of the memory a datagram takes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Share {
-    /// A session's.
+    /// That of a session's address.
     Session,
+    /// That of a session's IPv6 /64.
+    Delegated,
     /// That of addresses without one.
     AtRest,
 }
@@ -53,12 +58,18 @@ impl Share {
     #[inline(always)]
     #[must_use]
     pub fn of(place: Place, ends: &Ends) -> Self {
-        let class = if is_from_device(place) {
-            ends.source_class
+        let (class, entry) = if is_from_device(place) {
+            (ends.source_class, ends.source)
         } else {
-            ends.destination_class
+            (ends.destination_class, ends.destination)
         };
-        if class > MAX_POOLS { Self::Session } else { Self::AtRest }
+        if class <= MAX_POOLS {
+            Self::AtRest
+        } else if entry & ENTRY_DELEGATED != 0 {
+            Self::Delegated
+        } else {
+            Self::Session
+        }
     }
 }
 
@@ -75,16 +86,22 @@ fn bucket_of(control: &Control, place: Place, share: Share, key: &Key) -> u32 {
     } else {
         [key[2], key[3]]
     };
-    let session = matches!(share, Share::Session);
     // An IPv4 address is all in the first word.
-    let mixed = mix6(if session { device } else { [device[0], 0] });
+    let mixed = mix6(if matches!(share, Share::Session) {
+        device
+    } else {
+        [device[0], 0]
+    });
     let buckets = 1_u32 << (read(&control.fragment_bits) & 31);
     let quarter = buckets / 4;
     if quarter == 0 {
         return mixed as u32 & (buckets - 1);
     }
     // The first quarter, or one of the other three.
-    let which = if session { 1 + (mixed >> 32) as u32 % 3 } else { 0 };
+    let which = match share {
+        Share::AtRest => 0,
+        Share::Session | Share::Delegated => 1 + (mixed >> 32) as u32 % 3,
+    };
     which * quarter + (mixed as u32 & (quarter - 1))
 }
 

@@ -1,6 +1,11 @@
 //! What the parser says about a packet, and nothing about whether it may pass.
 
-use crate::{abi::ColdKey, decide::Verdict, judge::Ends, reason::Reason};
+use crate::{
+    abi::{ColdKey, DELEGATED},
+    decide::Verdict,
+    judge::Ends,
+    reason::Reason,
+};
 
 /// An address as it lies in the packet: network byte order, IPv4 in the first word and zeros behind it.
 pub type Address = [u32; 4];
@@ -19,6 +24,22 @@ pub const fn cold_key(version: u8, a: Address) -> ColdKey {
     let a = if version == 4 { [0, 0, 0xffff_u32.to_be(), a[0]] } else { a };
     // SAFETY: both are sixteen bytes of integers. Byte by byte the BPF target would build it on its small stack.
     unsafe { core::mem::transmute::<Address, ColdKey>(a) }
+}
+
+/// The key of an IPv6 address's /64 in [`crate::abi::map::COLD`].
+#[inline(always)]
+#[must_use]
+pub const fn cold_key_of_prefix(a: Address) -> ColdKey {
+    let low = DELEGATED.to_ne_bytes();
+    cold_key(
+        6,
+        [
+            a[0],
+            a[1],
+            u32::from_ne_bytes([low[0], low[1], low[2], low[3]]),
+            u32::from_ne_bytes([low[4], low[5], low[6], low[7]]),
+        ],
+    )
 }
 
 /// The headers of one packet.

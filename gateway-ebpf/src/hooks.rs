@@ -11,8 +11,8 @@ use aya_ebpf::{
 };
 use gateway_ebpf::{
     abi::{
-        FLAG_CAPTURE, FLAG_INTERFACE_POOLS, FLAG_OBSERVE, FLAG_SHADOW, MARK_ANSWER, MARK_GRANT, MARK_GRANT_MASK, MARK_OURS,
-        MARK_RESERVED, MARK_RESERVED_MASK, MAX_POOLS, META_VLAN, hook,
+        FLAG_CAPTURE, FLAG_DELEGATED, FLAG_INTERFACE_POOLS, FLAG_OBSERVE, FLAG_SHADOW, MARK_ANSWER, MARK_GRANT, MARK_GRANT_MASK,
+        MARK_OURS, MARK_RESERVED, MARK_RESERVED_MASK, MAX_POOLS, META_VLAN, hook,
     },
     decide::{Direction, Outcome, Place, Role, Verdict, shadow},
     headers::{Headers, Judged},
@@ -280,7 +280,7 @@ fn xdp_judge<const DEVICE: bool>(ctx: *mut xdp_md) -> u32 {
 #[inline(always)]
 fn judge_quickly(place: Place, h: &Headers) -> Option<Verdict> {
     let control = Kernel.control()?;
-    if probing() || read(&control.flags) & !FLAG_INTERFACE_POOLS != 0 {
+    if probing() || read(&control.flags) & !(FLAG_INTERFACE_POOLS | FLAG_DELEGATED) != 0 {
         return None;
     }
     let verdict = quick(&Kernel, control, place, h)?;

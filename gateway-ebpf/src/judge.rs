@@ -2,10 +2,13 @@
 //! [`crate::decide`]'s business.
 
 use crate::{
-    abi::{Class, ClassEntry, Control, ENTRY_LEASED, POOL_ALL, POOL_BLOCKED, POOL_REJECT, POOL_TO_DEVICE, Policy, entry_pool},
+    abi::{
+        Class, ClassEntry, Control, ENTRY_DELEGATED, ENTRY_LEASED, POOL_ALL, POOL_BLOCKED, POOL_REJECT, POOL_TO_DEVICE, Policy,
+        entry_pool,
+    },
     clock::TOLERANCE,
     decide::{Direction, Place, Role, Verdict, because},
-    headers::{Address, Headers, cold_key, protocol},
+    headers::{Address, Headers, cold_key, cold_key_of_prefix, protocol},
     reason::Reason,
     special::special,
     tables::{Tables, classes, from_device, group, port_group, read, to_device},
@@ -282,7 +285,11 @@ fn current<T: Tables>(t: &T, control: &Control, entry: ClassEntry, version: u8, 
         };
     }
     // The address by its words, the result in one register: a called function in the kernel.
-    let key = cold_key(version, address);
+    let key = if entry & ENTRY_DELEGATED == 0 {
+        cold_key(version, address)
+    } else {
+        cold_key_of_prefix(address)
+    };
     let found = near_earliest_end(t, &key, entry_pool(entry));
     Current {
         pool: found as u8 & 0x3f,

@@ -9,8 +9,8 @@ use core::sync::atomic::{AtomicU64, Ordering, fence};
 
 use crate::{
     abi::{
-        BUCKET6_SLOTS, Bucket6, Class, Cold, ColdKey, Control, FragmentBucket, Home6, Homes6, Interface, LEVEL_NEXT,
-        LEVEL_TABLES, Matrix, Policy, Shared, mix6,
+        BUCKET6_SLOTS, Bucket6, Class, Cold, ColdKey, Control, FLAG_DELEGATED, FragmentBucket, Home6, Homes6, Interface,
+        LEVEL_NEXT, LEVEL_TABLES, Matrix, Policy, Shared, delegated, mix6,
     },
     headers::{Address, Headers, protocol, words},
 };
@@ -92,8 +92,23 @@ fn class6<T: Tables>(t: &T, hash6_bits: u32, hi: u64, lo: u64) -> u32 {
     match t.single6(hash6_bits, hi, lo) {
         Single6::Class(class) => class as u32,
         Single6::Unreadable => UNREADABLE,
-        Single6::None => t.homes6().map_or(UNREADABLE, |homes| home_class(homes, hi, lo)),
+        Single6::None => without_own(t, hash6_bits, hi, lo),
     }
+}
+
+/// The class of an IPv6 address that has none of its own: that of the session with its /64, or by its home pool. A called function in the
+/// kernel.
+#[inline(never)]
+fn without_own<T: Tables>(t: &T, hash6_bits: u32, hi: u64, lo: u64) -> u32 {
+    if t.control().is_some_and(|c| read(&c.flags) & FLAG_DELEGATED != 0) {
+        let [hi, lo] = delegated(hi);
+        match t.single6(hash6_bits, hi, lo) {
+            Single6::Class(class) => return class as u32,
+            Single6::Unreadable => return UNREADABLE,
+            Single6::None => {}
+        }
+    }
+    t.homes6().map_or(UNREADABLE, |homes| home_class(homes, hi, lo))
 }
 
 /// What is known of a single IPv6 address.

@@ -364,7 +364,12 @@ fn addresses_at_rest_leave_the_sessions_their_room() {
     assert_eq!(flood(6, Share::AtRest, &|i| [i, 2, 3, 4]), 0);
     // Sessions have three quarters, all of them.
     assert_eq!(flood(4, Share::Session, &|_| [7, 0, 0, 0]), 16);
-    assert_eq!(flood(6, Share::Session, &|i| [1, 2, i, i * 7]), 47 * 16);
+    assert_eq!(
+        flood(6, Share::Delegated, &|i| [1, 3, i, i * 7]),
+        16,
+        "a /64 of a session is one"
+    );
+    assert_eq!(flood(6, Share::Session, &|i| [1, 2, i, i * 7]), 46 * 16);
 }
 
 /// Fragments of one datagram that a router spreads over two core interfaces belong together, and the hooks do not mix.

@@ -5,8 +5,8 @@ use std::{collections::HashMap, net::IpAddr, path::Path};
 
 use gateway_ebpf::{
     abi::{
-        BUCKET6_SLOTS, Bucket6, Cold, ColdKey, Control, FLAG_INTERFACE_POOLS, FragmentBucket, Home6, Homes6, Interface, Policy,
-        VERSION, class_entry, hook, mix6,
+        BUCKET6_SLOTS, Bucket6, Cold, ColdKey, Control, ENTRY_DELEGATED, FLAG_DELEGATED, FLAG_INTERFACE_POOLS, FragmentBucket,
+        Home6, Homes6, Interface, Policy, VERSION, class_entry, delegated, hook, mix6,
     },
     decide::{Direction, Outcome, Place, Role, Verdict},
     headers::{Headers, Rare},
@@ -157,21 +157,27 @@ impl Host {
     fn bind(&mut self, sessions: &[Session]) {
         let mut meanings = Vec::new();
         for s in sessions {
-            let entry = class_entry(s.pool, s.lease.is_some(), s.interface);
+            let entry = class_entry(s.pool, s.lease.is_some(), s.interface) | if s.delegated { ENTRY_DELEGATED } else { 0 };
+            let mut address = s.address;
+            if let (IpAddr::V6(a), true) = (&mut address, s.delegated) {
+                let [hi, lo] = delegated(words6(a.octets())[0]).map(u64::to_ne_bytes);
+                *a = u128::from_be_bytes(std::array::from_fn(|i| if i < 8 { hi[i] } else { lo[i - 8] })).into();
+                self.control.flags |= FLAG_DELEGATED;
+            }
             let number = meanings.iter().position(|m| *m == entry).unwrap_or_else(|| {
                 meanings.push(entry);
                 meanings.len() - 1
             });
             let class = FIRST_BOUND + number as u8;
             self.control.classes[usize::from(class)] = entry;
-            match s.address {
+            match address {
                 IpAddr::V4(a) => *self.class4(a.octets()) = class,
                 IpAddr::V6(a) => self.class6(words6(a.octets()), class),
             }
             let Some(lease) = &s.lease else { continue };
             self.control.earliest_lease_end = self.control.earliest_lease_end.min(lease.end);
             if let Some(fallback) = lease.fallback {
-                let key = match s.address {
+                let key = match address {
                     IpAddr::V4(a) => a.to_ipv6_mapped().octets(),
                     IpAddr::V6(a) => a.octets(),
                 };

@@ -53,9 +53,16 @@ pub(super) const DEVICES6: &[&str] = &[
     "fd67::5",
     "fd67::9",
     "a43:5::13",
+    "a43:5:0:7::",
+    "a43:5:0:7::5",
+    "a43:5:0:7:fdff:ffff:ffff:ff80",
+    "a43:5:0:7:8000::9",
+    "a43:5:0:8::5",
     "fd69::5",
     "fd69::8:9",
 ];
+/// Whose sessions may have the whole /64.
+const DELEGATED: &[&str] = &["fd67::5", "a43:5:0:7::", "a43:5:0:8::5"];
 pub(super) const PEERS4: &[&str] = &[
     "192.0.2.1",
     "192.0.2.53",
@@ -221,7 +228,7 @@ fn configuration(r: &mut Random) -> String {
         (
             "blocked",
             "blocked",
-            ["10.68.0.0/24", "a43:5::/64"],
+            ["10.68.0.0/24", "a43:5::/48"],
             ["10.68.0.1", "a43:5::1"],
             "",
         ),
@@ -306,8 +313,14 @@ fn sessions(r: &mut Random) -> Vec<Session> {
             end: r.one_of(ends),
             fallback,
         });
+        // The last of a /64's own addresses is no host's.
+        let delegated = DELEGATED.contains(device) && r.once_in(2);
+        if !delegated && device.ends_with(":ff80") {
+            continue;
+        }
         sessions.push(Session {
             address,
+            delegated,
             pool: r.one_of(&[1, 2, 2, 2, 3, 4, 5]),
             interface: r.one_of(&[0, 0, 1, 1, 1, 1, 1, 2]),
             lease,

@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 
 use super::{
-    Place, Reference,
+    Place, Reference, Session,
     configuration::{Policy, Pool, Rule},
     read::Packet,
     special::{names, special},
@@ -299,7 +299,9 @@ impl Reference {
 
     /// The class of an address: a live session's, or its home pool's.
     fn class(&self, address: IpAddr) -> Class {
-        if let Some(session) = self.sessions.iter().position(|s| s.address == address) {
+        let own = self.sessions.iter().position(|s| !s.delegated && s.address == address);
+        let prefix = |s: &Session| s.delegated && first_64(s.address).is_some() && first_64(s.address) == first_64(address);
+        if let Some(session) = own.or_else(|| self.sessions.iter().position(prefix)) {
             return Class::Bound(session);
         }
         let holds = |p: &&Pool| p.prefixes.iter().any(|n| n.contains(address)) && !p.reserved.contains(&address);
@@ -409,6 +411,13 @@ fn matches(rule: &Rule, packet: &Packet, peer: IpAddr, port: u16, [echo, echo6]:
         "tcp" => packet.protocol == 6 && has_port(rule, port),
         "udp" => packet.protocol == 17 && has_port(rule, port),
         number => number.parse() == Ok(packet.protocol),
+    }
+}
+
+fn first_64(address: IpAddr) -> Option<[u8; 8]> {
+    match address {
+        IpAddr::V4(_) => None,
+        IpAddr::V6(a) => a.octets().first_chunk().copied(),
     }
 }
 

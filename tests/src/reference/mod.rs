@@ -34,6 +34,8 @@ pub struct Place {
 pub struct Session {
     /// Whose packets.
     pub address: IpAddr,
+    /// And those of its whole IPv6 /64, but for addresses that sessions have by themselves.
+    pub delegated: bool,
     /// Number of the pool that judges it.
     pub pool: u8,
     /// Index of the interface that it is on; 0: any.

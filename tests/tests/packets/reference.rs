@@ -81,6 +81,7 @@ fn world(late: bool) -> Reference {
         let bind = |interface: u32| {
             move |n: IpNetwork| Session {
                 address: n.ip(),
+                delegated: false,
                 pool: number,
                 interface,
                 lease: None,
@@ -88,6 +89,8 @@ fn world(late: bool) -> Reference {
         };
         sessions.extend(networks(&t, "addresses").into_iter().map(bind(0)));
         sessions.extend(networks(&t, "elsewhere").into_iter().map(bind(IFINDEX + 1)));
+        let whole = networks(&t, "delegated").into_iter().map(bind(0));
+        sessions.extend(whole.map(|s| Session { delegated: true, ..s }));
         let allow = match t["policy"].as_str().unwrap() {
             "rules" => None,
             "blocked" => Some("nothing".to_owned()),
@@ -123,6 +126,7 @@ fn world(late: bool) -> Reference {
         let ended = t["ended"].as_bool().unwrap();
         sessions.push(Session {
             address: text(&t, "address").unwrap().parse::<IpNetwork>().unwrap().ip(),
+            delegated: false,
             pool: number(t["pool"].as_str().unwrap()),
             interface: 0,
             lease: Some(Lease {

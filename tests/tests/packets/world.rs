@@ -5,8 +5,9 @@ use std::collections::HashMap;
 
 use gateway_ebpf::{
     abi::{
-        Bucket6, CLASS_LEASED, Cold, ColdKey, Control, Dst6, FLAG_INTERFACE_POOLS, FragmentBucket, Home6, Homes6, Interface,
-        LEVEL_NEXT, POOL_ALL, POOL_BLOCKED, POOL_TO_DEVICE, Policy, VERSION, class_entry, map, mix6,
+        Bucket6, CLASS_LEASED, Cold, ColdKey, Control, Dst6, ENTRY_DELEGATED, FLAG_DELEGATED, FLAG_INTERFACE_POOLS,
+        FragmentBucket, Home6, Homes6, Interface, LEVEL_NEXT, POOL_ALL, POOL_BLOCKED, POOL_TO_DEVICE, Policy, VERSION,
+        class_entry, map, mix6,
     },
     tables::MemTables,
 };
@@ -17,6 +18,9 @@ use crate::object::{IFINDEX, META_KEY, Object};
 
 /// First class of sessions on another interface.
 const ELSEWHERE: u8 = 64;
+
+/// First class of sessions with a whole /64, before it.
+const WHOLE: u8 = 192;
 
 /// A pool.
 #[derive(Clone, Debug, Deserialize)]
@@ -34,6 +38,9 @@ pub(crate) struct Pool {
     /// Addresses that are in the pool by a session.
     #[serde(default)]
     addresses: Vec<IpNetwork>,
+    /// IPv6 /64s that are in the pool by a session that has them whole.
+    #[serde(default)]
+    delegated: Vec<ipnetwork::Ipv6Network>,
     /// Addresses that are in the pool by a session on another interface.
     #[serde(default)]
     elsewhere: Vec<IpNetwork>,
@@ -132,6 +139,16 @@ impl World {
         for pool in &description.pool {
             for address in &pool.addresses {
                 world.set_class(*address, pool.number);
+            }
+        }
+        for pool in &description.pool {
+            for prefix in &pool.delegated {
+                let class = WHOLE + pool.number;
+                world.control.classes[usize::from(class)] = class_entry(pool.number, false, 0) | ENTRY_DELEGATED;
+                world.control.flags |= FLAG_DELEGATED;
+                // By the identifier that no host may have.
+                let key = std::net::Ipv6Addr::from(u128::from(prefix.network()) | 0xfdff_ffff_ffff_ff80);
+                world.set_class(std::net::IpAddr::V6(key).into(), class);
             }
         }
         for leased in &description.leased {

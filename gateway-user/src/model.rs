@@ -2,6 +2,7 @@
 
 mod device;
 mod identity;
+pub mod prefix;
 
 use std::{fmt, net::IpAddr, str::FromStr, sync::Arc};
 

@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-use crate::model::{DeviceId, PolicyRevision, RequestId, SessionId, SourceName};
+use crate::model::{DeviceId, PolicyRevision, RequestId, SessionId, SourceName, prefix::Shown};
 
 /// Why a command was refused: what the API turns into a gRPC status.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -102,13 +102,13 @@ pub enum Refusal {
     #[error("no policy revision is published")]
     NothingPublished,
     /// In no pool.
-    #[error("{0} is in no pool of this gateway")]
+    #[error("{} is in no pool of this gateway", Shown(*.0))]
     AddressOutsidePools(IpAddr),
     /// The gateway's own.
-    #[error("{0} is reserved for the gateway itself")]
+    #[error("{} is reserved for the gateway itself", Shown(*.0))]
     AddressReserved(IpAddr),
     /// Another source holds it.
-    #[error("{address} is held by session {session} of source {source_name}")]
+    #[error("{} is held by session {session} of source {source_name}", Shown(*.address))]
     AddressTaken {
         /// Which.
         address: IpAddr,

@@ -19,7 +19,7 @@ use crate::{
     controller::{Acknowledge, PolicyKey, Registration, SessionReport, SignalContext},
     model::{
         DeviceId, DeviceState, Fingerprint, InterfaceName, PolicyRevision, PoolName, RequestId, Revision, SessionId, SourceName,
-        VpnKey, WallTime, Window,
+        VpnKey, WallTime, Window, prefix,
     },
 };
 
@@ -308,9 +308,9 @@ fn session_report(r: v1::SessionReport) -> Result<SessionReport, Invalid> {
         ));
     }
     let mut addresses = Vec::with_capacity(r.prefixes.len());
-    for (i, prefix) in r.prefixes.iter().enumerate() {
-        let address = single_address(prefix).map_err(|p| Invalid::new(format!("prefixes[{i}]"), p))?;
-        if addresses.contains(&address) {
+    for (i, text) in r.prefixes.iter().enumerate() {
+        let address = held(text).map_err(|p| Invalid::new(format!("prefixes[{i}]"), p))?;
+        if addresses.iter().any(|a| prefix::overlap(*a, address)) {
             return Err(Invalid::new(format!("prefixes[{i}]"), "stands twice in the session"));
         }
         addresses.push(address);
@@ -324,12 +324,16 @@ fn session_report(r: v1::SessionReport) -> Result<SessionReport, Invalid> {
     })
 }
 
-/// "10.66.0.5", "10.66.0.5/32", "fd00::5", "fd00::5/128".
-fn single_address(text: &str) -> Result<IpAddr, &'static str> {
-    const WRONG: &str = "must be one IPv4 or IPv6 address, alone or with /32 or /128";
+/// "10.66.0.5", "10.66.0.5/32", "fd00::5", "fd00::5/128", "fd00:66:1::/64".
+fn held(text: &str) -> Result<IpAddr, &'static str> {
+    const WRONG: &str = "must be one IPv4 or IPv6 address, alone or with /32 or /128, or an IPv6 /64";
     let (address, length) = text.split_once('/').map_or((text, None), |(a, l)| (a, Some(l)));
     let address: IpAddr = address.parse().map_err(|_| WRONG)?;
     match (address, length) {
+        (IpAddr::V6(a), Some("64")) if u128::from(a) << 64 == 0 => Ok(prefix::whole(a)),
+        (_, None) | (IpAddr::V4(_), Some("32")) | (IpAddr::V6(_), Some("128")) if prefix::network(address).is_some() => {
+            Err("is no host's address (RFC 2526)")
+        }
         (_, None) | (IpAddr::V4(_), Some("32")) | (IpAddr::V6(_), Some("128")) => plain(address).ok_or("must be written as IPv4"),
         _ => Err(WRONG),
     }

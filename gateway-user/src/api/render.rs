@@ -24,7 +24,10 @@ use crate::{
     events::Event,
     explain::rules,
     kernel::{HookPoint, InterfaceState, Losses, ReadBack},
-    model::{DeviceId, DeviceState, Exception, ExceptionKind, PoolId, RequestId, Trust, WallTime, Window},
+    model::{
+        DeviceId, DeviceState, Exception, ExceptionKind, PoolId, RequestId, Trust, WallTime, Window,
+        prefix::{Shown, network},
+    },
 };
 
 /// The answer to a signal.
@@ -246,7 +249,7 @@ pub(super) fn pool(config: &Config, p: &Pool, session_addresses: u64, counters: 
 /// An address, as the kernel has it.
 pub(super) fn address(config: &Config, v: AddressView) -> v1::Address {
     v1::Address {
-        address: v.address.to_string(),
+        address: Shown(v.address).to_string(),
         home_pool: config.home(v.address).map(|p| p.name.to_string()).unwrap_or_default(),
         current_pool: pool_name(config, v.reading.pool),
         session_id: v.reading.session.map_or(0, |s| s.0),
@@ -415,6 +418,9 @@ fn interface(i: InterfaceState) -> v1::InterfaceStatus {
 }
 
 fn prefix(a: IpAddr) -> String {
+    if network(a).is_some() {
+        return Shown(a).to_string();
+    }
     format!("{a}/{}", if a.is_ipv4() { 32 } else { 128 })
 }
 

@@ -403,7 +403,7 @@ impl Writer {
             }
         }
         self.audit.store_failed(&batch.entries);
-        free.retain(|a| self.registry.holder(*a).is_none());
+        free.retain(|a| !self.registry.is_held(*a));
         self.apply(free.into_iter().map(Op::Clear).collect());
     }
 

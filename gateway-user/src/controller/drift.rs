@@ -112,11 +112,7 @@ impl Writer {
             Place::Tables(part) => {
                 let survey = self.kernel.survey(part)?;
                 self.comparison.view.compared += survey.addresses.len() as u64;
-                let orphans: Vec<IpAddr> = survey
-                    .addresses
-                    .into_iter()
-                    .filter(|a| self.registry.holder(*a).is_none())
-                    .collect();
+                let orphans: Vec<IpAddr> = survey.addresses.into_iter().filter(|a| !self.registry.is_held(*a)).collect();
                 self.put_to_rest(&orphans)?;
                 match survey.next {
                     Some(next) => self.comparison.place = Place::Tables(next),

@@ -10,7 +10,9 @@ use std::{
 
 use super::Progress;
 use crate::{
-    model::{BootTime, Device, DeviceId, DeviceState, Fingerprint, Now, Revision, Session, SessionId, SourceName, VpnKey},
+    model::{
+        BootTime, Device, DeviceId, DeviceState, Fingerprint, Now, Revision, Session, SessionId, SourceName, VpnKey, prefix,
+    },
     store::Snapshot,
     transition::Directory,
 };
@@ -31,6 +33,8 @@ pub(super) struct Registry {
     progress: Progress,
     sessions: BTreeMap<SessionId, Session>,
     by_address: HashMap<IpAddr, SessionId>,
+    /// How many single IPv6 addresses are held in a /64, by what stands for it.
+    singles: HashMap<IpAddr, u32>,
     by_device: HashMap<DeviceId, BTreeSet<SessionId>>,
     by_source: HashMap<SourceName, BTreeSet<SessionId>>,
 }
@@ -239,7 +243,12 @@ impl Registry {
 
     pub(super) fn put_session(&mut self, session: Session) {
         self.next_session = self.next_session.max(session.id.0 + 1);
-        self.by_address.extend(session.addresses.iter().map(|a| (*a, session.id)));
+        for address in &session.addresses {
+            let new = self.by_address.insert(*address, session.id).is_none();
+            if let Some(network) = prefix::around(*address).filter(|_| new) {
+                *self.singles.entry(network).or_default() += 1;
+            }
+        }
         if let Some(device) = &session.device {
             self.by_device.entry(device.clone()).or_default().insert(session.id);
         }
@@ -249,7 +258,12 @@ impl Registry {
 
     pub(super) fn remove_session(&mut self, id: SessionId) -> Option<Session> {
         let session = self.sessions.remove(&id)?;
-        session.addresses.iter().for_each(|a| remove_if(&mut self.by_address, a, &id));
+        for address in &session.addresses {
+            if self.by_address.get(address) == Some(&id) {
+                self.by_address.remove(address);
+                self.forget_single(*address);
+            }
+        }
         if let Some(device) = &session.device
             && let Some(all) = self.by_device.get_mut(device)
         {
@@ -292,9 +306,37 @@ impl Registry {
         self.device(session.device.as_ref()?)
     }
 
-    /// The live session that holds an address.
+    fn forget_single(&mut self, address: IpAddr) {
+        let Some(network) = prefix::around(address) else { return };
+        if let Some(count) = self.singles.get_mut(&network) {
+            *count -= 1;
+            if *count == 0 {
+                self.singles.remove(&network);
+            }
+        }
+    }
+
+    /// The live session that holds an address, by itself or with its whole /64.
     pub(super) fn holder(&self, address: IpAddr) -> Option<&Session> {
-        self.sessions.get(self.by_address.get(&address)?)
+        let held = self.by_address.get(&address);
+        let id = held.or_else(|| self.by_address.get(&prefix::around(address)?))?;
+        self.sessions.get(id)
+    }
+
+    /// Whether a live session has just this hold: an address by itself, or a /64.
+    pub(super) fn is_held(&self, hold: IpAddr) -> bool {
+        self.by_address.contains_key(&hold)
+    }
+
+    /// The live sessions that hold any address of a hold: of one address at most one session, of a /64 perhaps many.
+    pub(super) fn holders(&self, hold: IpAddr) -> Vec<&Session> {
+        let mut all: BTreeSet<SessionId> = self.holder(hold).into_iter().map(|s| s.id).collect();
+        // All addresses are looked at only where there is something to find.
+        if self.singles.contains_key(&hold) {
+            let inside = self.by_address.iter().filter(|(a, _)| prefix::around(**a) == Some(hold));
+            all.extend(inside.map(|(_, id)| *id));
+        }
+        all.iter().filter_map(|id| self.sessions.get(id)).collect()
     }
 
     pub(super) fn sessions_of<'a>(&'a self, device: &DeviceId) -> impl Iterator<Item = &'a Session> + use<'a> {

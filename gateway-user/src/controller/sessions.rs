@@ -6,6 +6,8 @@ use std::{
     net::IpAddr,
 };
 
+use ipnetwork::IpNetwork;
+
 use super::{
     CloseOutcome, OpenOutcome, Refusal, SessionReport,
     batch::{Ask, Cause, Decided, Settled, Subject},
@@ -14,7 +16,10 @@ use super::{
 use crate::{
     config::UnknownDevice,
     kernel::KernelError,
-    model::{Device, DeviceId, Session, SessionId, SourceName, Trust},
+    model::{
+        Device, DeviceId, Session, SessionId, SourceName, Trust,
+        prefix::{self, Shown},
+    },
     reconcile::{self, Op},
     transition::{self, Directory as _, Signal, Step},
 };
@@ -35,6 +40,18 @@ pub(super) struct Admitted {
 type Staged = (Vec<(u32, SessionId)>, Vec<(u32, Refusal)>);
 
 impl Admitted {
+    /// The session that is to open on an address of a hold.
+    fn claimed(&self, hold: IpAddr) -> Option<SessionId> {
+        let one = |a: IpAddr| self.claimed.get(&a).copied();
+        one(hold).or_else(|| match prefix::around(hold) {
+            Some(network) => one(network),
+            None => prefix::network(hold).and_then(|_| {
+                let inside = self.claimed.iter().find(|(a, _)| prefix::overlap(**a, hold));
+                inside.map(|(_, id)| *id)
+            }),
+        })
+    }
+
     pub(super) fn end(&mut self, session: &Session) {
         if self.ending.insert(session.id) {
             self.freed += session.addresses.len();
@@ -129,7 +146,8 @@ impl Writer {
 
     /// Settles what the batch opens on these addresses: it may be about to end.
     pub(super) fn settle_holders(&mut self, addresses: &[IpAddr]) {
-        let holders: Vec<SessionId> = addresses.iter().filter_map(|a| Some(self.registry.holder(*a)?.id)).collect();
+        let of = |a: &IpAddr| self.registry.holders(*a).into_iter().map(|s| s.id).collect::<Vec<_>>();
+        let holders: Vec<SessionId> = addresses.iter().flat_map(of).collect();
         self.settle_before([], holders);
     }
 
@@ -160,22 +178,26 @@ impl Writer {
         let mut ends: BTreeSet<SessionId> = BTreeSet::new();
         for address in &addresses {
             self.placed(*address)?;
-            if let Some(session) = batch.claimed.get(address) {
-                return Err(taken(*address, *session, source));
+            if let Some(session) = batch.claimed(*address) {
+                return Err(taken(*address, session, source));
             }
-            let Some(holder) = self.registry.holder(*address).filter(|s| !batch.ending.contains(&s.id)) else {
-                continue;
-            };
-            if holder.source != *source || kept.contains(&holder.id) {
-                let refusal = taken(*address, holder.id, &holder.source);
-                if holder.source != *source {
-                    let asked = device.as_ref().map_or("no name", |id| id.as_str());
-                    let what = format!("source {source} reports {address} for {asked}, but {refusal}");
-                    self.note_conflict("address-taken", device.as_ref(), &what);
+            let holders = self.registry.holders(*address).into_iter().map(|s| (s.id, s.source.clone()));
+            for (holder, held_by) in holders.collect::<Vec<_>>() {
+                if batch.ending.contains(&holder) {
+                    continue;
                 }
-                return Err(refusal);
+                if held_by != *source || kept.contains(&holder) {
+                    let refusal = taken(*address, holder, &held_by);
+                    if held_by != *source {
+                        let asked = device.as_ref().map_or("no name", |id| id.as_str());
+                        let address = Shown(*address);
+                        let what = format!("source {source} reports {address} for {asked}, but {refusal}");
+                        self.note_conflict("address-taken", device.as_ref(), &what);
+                    }
+                    return Err(refusal);
+                }
+                ends.insert(holder);
             }
-            ends.insert(holder.id);
         }
         let ending: Vec<Session> = ends.iter().filter_map(|id| self.registry.session(*id).cloned()).collect();
         if let Some(id) = &device {
@@ -313,6 +335,9 @@ impl Writer {
     }
 
     fn placed(&self, address: IpAddr) -> Result<(), Refusal> {
+        if prefix::network(address).is_some() {
+            return self.placed_whole(address);
+        }
         if self.config.home(address).is_some() {
             return Ok(());
         }
@@ -322,6 +347,19 @@ impl Writer {
         } else {
             Refusal::AddressOutsidePools(address)
         })
+    }
+
+    /// A whole /64: in one prefix of a pool, and none of it the gateway's own.
+    fn placed_whole(&self, address: IpAddr) -> Result<(), Refusal> {
+        let inside = |n: &IpNetwork| n.prefix() <= 64 && n.contains(address);
+        if !self.config.pools.iter().flat_map(|p| &p.prefixes).any(inside) {
+            return Err(Refusal::AddressOutsidePools(address));
+        }
+        let mut reserved = self.config.pools.iter().flat_map(|p| &p.reserved);
+        match reserved.find(|r| prefix::overlap(**r, address)) {
+            Some(reserved) => Err(Refusal::AddressReserved(*reserved)),
+            None => Ok(()),
+        }
     }
 }
 
@@ -337,7 +375,7 @@ fn trust(device: &Device, report: &SessionReport) -> Trust {
 }
 
 fn list(addresses: &[IpAddr]) -> String {
-    addresses.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
+    addresses.iter().map(|a| Shown(*a).to_string()).collect::<Vec<_>>().join(", ")
 }
 
 fn taken(address: IpAddr, session: SessionId, source: &SourceName) -> Refusal {

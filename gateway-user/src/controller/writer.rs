@@ -367,7 +367,7 @@ impl Writer {
             Some(_) => reconcile::sooner(self.registry.earliest_lease(), self.earliest),
         };
         let wanted = reconcile::desired(sessions, earliest, &self.context(now));
-        let free = cleared.iter().filter(|a| self.registry.holder(**a).is_none());
+        let free = cleared.iter().filter(|a| !self.registry.is_held(**a));
         let found = Observed {
             addresses: free.map(|a| (*a, Held::default())).collect(),
             earliest: self.earliest,

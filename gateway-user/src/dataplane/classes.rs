@@ -5,7 +5,9 @@
 
 use std::collections::HashMap;
 
-use gateway_ebpf::abi::{CLASSES, Class, ClassEntry, ENTRY_LEASED, MAX_POOLS, class_entry, entry_ifindex, entry_pool};
+use gateway_ebpf::abi::{
+    CLASSES, Class, ClassEntry, ENTRY_DELEGATED, ENTRY_LEASED, MAX_POOLS, class_entry, entry_ifindex, entry_pool,
+};
 
 use crate::{
     config::Config,
@@ -17,7 +19,15 @@ use crate::{
 pub(super) struct Key {
     pub(super) pool: PoolId,
     pub(super) leased: bool,
+    /// A whole /64 has it, not a single address.
+    pub(super) delegated: bool,
     pub(super) interface: InterfaceName,
+}
+
+impl Key {
+    fn entry(&self, ifindex: u32) -> ClassEntry {
+        class_entry(self.pool.0, self.leased, ifindex) | if self.delegated { ENTRY_DELEGATED } else { 0 }
+    }
 }
 
 /// An interface index that no interface has: the session's is not there.
@@ -63,6 +73,7 @@ impl Classes {
             let key = interface(entry_ifindex(*entry)).map(|interface| Key {
                 pool: PoolId(entry_pool(*entry)),
                 leased: entry & ENTRY_LEASED != 0,
+                delegated: entry & ENTRY_DELEGATED != 0,
                 interface,
             });
             let slot = &mut self.slots[usize::from(class)];
@@ -119,7 +130,7 @@ impl Classes {
 
     /// Gives a free number to a key.
     pub(super) fn give(&mut self, class: Class, key: Key, ifindex: u32) -> ClassEntry {
-        let entry = class_entry(key.pool.0, key.leased, ifindex);
+        let entry = key.entry(ifindex);
         self.numbers.insert(key.clone(), class);
         let users = self.slots[usize::from(class)].users;
         self.slots[usize::from(class)] = Slot {
@@ -137,7 +148,7 @@ impl Classes {
             let Some(key) = &slot.key else { continue };
             let ifindex = indexes.get(&key.interface).copied().unwrap_or(NOWHERE);
             if entry_ifindex(slot.entry) != ifindex {
-                slot.entry = class_entry(key.pool.0, key.leased, ifindex);
+                slot.entry = key.entry(ifindex);
                 changed.push((class, slot.entry));
             }
         }
@@ -179,6 +190,7 @@ mod tests {
         Key {
             pool: PoolId(pool),
             leased,
+            delegated: false,
             interface: interface.parse().unwrap(),
         }
     }

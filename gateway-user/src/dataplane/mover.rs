@@ -40,7 +40,7 @@ impl Mover<'_> {
             interface: interface.clone(),
             lease: None,
         };
-        self.0.class_for(&like, false).map(Bound)
+        self.0.class_for(&like, false, false).map(Bound)
     }
 
     /// Sets the class of one address.

@@ -9,7 +9,9 @@ use std::{
     rc::Rc,
 };
 
-use gateway_ebpf::abi::{BUCKET6_SLOTS, Bucket6, Class, ClassEntry, Cold, Control, ENTRY_LEASED, Homes6, entry_pool, map};
+use gateway_ebpf::abi::{
+    BUCKET6_SLOTS, Bucket6, Class, ClassEntry, Cold, Control, ENTRY_LEASED, Homes6, delegated, entry_pool, map,
+};
 
 use super::{
     bpf::{self, Map, ProgramInfo},
@@ -87,13 +89,16 @@ fn class_of(tables: [&Map; 2], address: IpAddr, large: &mut Large) -> io::Result
             let key = layout::words6(a);
             let buckets = first.info.max_entries as usize;
             if buckets.is_power_of_two() && key[0] != 0 {
-                for bucket in table6::choices(key, buckets) {
-                    let bucket = first.element::<Bucket6>(bucket as u32)?;
-                    if let Some(slot) = (0..BUCKET6_SLOTS).find(|s| bucket.keys[*s] == key) {
-                        return Ok(Reading {
-                            class: bucket.classes[slot],
-                            map_id: first.info.id,
-                        });
+                // By itself, or with its whole /64.
+                for key in [key, delegated(key[0])] {
+                    for bucket in table6::choices(key, buckets) {
+                        let bucket = first.element::<Bucket6>(bucket as u32)?;
+                        if let Some(slot) = (0..BUCKET6_SLOTS).find(|s| bucket.keys[*s] == key) {
+                            return Ok(Reading {
+                                class: bucket.classes[slot],
+                                map_id: first.info.id,
+                            });
+                        }
                     }
                 }
             }

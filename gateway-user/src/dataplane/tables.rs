@@ -25,7 +25,7 @@ use crate::{
     config::{Config, Mode, PoolKind},
     kernel::{Assignment, KernelError},
     links::LinkNow,
-    model::{BootTime, InterfaceName, PoolId},
+    model::{BootTime, InterfaceName, PoolId, prefix},
 };
 
 /// The tables of one set of maps.
@@ -144,7 +144,7 @@ impl Tables {
             keep
         });
         force::switch(self, maps, policies).map_err(|error| system("changing the policy", error))?;
-        let kept = self.flag_word().load(Ordering::SeqCst) & (abi::FLAG_SHADOW | abi::FLAG_INTERFACE_POOLS);
+        let kept = self.flag_word().load(Ordering::SeqCst) & (abi::FLAG_SHADOW | abi::FLAG_INTERFACE_POOLS | abi::FLAG_DELEGATED);
         self.flag_word().store(self.flags() | kept, Ordering::SeqCst);
         let key = meta_key().map_err(|e| system("asking for a random number", e))?;
         self.control
@@ -176,7 +176,12 @@ impl Tables {
         let resting = self.resting(address).ok_or(KernelError::OutsidePools(address))?;
         let old = self.class(address, resting);
         let before = read_cold(maps, address)?;
-        let class = self.class_for(&to, before.is_some())?;
+        let delegated = prefix::network(address).is_some();
+        if delegated {
+            // Before there is an address that is found only with it.
+            self.set_flag(abi::FLAG_DELEGATED, true);
+        }
+        let class = self.class_for(&to, delegated, before.is_some())?;
         let Some(before) = before else {
             // At rest: the cold record is not looked at, so it goes first, and back if there is no room for the class.
             write_cold(maps, address, &cold)?;
@@ -198,7 +203,7 @@ impl Tables {
             };
             // Nobody uses the new class yet: it must not be taken for an idle one.
             self.classes.entered(class);
-            let between = self.class_for(&between, true);
+            let between = self.class_for(&between, delegated, true);
             self.classes.left(class);
             self.set_class(address, between?)?;
         }
@@ -257,10 +262,11 @@ impl Tables {
 
     /// The class of an assignment. Where none is free, what restricts an address that is assigned already takes the class of its pool at
     /// rest, which is bound to no interface: rather that than not restricted.
-    pub(super) fn class_for(&mut self, to: &Assignment, assigned: bool) -> Result<Class, KernelError> {
+    pub(super) fn class_for(&mut self, to: &Assignment, delegated: bool, assigned: bool) -> Result<Class, KernelError> {
         let key = Key {
             pool: to.pool,
             leased: to.lease.is_some(),
+            delegated,
             interface: to.interface.clone(),
         };
         if let Some(class) = self.classes.find(&key) {
@@ -382,8 +388,15 @@ pub(super) fn assigned(maps: &Maps) -> Result<Vec<IpAddr>, KernelError> {
     Ok(all)
 }
 
-/// The cold record of an address.
+/// The cold record that counts for an address: its own, or that of its whole /64.
 pub(super) fn cold_record(cold: &Map, address: IpAddr) -> io::Result<Option<Cold>> {
+    match (own_record(cold, address)?, prefix::around(address)) {
+        (None, Some(network)) => own_record(cold, network),
+        (own, _) => Ok(own),
+    }
+}
+
+fn own_record(cold: &Map, address: IpAddr) -> io::Result<Option<Cold>> {
     let mut value = [0_u8; size_of::<Cold>()];
     let found = bpf::lookup(cold.fd.as_fd(), &cold_key(address), &mut value)?;
     Ok(found.map(|()| *bpf::read_plain(&value)))
@@ -404,7 +417,7 @@ pub(super) fn boot_now() -> u64 {
 
 fn read_cold(maps: &Maps, address: IpAddr) -> Result<Option<Cold>, KernelError> {
     let cold = maps.get(abi::map::COLD).map_err(|error| system("COLD", error))?;
-    cold_record(cold, address).map_err(|error| system("reading COLD", error))
+    own_record(cold, address).map_err(|error| system("reading COLD", error))
 }
 
 fn write_cold(maps: &Maps, address: IpAddr, record: &Cold) -> Result<(), KernelError> {

@@ -17,7 +17,7 @@ use super::{
 };
 use crate::{
     config::{Config, InterfaceRole, Mode},
-    model::{BootTime, PoolId},
+    model::{BootTime, PoolId, prefix},
 };
 
 /// A call that changes something, as it arrived.
@@ -113,7 +113,7 @@ impl FakeKernel {
     pub fn judged_by(&self, address: IpAddr, at: BootTime) -> Option<PoolId> {
         let home = self.config.home(address)?;
         let state = self.state();
-        Some(match state.assigned.get(&address) {
+        Some(match state.held(address) {
             None => self.config.resting(home),
             Some(Assignment {
                 lease: Some((end, fallback)),
@@ -131,16 +131,17 @@ impl FakeKernel {
 
     fn class(&self, state: &State, address: IpAddr) -> Option<PoolId> {
         let home = self.config.home(address)?;
-        Some(
-            state
-                .assigned
-                .get(&address)
-                .map_or_else(|| self.config.resting(home), |a| a.pool),
-        )
+        Some(state.held(address).map_or_else(|| self.config.resting(home), |a| a.pool))
     }
 }
 
 impl State {
+    /// By itself, or with its whole /64.
+    fn held(&self, address: IpAddr) -> Option<&Assignment> {
+        let own = self.assigned.get(&address);
+        own.or_else(|| self.assigned.get(&prefix::around(address)?))
+    }
+
     fn fails(&mut self) -> Result<(), KernelError> {
         self.failing = match self.failing {
             0 => return Ok(()),
@@ -215,7 +216,7 @@ impl Kernel for FakeKernel {
     fn read_all(&self, addresses: &[IpAddr]) -> Result<Vec<AddressReading>, KernelError> {
         let state = self.state();
         let one = |address: &IpAddr| {
-            let held = state.assigned.get(address);
+            let held = state.held(*address);
             AddressReading {
                 pool: self.class(&state, *address),
                 session: held.map(|a| a.session),

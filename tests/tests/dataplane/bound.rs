@@ -1,5 +1,7 @@
 //! Addresses of sessions are bound to their interfaces, by classes of which there are so many.
 
+use std::net::IpAddr;
+
 use aya::maps::{HashMap, Map, MapData};
 use gateway_ebpf::{
     abi::{self, map},
@@ -7,7 +9,7 @@ use gateway_ebpf::{
 };
 use gateway_user::{
     kernel::{Assignment, Kernel, KernelError},
-    model::{PoolId, SessionId},
+    model::{BootTime, PoolId, SessionId, prefix},
 };
 use lazaret_tests::{
     require,
@@ -165,4 +167,54 @@ fn an_interface_without_room_for_its_entry_is_a_problem_that_is_told() {
     g.set_links();
     assert_eq!(g.problems(), [""; 0]);
     assert!(g.reaches(&tun, DEVICE, RESOLVER, 53));
+}
+
+#[test]
+fn a_session_has_a_whole_64() {
+    require!(Root, Bpf, Tun, Program("nft"));
+    let (mut g, tun) = Gateway::tun(|c| c.replace("fd00:66::/64", "fd00:66::/48"));
+    g.site.gw.ip("route replace fd00:66::/48 dev vpn0").unwrap();
+    g.site.core.route("fd00:66::/48", "fd00:9::1".parse().unwrap()).unwrap();
+    g.open();
+    let ip = |text: &str| -> IpAddr { text.parse().unwrap() };
+    let (network, inside) = (
+        prefix::whole("fd00:66:0:7::".parse().unwrap()),
+        ["fd00:66:0:7::", "fd00:66:0:7:8000::9"],
+    );
+    let (outside, own) = (ip("fd00:66:0:8::9"), ip("fd00:66:0:7::13"));
+    g.live(|l| l.assign(network, on("vpn0", STAFF))).unwrap();
+    let passes = |g: &mut Gateway| inside.map(|a| g.reaches(&tun, ip(a), MAIL6, 25) && g.core_sends(&tun, MAIL6, 25, ip(a)));
+    assert_eq!((passes(&mut g), g.reaches(&tun, outside, MAIL6, 25)), ([true; 2], false));
+    for address in [network, ip(inside[1])] {
+        assert!(g.pools(address).iter().all(|(_, _, pool)| *pool == Some(STAFF)), "{address}");
+        let reading = g.live(|l| l.read(address)).unwrap();
+        assert_eq!(
+            (reading.pool, reading.session),
+            (Some(STAFF), Some(SessionId(7))),
+            "{address}"
+        );
+    }
+    // An address with a session of its own is that one's.
+    g.live(|l| l.assign(own, on("vpn0", QUARANTINE))).unwrap();
+    assert!(!g.reaches(&tun, own, MAIL6, 25));
+    // A restart adopts it.
+    g.live = None;
+    g.open();
+    assert_eq!(
+        (g.live(|l| l.adopted()), g.live(|l| l.assigned()).unwrap().contains(&network)),
+        (true, true)
+    );
+    assert_eq!((passes(&mut g), g.reaches(&tun, own, MAIL6, 25)), ([true; 2], false));
+    // Its lease ends for all of it, by the one record.
+    let lease = Assignment {
+        lease: Some((BootTime(1), QUARANTINE)),
+        ..on("vpn0", STAFF)
+    };
+    g.live(|l| l.assign(network, lease)).unwrap();
+    g.live(|l| l.set_earliest_lease_end(Some(BootTime(1))));
+    assert_eq!(passes(&mut g), [false; 2]);
+    g.live(|l| l.set_earliest_lease_end(None));
+    assert_eq!(passes(&mut g), [true; 2], "the word says that none has ended");
+    g.live(|l| l.clear(network)).unwrap();
+    assert_eq!(passes(&mut g), [false; 2]);
 }

@@ -108,6 +108,19 @@ fn sessions() {
     let r = open(report(&["10.66.0.5/32", "fd00:66::5", "10.66.0.6"])).unwrap();
     let want: Vec<IpAddr> = ["10.66.0.5", "fd00:66::5", "10.66.0.6"].map(|a| a.parse().unwrap()).to_vec();
     assert_eq!(r.addresses, want);
+    let r = open(report(&["fd00:66:1::/64", "fd00:66::5"])).unwrap();
+    assert_eq!(r.addresses[0], prefix::whole("fd00:66:1::".parse().unwrap()));
+    for (other, bad) in [
+        ("fd00:66::5", "fd00:66::/64"),
+        ("fd00:66::/64", "fd00:66::5"),
+        ("10.66.0.6", "fd00:66::5/64"),
+        ("10.66.0.6", "10.66.0.0/64"),
+        ("10.66.0.6", "fd00:66::/63"),
+        ("10.66.0.6", "fd00:66::fdff:ffff:ffff:ff80"),
+        ("10.66.0.6", "fd00:66::fdff:ffff:ffff:ff80/128"),
+    ] {
+        assert!(open(report(&[other, bad])).is_err(), "{other} {bad}");
+    }
     for bad in [
         "",
         "10.66.0.0/24",

@@ -1,11 +1,13 @@
 //! Sessions: who may have which address, and what becomes of it.
 
+use std::net::IpAddr;
+
 use super::kit::*;
 use crate::{
     config::UnknownDevice,
     controller::{Enforcement, Refusal, SessionReport},
     kernel::fake::Call,
-    model::{DeviceState, SessionId},
+    model::{DeviceState, SessionId, prefix},
 };
 
 #[tokio::test]
@@ -47,6 +49,75 @@ async fn between_two_released_owners_an_address_is_in_quarantine_until_the_commi
         }
     }
     assert_eq!((g.judged("10.66.0.5"), g.judged("fd00:66::5")), (OFFICE, OFFICE));
+}
+
+#[tokio::test]
+async fn a_whole_64_is_the_sessions_own() {
+    let g = Gateway::new().await;
+    for device in ["router", "phone", "third"] {
+        g.register(device, "office").await;
+    }
+    const WHOLE: &str = "fd00:66::fdff:ffff:ffff:ff80";
+    let network = prefix::whole("fd00:66::".parse().unwrap());
+    assert_eq!(network, ip(WHOLE));
+    let router = g.open("router", &[WHOLE, "10.66.0.5"]).await.unwrap();
+    g.applied("router").await.unwrap();
+    let inside = ["fd00:66::7", "fd00:66:0:0:ffff::1", "10.66.0.5"];
+    assert_eq!(inside.map(|a| g.judged(a)), [OFFICE; 3]);
+    // Nobody else has an address of it, or all of it.
+    let taken = |address: IpAddr, session: SessionId| {
+        Err(Refusal::AddressTaken {
+            address,
+            session,
+            source_name: "vpn-1".parse().unwrap(),
+        })
+    };
+    let id = router.session.session.id;
+    assert_eq!(
+        g.open_at("vpn-2", "phone", &["fd00:66::7"]).await.map(|_| ()),
+        taken(ip("fd00:66::7"), id)
+    );
+    assert_eq!(g.open_at("vpn-2", "phone", &[WHOLE]).await.map(|_| ()), taken(network, id));
+    assert_eq!(
+        g.open_at("vpn-2", "phone", &[WHOLE]).await.unwrap_err().to_string(),
+        format!("fd00:66::/64 is held by session {id} of source vpn-1")
+    );
+    // The same source hands it on: to an address of it, which nothing is left of the rest for.
+    let phone = g.open("phone", &["fd00:66::7"]).await.unwrap();
+    assert!(
+        g.controller()
+            .device(super::kit::id("router"))
+            .await
+            .unwrap()
+            .sessions
+            .is_empty()
+    );
+    assert_eq!(inside.map(|a| g.judged(a)), [QUARANTINE; 3]);
+    g.applied("phone").await.unwrap();
+    assert_eq!(inside.map(|a| g.judged(a)), [OFFICE, QUARANTINE, QUARANTINE]);
+    // And to all of it from single ones, which end.
+    g.open("third", &["fd00:66::8"]).await.unwrap();
+    let id = phone.session.session.id;
+    assert_eq!(g.open_at("vpn-2", "router", &[WHOLE]).await.map(|_| ()), taken(network, id));
+    g.open("router", &[WHOLE]).await.unwrap();
+    assert_eq!(inside.map(|a| g.judged(a)), [OFFICE, OFFICE, QUARANTINE]);
+    assert_eq!(
+        g.kernel.state().assigned.keys().collect::<Vec<_>>(),
+        [&network],
+        "nothing is left of the single ones"
+    );
+    assert_eq!(g.controller().sessions(None, 10).await.unwrap().len(), 1);
+    g.open("phone", &["10.66.0.5"]).await.unwrap();
+    assert_eq!(inside.map(|a| g.judged(a)), [OFFICE; 3]);
+}
+
+#[tokio::test]
+async fn a_64_is_whole_in_a_pool() {
+    let g = Gateway::new().await;
+    g.register("router", "office").await;
+    let outside = prefix::whole("fd00:99::".parse().unwrap());
+    let refused = g.open("router", &["fd00:99::fdff:ffff:ffff:ff80"]).await;
+    assert_eq!(refused.map(|_| ()), Err(Refusal::AddressOutsidePools(outside)));
 }
 
 #[tokio::test]

@@ -93,15 +93,23 @@ impl Writer {
 
     /// It was refused after all: it has changed nothing.
     pub(super) fn forget(&mut self, context: &SignalContext) {
-        self.requests.recent.remove(&key(context));
+        let key = key(context);
+        if self
+            .requests
+            .recent
+            .get(&key)
+            .is_some_and(|r| Some(r.digest) == context.digest)
+        {
+            self.requests.recent.remove(&key);
+        }
     }
 
     /// The answer to a request, to be remembered with the next commit. One that holds a secret stays in memory.
     pub(super) fn answered(&mut self, context: &SignalContext, answer: Vec<u8>, secret: bool) {
         let Some(digest) = context.digest else { return };
-        let Some(recent) = self.requests.recent.get_mut(&key(context)) else {
-            return;
-        };
+        // Another request under the same id has not been remembered.
+        let known = self.requests.recent.get_mut(&key(context)).filter(|r| r.digest == digest);
+        let Some(recent) = known else { return };
         if !secret {
             self.answers_since.get_or_insert_with(Instant::now);
             self.answers.push(Request {

@@ -49,6 +49,7 @@ async fn a_repeated_request_gets_the_first_answer_also_after_a_restart() {
     );
     let other = ask(&g, "one", 2).await.unwrap_err();
     assert_eq!(other.refusal, Refusal::RequestIdReused("one".parse().unwrap()));
+    g.controller().answered(request(&g, "one", 2), b"another's".to_vec(), false);
     g.restart().await;
     assert_eq!(ask(&g, "one", 1).await, Ok(Answer::Again(b"the answer".to_vec())));
     assert_eq!(

@@ -6,7 +6,8 @@ use prost::Message as _;
 
 fn main() -> Result<(), Box<dyn Error>> {
     println!("cargo::rerun-if-changed=lazaret");
-    let files = ["device", "inspect", "operator", "policy", "session", "types"].map(|f| format!("lazaret/v1/{f}.proto"));
+    let files =
+        ["access", "device", "inspect", "operator", "policy", "session", "types"].map(|f| format!("lazaret/v1/{f}.proto"));
     let descriptors = protox::compile(files, ["."])?;
     let out = PathBuf::from(env::var("OUT_DIR")?);
     std::fs::write(out.join("lazaret.binpb"), descriptors.encode_to_vec())?;

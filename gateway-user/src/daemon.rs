@@ -22,7 +22,7 @@ use crate::{
     dataplane::{self, Live},
     events::Denials,
     kernel::Link,
-    links, notify,
+    links, notify, privileges,
     store::{AuditLog, SqliteStore},
     telemetry,
 };
@@ -32,23 +32,24 @@ use crate::{
 /// # Errors
 /// What kept it from starting, or what made it end.
 pub fn run(file: &Path) -> Result<()> {
-    let config = Config::load(file)?;
+    let mut config = Config::load(file)?;
     telemetry::init(&config.log)?;
     for warning in config.warnings() {
         warn!("{warning}");
     }
+    let opened = open(&mut config).inspect_err(|_| stay_closed(&config))?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()
         .context("the runtime cannot be started")?;
-    runtime.block_on(serve(Arc::new(config)))
+    runtime.block_on(serve(Arc::new(config), opened))
 }
 
-async fn serve(config: Arc<Config>) -> Result<()> {
+async fn serve(config: Arc<Config>, (listeners, store): (Listeners, SqliteStore)) -> Result<()> {
     // First, so that a signal during the start ends it in order.
     let mut ends = Ends::new()?;
     let hangup = signal(SignalKind::hangup()).context("signals cannot be caught")?;
-    let (listeners, store, live) = open(&config).inspect_err(|_| stay_closed(&config))?;
+    let live = Live::open(&config).inspect_err(|_| stay_closed(&config))?;
     // Ends after the controller, with its last entries.
     let _audit_log =
         AuditLog::start(&config.paths.state, config.keep.audit_log.clone()).context("the audit log cannot be started")?;
@@ -123,11 +124,14 @@ async fn serve(config: Arc<Config>) -> Result<()> {
     ended
 }
 
-/// What the daemon needs. The database comes first: its lock keeps a second daemon from the first one's socket.
-fn open(config: &Config) -> Result<(Listeners, SqliteStore, Live)> {
+/// Opens what takes privileges that are given up then. The database comes first: its lock keeps a second daemon from the first one's socket.
+/// There is one thread as yet.
+fn open(config: &mut Config) -> Result<(Listeners, SqliteStore)> {
+    privileges::prepare(config)?;
     let store = SqliteStore::open(&config.paths.state)?;
     let listeners = Listeners::bind(config)?;
-    Ok((listeners, store, Live::open(config)?))
+    privileges::confine(config)?;
+    Ok((listeners, store))
 }
 
 /// Nobody judges after a boot if the daemon cannot start: a certificate, a port or a database must not open the gateway.

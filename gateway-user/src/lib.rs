@@ -34,3 +34,4 @@ pub mod daemon;
 pub mod hook;
 pub mod notify;
 pub mod pki;
+pub mod privileges;

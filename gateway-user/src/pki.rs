@@ -1,7 +1,9 @@
 //! A small CA, so that nobody starts with plaintext: `lazaret pki init` and `lazaret pki issue`. The daemon does not use this module, and
 //! never needs the CA's key. ECDSA P-256; the CA signs leaves only (path length 0); a leaf is a client's with one role, or a server's.
 //!
-//! It does not revoke: leave a client out by making a new CA, or by a short `--days`.
+//! It does not revoke: leave a client out by a revocation list of a larger CA, by making a new CA, or by a short `--days`.
+
+mod renew;
 
 use std::{
     fmt,
@@ -21,6 +23,7 @@ use rustls::pki_types::{CertificateDer, pem::PemObject as _};
 use serde::Serialize;
 use x509_parser::prelude::{FromDer as _, X509Certificate};
 
+pub use self::renew::{RenewArgs, renew};
 use crate::{
     access::{
         certificate::{DEVICES_URI, MAX_SCOPE, ROLE_URI, SOURCE_URI},
@@ -146,6 +149,20 @@ pub enum PkiError {
     /// A scope that the role does not have.
     #[error("--source is for --role vpn, and --devices for --role mdm; at most {MAX_SCOPE} of them")]
     Scope,
+    /// What is to be renewed is of another CA.
+    #[error("the certificate in {certificate} is not signed by the CA in {ca}; name its CA with --from-ca")]
+    NotSigned {
+        /// Which.
+        certificate: PathBuf,
+        /// Whose.
+        ca: PathBuf,
+    },
+    /// What is to be renewed says what this CA cannot say again.
+    #[error("the certificate in {0} is not one as `lazaret pki issue` makes them; issue a new one")]
+    NotOurs(PathBuf),
+    /// What is to be renewed gives nothing.
+    #[error("the certificate gives no role: {0}")]
+    NoGrant(String),
     /// Not a name.
     #[error(transparent)]
     Name(#[from] InvalidName),
@@ -187,21 +204,7 @@ pub fn init(args: &InitArgs) -> Result<Made, PkiError> {
 /// # Errors
 /// See [`PkiError`]. Nothing that exists is changed.
 pub fn issue(args: &IssueArgs) -> Result<Made, PkiError> {
-    let mut params = params(&args.name, args.days)?;
-    params.is_ca = IsCa::ExplicitNoCa;
-    params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
-    params.use_authority_key_identifier_extension = true;
-    match (args.role, args.server) {
-        (Some(role), false) => {
-            params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
-            params.subject_alt_names = client_names(role, &args.source, &args.devices)?;
-        }
-        (None, true) => {
-            params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
-            params.subject_alt_names = server_names(&args.dns, &args.ip)?;
-        }
-        _ => return Err(PkiError::NoUse),
-    }
+    let (params, _) = certified(args)?;
     let issuer = ca(&args.dir, args.days)?;
     let key = KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256)?;
     let certificate = params.signed_by(&key, &issuer)?;
@@ -225,6 +228,26 @@ pub fn issue(args: &IssueArgs) -> Result<Made, PkiError> {
         ),
     };
     Ok(Made { certificate, key, next })
+}
+
+/// What is to be signed, and for which role; `None`: the gateway.
+fn certified(args: &IssueArgs) -> Result<(CertificateParams, Option<Role>), PkiError> {
+    let mut params = params(&args.name, args.days)?;
+    params.is_ca = IsCa::ExplicitNoCa;
+    params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+    params.use_authority_key_identifier_extension = true;
+    match (args.role, args.server) {
+        (Some(role), false) => {
+            params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
+            params.subject_alt_names = client_names(role, &args.source, &args.devices)?;
+        }
+        (None, true) => {
+            params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
+            params.subject_alt_names = server_names(&args.dns, &args.ip)?;
+        }
+        _ => return Err(PkiError::NoUse),
+    }
+    Ok((params, args.role))
 }
 
 fn parse_role(name: &str) -> Result<Role, String> {
@@ -259,7 +282,7 @@ fn ca(dir: &Path, days: u32) -> Result<Issuer<'static, KeyPair>, PkiError> {
     let pem = tls::read_certificate(&certificate)?;
     let der = CertificateDer::from_pem_slice(&pem).map_err(|e| garbage(&certificate, &e))?;
     tls::check_ca(&certificate, &der, SystemTime::now())?;
-    let text = String::from_utf8(tls::read_key(&key)?).map_err(|e| garbage(&key, &e))?;
+    let text = String::from_utf8(tls::read_key(&key, None)?).map_err(|e| garbage(&key, &e))?;
     let key = KeyPair::from_pem(&text).map_err(|e| garbage(&key, &e))?;
     let (_, parsed) = X509Certificate::from_der(&der).map_err(|e| garbage(&certificate, &e))?;
     if parsed.public_key().subject_public_key.data != key.public_key_raw() {

@@ -168,19 +168,19 @@ impl Access {
     }
 
     /// Ends the trust in a retiring CA, for good: it is remembered over restarts, whatever `api.retiring_ca` says. Open connections of its
-    /// clients are closed. Blocks on files.
+    /// clients are closed. Blocks on files. Answers how many clients needed it.
     ///
     /// # Errors
     /// See [`FinishError`].
-    pub fn finish(&self, ca: &Fingerprint, force: bool, reason: &str, by: &Identity) -> Result<(), FinishError> {
+    pub fn finish(&self, ca: &Fingerprint, force: bool, reason: &str, by: &Identity) -> Result<u64, FinishError> {
         let network = self.0.network.as_ref().ok_or(FinishError::UnknownCa)?;
-        network.finish(ca, force, reason, by)?;
+        let pending = network.finish(ca, force, reason, by)?;
         network.reload(&self.0.connections);
         // If the files cannot be used as they are now, what was read before is in force; the mark is kept and counts from the next reading.
         if network.lock().trust.ca(ca).is_some() {
             return Err(FinishError::NotYet);
         }
-        Ok(())
+        Ok(pending)
     }
 
     /// What is trusted now; `None`: there is no network API.
@@ -389,7 +389,7 @@ impl Network {
         connections.verify(true, now, |chain| trust.verify(chain, now).is_ok());
     }
 
-    fn finish(&self, ca: &Fingerprint, force: bool, reason: &str, by: &Identity) -> Result<(), FinishError> {
+    fn finish(&self, ca: &Fingerprint, force: bool, reason: &str, by: &Identity) -> Result<u64, FinishError> {
         let now = SystemTime::now();
         let state = self.lock();
         let report = report::report(&self.api, &state.trust, &state.clients, now);
@@ -432,7 +432,7 @@ impl Network {
             pending,
             "a CA's retirement is finished"
         );
-        Ok(())
+        Ok(pending)
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {

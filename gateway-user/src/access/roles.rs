@@ -39,6 +39,8 @@ const ALL: &[Role] = &[Mdm, Vpn, Operator, Viewer];
 
 /// Every RPC that is served, in the order of the .proto files; health and reflection last.
 pub const TABLE: &[Rpc] = &[
+    rpc("/lazaret.v1.AccessService/GetAccess", READS),
+    rpc("/lazaret.v1.AccessService/FinishRetirement", OPERATOR),
     rpc("/lazaret.v1.DeviceService/RegisterDevices", MDM),
     rpc("/lazaret.v1.DeviceService/ReportPolicyApplied", MDM),
     restriction("/lazaret.v1.DeviceService/ReportPolicyRevoked", MDM),

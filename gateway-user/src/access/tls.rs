@@ -172,22 +172,26 @@ pub(crate) fn read_certificate(path: &Path) -> Result<Vec<u8>, TlsError> {
     Ok(read(path, MAX_FILE)?.0)
 }
 
-/// A key's file, which nobody else can read.
-pub(crate) fn read_key(path: &Path) -> Result<Vec<u8>, TlsError> {
+/// A key's file, which nobody else can read: it is root's, the daemon's, or that of the user that the daemon is to become.
+pub(crate) fn read_key(path: &Path, user: Option<&str>) -> Result<Vec<u8>, TlsError> {
     let (content, metadata) = read(path, MAX_FILE)?;
     let mode = metadata.mode() & 0o7777;
     if mode & 0o077 != 0 {
         return Err(TlsError::LooseKey { path: path.into(), mode });
     }
     let uid = metadata.uid();
-    if uid != 0 && uid != nix::unistd::geteuid().as_raw() {
+    let the_users = || {
+        let found = user.and_then(|name| nix::unistd::User::from_name(name).ok().flatten());
+        found.is_some_and(|user| user.uid.as_raw() == uid)
+    };
+    if uid != 0 && uid != nix::unistd::geteuid().as_raw() && !the_users() {
         return Err(TlsError::KeyOwner { path: path.into(), uid });
     }
     Ok(content)
 }
 
 /// The certificates of a file, in its order; at least one.
-pub(super) fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
+pub(crate) fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
     let content = read_certificate(path)?;
     let parsed: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&content).collect();
     let parsed = parsed.map_err(|e| TlsError::Garbage {
@@ -226,8 +230,8 @@ pub(super) fn garbage(path: &Path, problem: impl std::fmt::Display) -> TlsError 
 }
 
 /// The private key of a file that nobody else can read.
-pub(super) fn key(path: &Path) -> Result<PrivateKeyDer<'static>, TlsError> {
-    PrivateKeyDer::from_pem_slice(&read_key(path)?).map_err(|e| match e {
+pub(super) fn key(path: &Path, user: Option<&str>) -> Result<PrivateKeyDer<'static>, TlsError> {
+    PrivateKeyDer::from_pem_slice(&read_key(path, user)?).map_err(|e| match e {
         pem::Error::NoItemsFound => TlsError::NoKey(path.into()),
         e => TlsError::Garbage {
             path: path.into(),

@@ -113,7 +113,7 @@ pub fn load(api: &Api, finished: &BTreeSet<Fingerprint>) -> Result<Trust, TlsErr
         &tls::parse(&api.certificate, chain.first().map_or(&[], |c| c.as_ref()))?,
         not_after,
     );
-    let key = tls::key(&api.key)?;
+    let key = tls::key(&api.key, api.user.as_deref())?;
     let provider = Arc::new(provider::default_provider());
 
     let mut left_out = Vec::new();
@@ -193,6 +193,16 @@ impl Trust {
     pub fn ended_between(&self, from: SystemTime, to: SystemTime) -> bool {
         self.cas.iter().any(|ca| (from..to).contains(&ca.certificate.not_after))
     }
+}
+
+/// SHA-256 of the first certificate of a file.
+///
+/// # Errors
+/// See [`TlsError`].
+pub fn fingerprint_of(file: &Path) -> Result<Fingerprint, TlsError> {
+    let read = tls::certificates(file)?;
+    let first = read.first().ok_or_else(|| TlsError::NoCertificate(file.to_owned()))?;
+    Ok(Fingerprint::new(sha256(first)))
 }
 
 /// When something of a chain, leaf first, next ends.

@@ -14,11 +14,13 @@ use super::{
     parse, render, status,
 };
 use crate::{
+    access::live::Access,
     clock::SystemClock,
     config::Config,
     controller::{Controller, SessionView},
     events::KEPT,
     model::PoolId,
+    privileges,
 };
 
 /// Sessions that are asked for in one command, so that the controller's queue is never held for long.
@@ -32,6 +34,7 @@ pub(super) struct Inspect {
     config: Arc<Config>,
     controller: Controller,
     views: Views,
+    access: Access,
     clock: SystemClock,
     explainer: Explainer,
     watchers: Watchers,
@@ -44,6 +47,7 @@ impl Inspect {
         config: Arc<Config>,
         controller: Controller,
         views: Views,
+        access: Access,
         clock: SystemClock,
         stopped: watch::Receiver<bool>,
     ) -> Self {
@@ -52,6 +56,7 @@ impl Inspect {
             config,
             controller,
             views,
+            access,
             clock,
             watchers: Watchers::default(),
             stopped,
@@ -88,7 +93,10 @@ impl Inspect {
 impl InspectService for Inspect {
     async fn get_status(&self, _: Request<v1::GetStatusRequest>) -> Result<Response<v1::GetStatusResponse>, Status> {
         let s = self.controller.status().await.map_err(|e| status::refused(&e))?;
-        Ok(Response::new(render::gateway_status(s)))
+        let mut answer = render::gateway_status(s);
+        answer.warnings.extend(self.access.warnings());
+        (answer.user, answer.capabilities) = privileges::held();
+        Ok(Response::new(answer))
     }
 
     async fn list_pools(&self, _: Request<v1::ListPoolsRequest>) -> Result<Response<v1::ListPoolsResponse>, Status> {

@@ -1,6 +1,7 @@
 //! The gRPC API, v1: requests become commands of the controller, its answers become responses. It decides nothing and touches neither
 //! store nor kernel; who may call what is decided before it, in [`crate::access`].
 
+mod access;
 mod capture;
 mod command;
 mod denials;
@@ -24,15 +25,18 @@ use std::{future::Future, pin::pin, sync::Arc, time::Duration};
 pub use parse::{Invalid, MAX_ADDRESSES, MAX_ALIASES, MAX_REGISTRATIONS, MAX_REPORTS, MAX_TEXT};
 
 use lazaret_proto::v1::{
-    device_service_server::DeviceServiceServer, inspect_service_server::InspectServiceServer,
-    operator_service_server::OperatorServiceServer, policy_service_server::PolicyServiceServer,
-    session_service_server::SessionServiceServer,
+    access_service_server::AccessServiceServer, device_service_server::DeviceServiceServer,
+    inspect_service_server::InspectServiceServer, operator_service_server::OperatorServiceServer,
+    policy_service_server::PolicyServiceServer, session_service_server::SessionServiceServer,
 };
 use tokio::sync::watch as signal;
 use tonic::service::Routes;
 
 use crate::{
-    access::listen::{self, Listeners},
+    access::{
+        listen::{self, Listeners},
+        live::Access,
+    },
     clock::SystemClock,
     config::Config,
     controller::Controller,
@@ -106,7 +110,7 @@ pub async fn serve(
     shutdown: impl Future<Output = ()>,
 ) -> Result<(), ServeError> {
     let (stop, stopped) = signal::channel(false);
-    let routes = routes(config, controller, views, stopped.clone()).await?;
+    let routes = routes(config, controller, views, listeners.access(), stopped.clone()).await?;
     let mut serving = pin!(listeners.serve(routes, stopped));
     tokio::select! {
         ended = &mut serving => return Ok(ended?),
@@ -130,12 +134,14 @@ async fn routes(
     config: Arc<Config>,
     controller: Controller,
     views: Views,
+    access: Access,
     stopped: signal::Receiver<bool>,
 ) -> Result<Routes, ServeError> {
     let max = config.api.as_ref().map_or(DEFAULT_MAX_MESSAGE, |a| a.max_message);
     let reflection =
         || tonic_reflection::server::Builder::configure().register_encoded_file_descriptor_set(lazaret_proto::DESCRIPTORS);
     let (reporter, health) = tonic_health::server::health_reporter();
+    reporter.set_serving::<AccessServiceServer<access::Accesses>>().await;
     reporter.set_serving::<DeviceServiceServer<device::Devices>>().await;
     reporter.set_serving::<SessionServiceServer<session::Sessions>>().await;
     reporter.set_serving::<InspectServiceServer<inspect::Inspect>>().await;
@@ -145,8 +151,9 @@ async fn routes(
     let sessions = session::Sessions::new(config.clone(), controller.clone());
     let operators = operator::Operators::new(config.clone(), controller.clone());
     let policies = policy::Policies::new(config.clone(), controller.clone(), stopped.clone());
-    let inspect = inspect::Inspect::new(config, controller, views, SystemClock::new()?, stopped);
+    let inspect = inspect::Inspect::new(config, controller, views, access.clone(), SystemClock::new()?, stopped);
     Ok(Routes::default()
+        .add_service(AccessServiceServer::new(access::Accesses(access)).max_decoding_message_size(MAX_READ_REQUEST))
         .add_service(DeviceServiceServer::new(devices).max_decoding_message_size(max))
         .add_service(SessionServiceServer::new(sessions).max_decoding_message_size(max))
         .add_service(InspectServiceServer::new(inspect).max_decoding_message_size(MAX_READ_REQUEST))

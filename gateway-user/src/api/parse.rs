@@ -400,7 +400,7 @@ fn list<T: PartialEq>(
 
 /// A text for people. Besides control characters, what turns the direction of a line or breaks it is refused: it would let one text
 /// show itself as another in a log or a table.
-fn text(field: &str, value: String) -> Result<String, Invalid> {
+pub(super) fn text(field: &str, value: String) -> Result<String, Invalid> {
     let harmful = |c: char| {
         c.is_control() || matches!(c, '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{feff}')
     };

@@ -215,6 +215,8 @@ pub(super) fn gateway_status(s: Status) -> v1::GetStatusResponse {
         events_lost: s.losses.lost,
         events_repeated: s.losses.repeated,
         captures_lost: captures_lost(&s.losses),
+        user: String::new(),
+        capabilities: Vec::new(),
     }
 }
 

@@ -145,6 +145,8 @@ all_devices!(
 );
 one_source!(OpenSessionRequest, SynchroniseSessionsRequest);
 nothing!(
+    GetAccessRequest,
+    FinishRetirementRequest,
     ListDevicesRequest,
     ListLedgerEntriesRequest,
     WatchGatewayUrisRequest,

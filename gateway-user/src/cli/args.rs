@@ -346,6 +346,17 @@ pub(super) enum PkiCommand {
     /// Make a key, and a certificate that the CA signs, for a client's role or for the gateway itself
     #[command(after_help = PKI_EXAMPLES)]
     Issue(crate::pki::IssueArgs),
+    /// Renew a certificate of this CA: same name, role and scope, a new key; the old one holds until it ends
+    #[command(after_help = "Example:\n  lazaret pki renew --dir ~/lazaret-ca mdm-1.pem --out ~/for-the-mdm")]
+    Renew(crate::pki::RenewArgs),
+    /// What the running gateway trusts until when, which clients have shown which certificates, and who is to be renewed
+    #[command(after_help = "Example:\n  lazaret pki status")]
+    Status(Connection),
+    /// End the trust in a retiring CA for good; refused while clients need it
+    #[command(
+        after_help = "Examples:\n  lazaret pki finish-retirement /etc/lazaret/old-ca.pem\n  lazaret pki finish-retirement /etc/lazaret/old-ca.pem --force --reason \"its key is lost\""
+    )]
+    FinishRetirement(super::access::FinishArgs),
 }
 
 const PKI_EXAMPLES: &str = "\

@@ -8,8 +8,8 @@ use std::{
 
 use hyper_util::rt::TokioIo;
 use lazaret_proto::v1::{
-    self, device_service_client::DeviceServiceClient, inspect_service_client::InspectServiceClient,
-    session_service_client::SessionServiceClient,
+    self, access_service_client::AccessServiceClient, device_service_client::DeviceServiceClient,
+    inspect_service_client::InspectServiceClient, session_service_client::SessionServiceClient,
 };
 use tokio::net::UnixStream;
 use tonic::{
@@ -150,6 +150,10 @@ impl Client {
 
     pub(crate) fn sessions(&self) -> SessionServiceClient<Channel> {
         SessionServiceClient::new(self.channel.clone()).max_decoding_message_size(MOST)
+    }
+
+    pub(crate) fn access(&self) -> AccessServiceClient<Channel> {
+        AccessServiceClient::new(self.channel.clone()).max_decoding_message_size(MOST)
     }
 
     pub(crate) fn inspect(&self) -> InspectServiceClient<Channel> {

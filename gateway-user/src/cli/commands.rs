@@ -18,11 +18,16 @@ use super::{
 };
 use crate::model;
 
-/// Asks the daemon, and prints what it says.
-pub(super) fn run(ask: &Ask) -> Result<Outcome, Failure> {
+/// Runs what asks the daemon.
+pub(super) fn block_on(asking: impl Future<Output = Result<Outcome, Failure>>) -> Result<Outcome, Failure> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.map_err(|e| Failure::Local(format!("no event loop: {e}")))?;
-    runtime.block_on(async {
+    runtime.block_on(asking)
+}
+
+/// Asks the daemon, and prints what it says.
+pub(super) fn run(ask: &Ask) -> Result<Outcome, Failure> {
+    block_on(async {
         match ask {
             Ask::Status(c) => status(c).await,
             Ask::Pools(c) => pools(c).await,

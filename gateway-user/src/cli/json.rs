@@ -26,6 +26,7 @@ pub(super) fn status(s: &v1::GetStatusResponse) -> Value {
         "warnings": s.warnings,
         "events_suppressed": s.events_suppressed, "events_lost": s.events_lost, "events_repeated": s.events_repeated,
         "captures_lost": s.captures_lost,
+        "user": s.user, "capabilities": s.capabilities,
     })
 }
 

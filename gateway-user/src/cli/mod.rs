@@ -1,6 +1,7 @@
 //! The command line: what can be typed, and what becomes of it. It asks the daemon over its Unix socket; only `run`, `floor` and `detach`
 //! touch the kernel, through the modules that do.
 
+mod access;
 mod args;
 mod audit;
 mod capture;
@@ -64,6 +65,9 @@ fn run(command: &Command) -> Result<Outcome, Failure> {
         }),
         Command::Pki(PkiCommand::Init(a)) => made(crate::pki::init(a)),
         Command::Pki(PkiCommand::Issue(a)) => made(crate::pki::issue(a)),
+        Command::Pki(PkiCommand::Renew(a)) => made(crate::pki::renew(a)),
+        Command::Pki(PkiCommand::Status(c)) => commands::block_on(access::status(c)),
+        Command::Pki(PkiCommand::FinishRetirement(a)) => commands::block_on(access::finish(a)),
         Command::Audit(a) => audit::run(a),
         Command::Store(a) => store::run(a),
         Command::Reason(a) => reason::run(a),

@@ -7,6 +7,14 @@ use super::{
     table::{Cell, Page, Tone, toned},
 };
 
+/// User and capabilities.
+fn running_as(s: &v1::GetStatusResponse) -> String {
+    match s.capabilities.as_slice() {
+        [] => format!("{}, without capabilities", s.user),
+        held => format!("{} with {}", s.user, held.join(", ")),
+    }
+}
+
 /// What keeps the gateway from doing its work; empty: healthy. An interface that does not exist yet is waited for and is no problem.
 pub(super) fn problems(s: &v1::GetStatusResponse) -> Vec<String> {
     let mut found = Vec::new();
@@ -73,6 +81,7 @@ pub(super) fn status(page: &mut Page, s: &v1::GetStatusResponse) {
             ),
         );
     }
+    page.pair("running as", running_as(s));
     page.pair("running since", text_of(s.started_at.as_ref()).unwrap_or_default());
     page.line("");
     let mut rows = Vec::new();

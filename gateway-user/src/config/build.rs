@@ -40,7 +40,10 @@ pub(super) fn config(
             pins: or(settings.pins, paths.pins),
         },
         api: match api {
-            Some(raw) => Some(build_api(raw)?),
+            Some(raw) => Some(Api {
+                user: settings.user.as_ref().map(|u| u.value.clone()),
+                ..build_api(raw)?
+            }),
             None => None,
         },
         socket: Socket {
@@ -48,6 +51,7 @@ pub(super) fn config(
             vpn_group: settings.vpn_group.map(|g| g.value),
             viewer_group: settings.viewer_group.map(|g| g.value),
         },
+        user: settings.user.map(|u| u.value),
         log: Log {
             level: or(settings.level, log.level),
             format: or(settings.format, log.format),
@@ -85,6 +89,7 @@ fn build_api(raw: RawApi) -> Option<Api> {
         listen: raw.listen?.value,
         certificate: raw.certificate?.value,
         key: raw.key?.value,
+        user: None,
         client_ca: files(Some(raw.client_ca?)),
         retiring_ca: files(raw.retiring_ca),
         crl: files(raw.crl),

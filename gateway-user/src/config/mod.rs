@@ -43,6 +43,8 @@ pub struct Config {
     pub api: Option<Api>,
     /// The Unix socket.
     pub socket: Socket,
+    /// As whom the daemon runs once it has opened its files (`process.user`). Default: as whom it was started.
+    pub user: Option<String>,
     /// Logging.
     pub log: Log,
     /// What is done with devices.
@@ -154,6 +156,8 @@ pub struct Api {
     pub certificate: PathBuf,
     /// Its key, PEM; mode 0600 or tighter.
     pub key: PathBuf,
+    /// As [`Config::user`]: whose the key may be, beside root's.
+    pub user: Option<String>,
     /// Files of CA certificates that client certificates must lead to, PEM.
     pub client_ca: Vec<PathBuf>,
     /// Likewise, of CAs that are to go: who still shows their certificates is counted.

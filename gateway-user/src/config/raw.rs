@@ -21,6 +21,7 @@ pub(super) const SCHEMA: &[(&str, &[&str])] = &[
             "paths",
             "api",
             "socket",
+            "process",
             "log",
             "devices",
             "proof",
@@ -54,6 +55,7 @@ pub(super) const SCHEMA: &[(&str, &[&str])] = &[
         ],
     ),
     ("socket", &["path", "vpn_group", "viewer_group"]),
+    ("process", &["user"]),
     ("log", &["level", "format"]),
     (
         "devices",
@@ -166,6 +168,7 @@ pub(super) struct RawSettings {
     pub(super) socket: Option<At<PathBuf>>,
     pub(super) vpn_group: Option<At<String>>,
     pub(super) viewer_group: Option<At<String>>,
+    pub(super) user: Option<At<String>>,
     pub(super) level: Option<At<String>>,
     pub(super) format: Option<At<LogFormat>>,
     pub(super) addresses: Option<At<u32>>,
@@ -194,6 +197,9 @@ impl RawSettings {
                 let remedy = "name two groups: a member of both would have two roles";
                 s.wrong(viewer, "viewer_group", Wrong::new("the same group as vpn_group", remedy));
             }
+        }
+        if let Some(s) = document.section("process") {
+            raw.user = s.parsed("user", values::user);
         }
         if let Some(s) = document.section("log") {
             raw.level = s.parsed("level", values::log_level);

@@ -122,6 +122,8 @@ handshake_timeout = "2s"
 path = "/tmp/x.sock"
 vpn_group = "vpn"
 viewer_group = "adm"
+[process]
+user = "lazaret"
 [log]
 level = "info,gateway_user=debug"
 format = "json"
@@ -197,6 +199,7 @@ fragments = 128
     assert_eq!(config.pools[1].table.as_ref().unwrap().routes.len(), 1);
     assert_eq!(config.log.format, LogFormat::Json);
     assert_eq!(config.socket.vpn_group.as_deref(), Some("vpn"));
+    assert_eq!(config.user.as_deref(), Some("lazaret"));
 }
 
 #[test]

@@ -86,12 +86,21 @@ pub(super) fn socket_path(text: &str) -> Result<PathBuf, Wrong> {
     Ok(path)
 }
 
+/// Name of a user: the characters that useradd(8) allows.
+pub(super) fn user(text: &str) -> Result<String, Wrong> {
+    account(text, "user")
+}
+
 /// Name of a group: the characters that groupadd(8) allows.
 pub(super) fn group(text: &str) -> Result<String, Wrong> {
+    account(text, "group")
+}
+
+fn account(text: &str, kind: &str) -> Result<String, Wrong> {
     let ok = (1..=32).contains(&text.len())
         && text.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_')
         && text.chars().all(|c| c.is_ascii_alphanumeric() || "_-".contains(c));
-    let problem = || format!("{:?} is not a group's name", shortened(text));
+    let problem = || format!("{:?} is not a {kind}'s name", shortened(text));
     let remedy = "write 1 to 32 characters of A-Z a-z 0-9 _ -, the first a letter or _";
     if ok {
         Ok(text.to_owned())

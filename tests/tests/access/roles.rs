@@ -14,6 +14,8 @@ const ROLES: [Role; 4] = [Role::Mdm, Role::Vpn, Role::Operator, Role::Viewer];
 
 /// RPC; then, in the order of [`ROLES`], who may call it.
 const EXPECTED: &str = "
+    /lazaret.v1.AccessService/GetAccess                                -   -   operator viewer
+    /lazaret.v1.AccessService/FinishRetirement                         -   -   operator -
     /lazaret.v1.DeviceService/RegisterDevices                          mdm -   operator -
     /lazaret.v1.DeviceService/ReportPolicyApplied                      mdm -   operator -
     /lazaret.v1.DeviceService/ReportPolicyRevoked                      mdm -   operator -
@@ -119,7 +121,7 @@ async fn every_rpc_with_every_role() {
         }
     }
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
-    assert_eq!(calls, 42 * 4);
+    assert_eq!(calls, 44 * 4);
     gateway.stop().await;
 }
 

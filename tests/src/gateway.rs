@@ -73,6 +73,14 @@ impl Gateway {
         self.scratch.tmpfs("state", kib)
     }
 
+    /// Keeps the database on an ext4 of `kib` KiB.
+    ///
+    /// # Errors
+    /// No privilege, no loop device, or no `mkfs.ext4`.
+    pub fn ext4_state(&mut self, kib: u32) -> Result<PathBuf> {
+        self.scratch.ext4("state", kib)
+    }
+
     /// Where its files are: `lazaret.toml`, `lazaret.sock`, `lazaret.log`, `ca.pem`, `mdm.pem`, `mdm.key`, `bpf`, ...
     #[must_use]
     pub fn folder(&self) -> &Path {

@@ -15,6 +15,8 @@ pub enum Need {
     Tun,
     /// vxlan devices, a tunnel that ends in the kernel.
     Vxlan,
+    /// Loop devices: a file as a disk.
+    Loop,
     /// A program on the path.
     Program(&'static str),
     /// `LAZARET_TEST_PYTHON` names a Python with grpcio; `cargo xtask test` makes one.
@@ -30,6 +32,7 @@ impl Need {
             Self::Bpf => kernel().is_some_and(|v| v >= (6, 6)) && Path::new("/sys/kernel/btf/vmlinux").exists(),
             Self::Tun => Path::new("/dev/net/tun").exists(),
             Self::Vxlan => Namespace::new("need").is_ok_and(|n| n.ip("link add v type vxlan id 1 dstport 4789").is_ok()),
+            Self::Loop => Path::new("/dev/loop-control").exists() && Self::Program("mkfs.ext4").met(),
             Self::Program(name) => {
                 let path = std::env::var_os("PATH").unwrap_or_default();
                 std::env::split_paths(&path)
@@ -55,6 +58,7 @@ impl fmt::Display for Need {
             Self::Bpf => f.write_str("Linux 6.6 or later with BTF (/sys/kernel/btf/vmlinux), for TCX"),
             Self::Tun => f.write_str("tun devices (/dev/net/tun; `modprobe tun`)"),
             Self::Vxlan => f.write_str("vxlan devices (`modprobe vxlan`)"),
+            Self::Loop => f.write_str("loop devices and mkfs.ext4 (`modprobe loop`; e2fsprogs)"),
             Self::Program(name) => write!(f, "the program {name} (`cargo xtask setup`)"),
             Self::Python => f.write_str("a Python with grpcio (`cargo xtask test` makes one)"),
         }

@@ -2,12 +2,16 @@
 
 use std::{
     fs, io,
+    os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
+    process::Command,
     sync::atomic::{AtomicU32, Ordering},
 };
 
 use anyhow::{Context as _, Result};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
+
+use crate::process;
 
 /// What names of namespaces and directories start with; the process id follows.
 pub const PREFIX: &str = "lazaret-test-";
@@ -79,6 +83,25 @@ impl Scratch {
     /// No privilege.
     pub fn tmpfs(&mut self, name: &str, kib: u32) -> Result<PathBuf> {
         self.mount(name, "tmpfs", &format!("mode=0700,size={kib}k"))
+    }
+
+    /// An ext4 of `kib` KiB in a file, at `name` below it.
+    ///
+    /// # Errors
+    /// No privilege, no loop device, or no `mkfs.ext4`.
+    pub fn ext4(&mut self, name: &str, kib: u32) -> Result<PathBuf> {
+        let (image, at) = (self.path.join(format!("{name}.img")), self.path.join(name));
+        fs::create_dir_all(&at)?;
+        fs::File::create(&image)?.set_len(u64::from(kib) * 1024)?;
+        process::output(Command::new("mkfs.ext4").args(["-q", "-m", "0"]).arg(&image))?;
+        process::output(
+            Command::new("mount")
+                .args(["-o", "loop,errors=remount-ro"])
+                .args([&image, &at]),
+        )?;
+        self.mounts.push(at.clone());
+        fs::set_permissions(&at, fs::Permissions::from_mode(0o700))?;
+        Ok(at)
     }
 
     fn mount(&mut self, name: &str, kind: &str, options: &str) -> Result<PathBuf> {

@@ -151,6 +151,14 @@ pub(super) fn sync(file: &Path) -> Result<(), StoreError> {
     synced.map_err(|e| io_error("write", file, &e))
 }
 
+/// A file, whatever its name.
+pub(super) type Which = (u64, u64);
+
+/// The file that has this name now: its device and inode.
+pub(super) fn which(path: &Path) -> Option<Which> {
+    fs::symlink_metadata(path).ok().map(|m| (m.dev(), m.ino()))
+}
+
 fn sync_directory_of(file: &Path) -> Result<(), StoreError> {
     // A bare name's parent is empty: the directory that we are in.
     let directory = file.parent().filter(|d| !d.as_os_str().is_empty()).unwrap_or(Path::new("."));

@@ -47,6 +47,8 @@ pub struct SqliteStore {
     kept: u64,
     /// `None`: not needed yet.
     seen: Option<Seen>,
+    /// Which file is open, and which log was last written.
+    files: [Option<files::Which>; 2],
     // Dropped last.
     _lock: Flock<File>,
 }
@@ -68,13 +70,27 @@ impl SqliteStore {
         let opened = Connection::open_with_flags(real, flags).map_err(|e| map(&path, &e))?;
         let mut store = Self {
             connection: opened,
-            path,
+            path: path.clone(),
             kept: KEPT_URI_CHANGES,
             seen: None,
+            files: [files::which(&path), None],
             _lock: lock,
         };
         store.prepare().map_err(|e| e.at(&store.path))?;
         Ok(store)
+    }
+
+    /// What is written to a file that was taken away or replaced is not durable, whatever the kernel says.
+    fn in_place(&self) -> Result<(), StoreError> {
+        let [database, log] = self.files;
+        let here = |path: &Path, open: Option<files::Which>| open.is_none() || files::which(path) == open;
+        if here(&self.path, database) && here(&files::with_suffix(&self.path, "-wal"), log) {
+            return Ok(());
+        }
+        let path = self.path.display();
+        Err(StoreError::Io(format!(
+            "{path} or its log was removed or replaced while it was open: stop the daemon, and put them back or restore a backup"
+        )))
     }
 
     /// The connection, for tests that limit or damage what lies below.
@@ -130,7 +146,13 @@ impl Store for SqliteStore {
     }
 
     fn commit(&mut self, changes: &ChangeSet, expected: Revision, at: WallTime) -> Result<Committed, StoreError> {
-        write::commit(&mut self.connection, &mut self.seen, changes, expected, at, self.kept).map_err(|e| e.at(&self.path))
+        self.in_place()?;
+        let done = write::commit(&mut self.connection, &mut self.seen, changes, expected, at, self.kept);
+        let done = done.map_err(|e| e.at(&self.path))?;
+        let [_, log] = &mut self.files;
+        *log = log.or_else(|| files::which(&files::with_suffix(&self.path, "-wal")));
+        self.in_place()?;
+        Ok(done)
     }
 
     fn uri_changes(&mut self, after: Revision) -> Result<Option<Vec<UriChange>>, StoreError> {

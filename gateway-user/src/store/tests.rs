@@ -404,6 +404,28 @@ fn a_second_daemon_is_refused_and_a_reader_is_not() {
     assert_eq!(SqliteStore::open(&path).unwrap().load().unwrap().devices.len(), 2);
 }
 
+#[test]
+fn what_goes_to_a_file_that_was_taken_away_is_not_durable() {
+    for gone in ["lazaret.db", "lazaret.db-wal"] {
+        let (_temp, path) = directory();
+        let mut store = SqliteStore::open(&path).unwrap();
+        store.commit(&devices(&[device("one")]), Revision(0), AT).unwrap();
+        let (file, elsewhere) = (path.join(gone), path.join("elsewhere"));
+        fs::rename(&file, &elsewhere).unwrap();
+        for _ in 0..2 {
+            let refused = store.commit(&devices(&[device("other")]), Revision(1), AT);
+            assert!(
+                matches!(&refused, Err(StoreError::Io(e)) if e.contains("removed or replaced")),
+                "{gone}: {refused:?}"
+            );
+        }
+        fs::write(&file, "another").unwrap();
+        assert!(store.commit(&devices(&[device("other")]), Revision(1), AT).is_err(), "{gone}");
+        fs::rename(&elsewhere, &file).unwrap();
+        store.commit(&devices(&[device("other")]), Revision(1), AT).unwrap();
+    }
+}
+
 /// Nothing of ours writes beside the daemon; whoever does holds it up for a moment, and then it says so.
 #[test]
 fn another_writer_is_waited_for_only_for_a_moment() {

@@ -24,6 +24,16 @@ fn pythons_grpcio_registers_releases_revokes_and_watches() {
         .arg(gateway.folder());
     let said = process::output(&mut client).unwrap();
     assert!(said.lines().any(|line| line == "all held"), "{said}");
+    // What the guide for MDM developers shows.
+    let folder = gateway.folder();
+    let mut guide = site.core.command(python().unwrap());
+    guide
+        .arg(here.join("../docs/examples/mdm.py"))
+        .args(["10.9.0.1:9443", "gw.example.test"])
+        .args(["ca.pem", "mdm.pem", "mdm.key"].map(|name| folder.join(name)))
+        .arg(here.join("../proto"));
+    let said = process::output(&mut guide).unwrap();
+    assert!(said.lines().any(|line| line == "all held"), "{said}");
     // What it did is what others see.
     let device = local.device("from-python").unwrap();
     assert_eq!(

@@ -13,7 +13,13 @@ use anyhow::{Context as _, Result};
 use crate::{api, cargo, run::check};
 
 /// Packages of the gRPC client that is not ours.
-const PYTHON_PACKAGES: &[&str] = &["grpcio", "grpcio-tools", "grpcio-health-checking", "grpcio-reflection"];
+const PYTHON_PACKAGES: &[&str] = &[
+    "grpcio",
+    "grpcio-tools",
+    "grpcio-health-checking",
+    "grpcio-reflection",
+    "grpcio-status",
+];
 /// Most tests at a time: those with namespaces of their own share two cores well, not eight.
 const MOST_THREADS: usize = 4;
 
@@ -128,7 +134,9 @@ fn python(root: &Path) -> Result<PathBuf> {
     let venv = root.join("target/venv");
     let python = venv.join("bin/python");
     let ready = venv.join("ready");
-    if ready.exists() && python.exists() {
+    let packages = PYTHON_PACKAGES.join(" ");
+    // Another list of packages is another environment.
+    if python.exists() && std::fs::read_to_string(&ready).is_ok_and(|made| made == packages) {
         return Ok(python);
     }
     eprintln!(
@@ -142,7 +150,7 @@ fn python(root: &Path) -> Result<PathBuf> {
             .args(["-m", "pip", "install", "--quiet", "--disable-pip-version-check"])
             .args(PYTHON_PACKAGES),
     )?;
-    std::fs::write(&ready, "").context("cannot mark the environment as ready")?;
+    std::fs::write(&ready, packages).context("cannot mark the environment as ready")?;
     Ok(python)
 }
 

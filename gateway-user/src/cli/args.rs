@@ -1,5 +1,6 @@
 //! What can be typed: subcommands, options and their help.
 
+mod life;
 mod seen;
 mod stored;
 
@@ -7,6 +8,10 @@ use std::{net::IpAddr, path::PathBuf};
 
 use clap::{Args, Parser, Subcommand};
 
+pub(super) use self::life::{
+    AcknowledgeArgs, DriftArgs, EndArgs, ExceptionCommand, GrantArgs, Kind, LedgerArgs, OfferArgs, PolicyCommand, ProgressArgs,
+    PublishArgs, RenewArgs, WhyArgs,
+};
 pub(super) use self::seen::{CaptureArgs, CountersArgs, DenialsArgs, ExplainArgs, Protocol, ReasonArgs, Which};
 pub(super) use self::stored::{
     AuditCommand, BackupArgs, DatabaseArgs, ExportArgs, ListArgs, RestoreArgs, ShowArgs, StoreCheckArgs, StoreCommand, VerifyArgs,
@@ -33,6 +38,7 @@ Examples:
   lazaret check /etc/lazaret/lazaret.toml
   lazaret status
   lazaret device release phone-17
+  lazaret why phone-17
   lazaret explain --from 10.66.0.5 --to 10.9.0.20 --proto tcp --port 25
   lazaret denials --follow --device phone-17
 
@@ -94,11 +100,29 @@ pub(super) enum Ask {
     #[command(after_help = "Examples:\n  lazaret addresses\n  lazaret addresses 10.66.0.5")]
     Addresses(AddressesArgs),
     /// The registered devices
-    #[command(after_help = "Example:\n  lazaret devices --state quarantined")]
+    #[command(after_help = "Examples:\n  lazaret devices --state quarantined\n  lazaret devices --state stale")]
     Devices(DevicesArgs),
     /// One device: show, register, release, quarantine, retire
     #[command(subcommand)]
     Device(DeviceCommand),
+    /// Why a device is in its state: since when, by whom, what is required and what was found, what comes next, what to do
+    #[command(after_help = life::WHY_EXAMPLES)]
+    Why(WhyArgs),
+    /// Devices that are expected and have not come, came outside their window, or are stuck in quarantine
+    #[command(after_help = life::LEDGER_EXAMPLES)]
+    Ledger(LedgerArgs),
+    /// Policy keys and policy revisions: offer, acknowledge, publish, pause, resume, progress
+    #[command(subcommand)]
+    Policy(PolicyCommand),
+    /// Release or block a device by hand, for a time: grant, end
+    #[command(subcommand)]
+    Exception(ExceptionCommand),
+    /// Renew the leases of devices that are released by proof
+    #[command(after_help = "Example:\n  lazaret renew phone-17 phone-18")]
+    Renew(RenewArgs),
+    /// Whether the kernel has what the store says: what was found to differ, and repaired
+    #[command(after_help = "Examples:\n  lazaret drift\n  lazaret drift --check")]
+    Drift(DriftArgs),
     /// The live sessions
     #[command(after_help = "Example:\n  lazaret sessions --json")]
     Sessions(Connection),
@@ -213,7 +237,9 @@ pub(super) struct DevicesArgs {
 pub(super) enum State {
     Registered,
     Quarantined,
+    PolicyPending,
     Released,
+    Stale,
     Blocked,
     Retired,
 }
@@ -224,7 +250,9 @@ pub(super) enum DeviceCommand {
     #[command(after_help = "Example:\n  lazaret device show phone-17")]
     Show(DeviceArgs),
     /// Add a device to the registry, or change its owner, pool and aliases; what is not named stays as it is
-    #[command(after_help = "Example:\n  lazaret device register phone-17 --owner 'A. Person' --common-name a.person")]
+    #[command(
+        after_help = "Example:\n  lazaret device register phone-17 --owner 'A. Person' --common-name a.person --not-after 2d"
+    )]
     Register(RegisterArgs),
     /// Release a device to its full-service pool, as the MDM does when policy is applied
     #[command(
@@ -256,6 +284,9 @@ pub(super) struct ReleaseArgs {
     /// The version of the device policy that is applied
     #[arg(long, value_name = "REVISION", default_value = "operator")]
     pub(super) policy_revision: model::PolicyRevision,
+    /// The final policy key, 32 hexadecimal digits; needed where the configuration takes no direct signal
+    #[arg(long, value_name = "KEY")]
+    pub(super) key: Option<String>,
     #[command(flatten)]
     pub(super) connection: Connection,
 }
@@ -289,6 +320,15 @@ pub(super) struct RegisterArgs {
     /// SHA-256 of its VPN certificate, 64 hexadecimal digits; may be repeated, and stands in place of those it had
     #[arg(long, value_name = "SHA256")]
     pub(super) certificate: Vec<model::Fingerprint>,
+    /// Its VPN public key (WireGuard), base64; may be repeated, and stands in place of those it had
+    #[arg(long, value_name = "BASE64")]
+    pub(super) vpn_key: Vec<model::VpnKey>,
+    /// It may enrol from then on: a time like 2026-11-30T18:00:00Z, or a span from now on like 2h
+    #[arg(long, value_name = "TIME", value_parser = life::moment)]
+    pub(super) not_before: Option<std::time::SystemTime>,
+    /// It may enrol until then; another window than before begins another enrolment
+    #[arg(long, value_name = "TIME", value_parser = life::moment)]
+    pub(super) not_after: Option<std::time::SystemTime>,
     /// Forget what is not named here
     #[arg(long)]
     pub(super) replace: bool,
@@ -325,6 +365,9 @@ pub(super) struct OpenArgs {
     /// SHA-256 of its certificate
     #[arg(long, value_name = "SHA256")]
     pub(super) certificate: Option<model::Fingerprint>,
+    /// Its VPN public key (WireGuard), base64
+    #[arg(long, value_name = "BASE64")]
+    pub(super) vpn_key: Option<model::VpnKey>,
     #[command(flatten)]
     pub(super) connection: Connection,
 }

@@ -1,6 +1,7 @@
 //! The way to the daemon: gRPC over its Unix socket, a deadline on every call, and what can go wrong as exit codes.
 
 use std::{
+    collections::HashMap,
     fmt, io,
     path::{Path, PathBuf},
     time::{Duration, SystemTime},
@@ -9,7 +10,8 @@ use std::{
 use hyper_util::rt::TokioIo;
 use lazaret_proto::v1::{
     self, access_service_client::AccessServiceClient, device_service_client::DeviceServiceClient,
-    inspect_service_client::InspectServiceClient, session_service_client::SessionServiceClient,
+    inspect_service_client::InspectServiceClient, operator_service_client::OperatorServiceClient,
+    policy_service_client::PolicyServiceClient, session_service_client::SessionServiceClient,
 };
 use tokio::net::UnixStream;
 use tonic::{
@@ -103,6 +105,13 @@ fn remedy(reason: &str) -> &'static str {
         "ADDRESS_TAKEN" | "SESSION_LIMIT" => "see `lazaret sessions`; `lazaret session close` ends one",
         "UNKNOWN_POOL" => "see `lazaret pools`",
         "FINGERPRINT_MISMATCH" => "see `lazaret device show`, and register the new certificate if it is the device's",
+        "ENROLMENT_CLOSED" | "ENROLMENT_NOT_OPEN" | "QUARANTINE_DEADLINE" => {
+            "`lazaret device register --not-after 2d` gives it another window"
+        }
+        "DEVICE_BLOCKED" => "see `lazaret why`, which says who blocked it and what ends it",
+        "STALE_POLICY_REVISION" | "UNKNOWN_POLICY_REVISION" => "see `lazaret policy progress` for the revision in force",
+        "POLICY_KEY_REQUIRED" | "POLICY_KEY_UNKNOWN" | "POLICY_KEY_EXPIRED" => "`lazaret policy offer` gives a new key",
+        "NOTHING_PUBLISHED" => "`lazaret policy publish` does that",
         "STORE_UNAVAILABLE" => "see `lazaret status` and the room on the disk",
         _ => "",
     }
@@ -160,6 +169,14 @@ impl Client {
         InspectServiceClient::new(self.channel.clone()).max_decoding_message_size(MOST)
     }
 
+    pub(crate) fn policies(&self) -> PolicyServiceClient<Channel> {
+        PolicyServiceClient::new(self.channel.clone()).max_decoding_message_size(MOST)
+    }
+
+    pub(crate) fn operators(&self) -> OperatorServiceClient<Channel> {
+        OperatorServiceClient::new(self.channel.clone()).max_decoding_message_size(MOST)
+    }
+
     /// Waits for an answer, no longer than the deadline.
     pub(crate) async fn answer<T>(&self, call: impl Future<Output = Result<tonic::Response<T>, Status>>) -> Result<T, Failure> {
         match tokio::time::timeout(self.deadline, call).await {
@@ -174,14 +191,18 @@ impl Client {
         let info = status.get_details_error_info();
         let message = status.message().to_owned();
         match (status.code(), info) {
-            (Code::PermissionDenied, Some(info)) if info.reason == "FINGERPRINT_MISMATCH" => Failure::Refused {
-                reason: info.reason,
-                message,
-            },
+            (Code::PermissionDenied, Some(info))
+                if matches!(info.reason.as_str(), "FINGERPRINT_MISMATCH" | "POLICY_KEY_UNKNOWN") =>
+            {
+                Failure::Refused {
+                    reason: info.reason,
+                    message: referenced(message, &info.metadata),
+                }
+            }
             (Code::PermissionDenied | Code::Unauthenticated, _) => Failure::Denied { message },
             (_, Some(info)) => Failure::Refused {
+                message: referenced(message, &info.metadata),
                 reason: info.reason,
-                message,
             },
             (Code::DeadlineExceeded, None) => Failure::Deadline(self.deadline),
             // Without details it is the transport that speaks, not the daemon.
@@ -194,6 +215,14 @@ impl Client {
                 message,
             },
         }
+    }
+}
+
+/// With the code under which a refusal stands in the audit.
+fn referenced(message: String, metadata: &HashMap<String, String>) -> String {
+    match metadata.get("reference") {
+        Some(code) => format!("{message} (reference {code}: lazaret why --reference {code})"),
+        None => message,
     }
 }
 

@@ -13,7 +13,7 @@ use super::{
     },
     capture,
     client::{Client, Failure, context},
-    denials, explain, json, show,
+    denials, explain, json, life, policy, show,
     table::{Page, write_out},
 };
 use crate::model;
@@ -38,6 +38,12 @@ pub(super) fn run(ask: &Ask) -> Result<Outcome, Failure> {
             Ask::Device(DeviceCommand::Release(a)) => release(a).await,
             Ask::Device(DeviceCommand::Quarantine(a)) => quarantine(a).await,
             Ask::Device(DeviceCommand::Retire(a)) => retire(a).await,
+            Ask::Why(a) => life::why(a).await,
+            Ask::Ledger(a) => life::ledger(a).await,
+            Ask::Policy(c) => policy::run(c).await,
+            Ask::Exception(c) => life::exception(c).await,
+            Ask::Renew(a) => policy::renew(a).await,
+            Ask::Drift(a) => life::drift(a).await,
             Ask::Sessions(c) => sessions(c).await,
             Ask::Session(SessionCommand::Open(a)) => open(a).await,
             Ask::Session(SessionCommand::Close(a)) => close(a).await,
@@ -131,9 +137,16 @@ async fn register(a: &RegisterArgs) -> Result<Outcome, Failure> {
                 a.certificate.iter().map(ToString::to_string).collect(),
                 aliases.certificate_sha256,
             ),
-            vpn_public_keys: aliases.vpn_public_keys,
+            vpn_public_keys: given(a.vpn_key.iter().map(ToString::to_string).collect(), aliases.vpn_public_keys),
         }),
-        window: held.window,
+        window: if a.not_before.is_some() || a.not_after.is_some() {
+            Some(v1::EnrolmentWindow {
+                not_before: a.not_before.map(Into::into),
+                not_after: a.not_after.map(Into::into),
+            })
+        } else {
+            held.window
+        },
     };
     let request = v1::RegisterDevicesRequest {
         context: Some(context(PREFIX)?),
@@ -162,7 +175,7 @@ async fn release(a: &ReleaseArgs) -> Result<Outcome, Failure> {
         context: Some(context(PREFIX)?),
         device_id: a.device.to_string(),
         policy_revision: a.policy_revision.to_string(),
-        policy_key: String::new(),
+        policy_key: a.key.clone().unwrap_or_default(),
     };
     let answer = client.answer(client.devices().report_policy_applied(request)).await?;
     signal(&a.connection, &answer)
@@ -190,7 +203,7 @@ async fn retire(a: &DeviceArgs) -> Result<Outcome, Failure> {
     signal(&a.connection, &answer)
 }
 
-fn signal(c: &Connection, answer: &v1::SignalResponse) -> Result<Outcome, Failure> {
+pub(super) fn signal(c: &Connection, answer: &v1::SignalResponse) -> Result<Outcome, Failure> {
     let device = answer.device.as_ref().ok_or(Failure::Answer("device"))?;
     let as_json = || {
         json!({
@@ -234,7 +247,7 @@ async fn open(a: &OpenArgs) -> Result<Outcome, Failure> {
         certificate_sha256: a.certificate.map(|c| c.to_string()).unwrap_or_default(),
         prefixes: a.address.iter().map(ToString::to_string).collect(),
         interface: a.interface.to_string(),
-        vpn_public_key: String::new(),
+        vpn_public_key: a.vpn_key.map(|k| k.to_string()).unwrap_or_default(),
     };
     let request = v1::OpenSessionRequest {
         context: Some(context(PREFIX)?),
@@ -306,9 +319,9 @@ async fn counters(a: &CountersArgs) -> Result<Outcome, Failure> {
 }
 
 /// Devices or sessions in one answer; the most that the API gives.
-const PAGE: u32 = 1000;
+pub(super) const PAGE: u32 = 1000;
 /// Of request ids.
-const PREFIX: &str = "cli";
+pub(super) const PREFIX: &str = "cli";
 
 /// The daemon, within the deadline.
 pub(super) async fn connect(c: &Connection) -> Result<Client, Failure> {
@@ -354,6 +367,8 @@ fn state_number(state: State) -> v1::DeviceState {
     match state {
         State::Registered => v1::DeviceState::Registered,
         State::Quarantined => v1::DeviceState::Quarantined,
+        State::PolicyPending => v1::DeviceState::PolicyPending,
+        State::Stale => v1::DeviceState::Stale,
         State::Released => v1::DeviceState::Released,
         State::Blocked => v1::DeviceState::Blocked,
         State::Retired => v1::DeviceState::Retired,

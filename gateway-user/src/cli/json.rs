@@ -49,17 +49,49 @@ pub(super) fn device(d: &v1::Device) -> Value {
     let aliases = d.aliases.clone().unwrap_or_default();
     json!({
         "device_id": d.device_id, "owner": d.owner, "full_service_pool": d.full_service_pool,
-        "aliases": { "common_names": aliases.common_names, "certificate_sha256": aliases.certificate_sha256 },
+        "aliases": { "common_names": aliases.common_names, "certificate_sha256": aliases.certificate_sha256, "vpn_public_keys": aliases.vpn_public_keys },
         "state": super::show::state(d.state), "state_reason": d.state_reason, "state_since": time(d.state_since.as_ref()),
         "policy_revision": d.policy_revision, "gateway_uri": d.gateway_uri, "lease_ends_at": time(d.lease_ends_at.as_ref()),
         "sessions": d.sessions.iter().map(session).collect::<Vec<_>>(), "revision": d.revision,
+        "window": window(d.window.as_ref()), "enrolled_at": time(d.enrolled_at.as_ref()), "arrived_at": time(d.arrived_at.as_ref()),
+        "arrived_outside_at": time(d.arrived_outside_at.as_ref()), "deadline_at": time(d.deadline_at.as_ref()),
+        "offer": d.offer.as_ref().map(|o| json!({ "policy_revision": o.policy_revision, "ends_at": time(o.ends_at.as_ref()) })),
+        "acknowledged_policy_revision": d.acknowledged_policy_revision, "required_policy_revision": d.required_policy_revision,
+        "exception": d.exception.as_ref().map(|e| json!({
+            "kind": super::show::exception_kind(e.kind), "reason": e.reason, "granted_by": e.granted_by,
+            "ends_at": time(e.ends_at.as_ref()),
+        })),
+        "proved_at": time(d.proved_at.as_ref()),
+    })
+}
+
+pub(super) fn window(w: Option<&v1::EnrolmentWindow>) -> Value {
+    let bound = |at: Option<&Timestamp>| time(at);
+    json!({
+        "not_before": bound(w.and_then(|w| w.not_before.as_ref())), "not_after": bound(w.and_then(|w| w.not_after.as_ref())),
+    })
+}
+
+pub(super) fn audit_entry(e: &v1::AuditEntry) -> Value {
+    json!({
+        "number": e.number, "at": time(e.at.as_ref()), "by": e.by, "action": e.action, "device_id": e.device_id, "subject": e.subject,
+        "before": e.before, "after": e.after, "reason": e.reason, "request_id": e.request_id, "result": e.result,
+    })
+}
+
+pub(super) fn publication(p: &v1::Publication) -> Value {
+    json!({
+        "policy_revision": p.policy_revision, "published_at": time(p.published_at.as_ref()), "ceiling": p.ceiling,
+        "rate_per_minute": p.rate_per_minute, "urgent": p.urgent, "paused": p.paused, "done": p.done, "waiting": p.waiting,
+        "stale": p.stale, "excepted": p.excepted,
     })
 }
 
 pub(super) fn session(s: &v1::Session) -> Value {
     json!({
         "session_id": s.session_id, "device_id": s.device_id, "prefixes": s.prefixes, "interface": s.interface, "source": s.source,
-        "current_pool": s.current_pool, "opened_at": time(s.opened_at.as_ref()),
+        "current_pool": s.current_pool, "opened_at": time(s.opened_at.as_ref()), "trust": super::show::trust(s.trust),
+        "below_min_trust": s.below_min_trust,
     })
 }
 

@@ -232,6 +232,34 @@ pub(super) fn device(page: &mut Page, d: &v1::Device) {
     page.pair("since", text_of(d.state_since.as_ref()).unwrap_or_default());
     page.pair("policy revision", &d.policy_revision);
     page.pair("lease ends", text_of(d.lease_ends_at.as_ref()).unwrap_or_default());
+    page.pair("required revision", &d.required_policy_revision);
+    let window = d.window.unwrap_or_default();
+    if window.not_before.is_some() || window.not_after.is_some() {
+        let bound = |at: Option<&prost_types::Timestamp>| text_of(at).unwrap_or_else(|| "open".into());
+        page.pair(
+            "enrolment window",
+            format!(
+                "{} to {}",
+                bound(window.not_before.as_ref()),
+                bound(window.not_after.as_ref())
+            ),
+        );
+    }
+    let set = |at: Option<&prost_types::Timestamp>| text_of(at);
+    for (name, at) in [
+        ("enrolled", set(d.enrolled_at.as_ref())),
+        ("deadline", set(d.deadline_at.as_ref())),
+        ("arrived outside", set(d.arrived_outside_at.as_ref())),
+    ] {
+        at.into_iter().for_each(|at| page.pair(name, at));
+    }
+    if let Some(e) = &d.exception {
+        let until = text_of(e.ends_at.as_ref()).unwrap_or_default();
+        page.pair(
+            "exception",
+            format!("{} until {until}, by {}: {}", exception_kind(e.kind), e.granted_by, e.reason),
+        );
+    }
     page.pair("full-service pool", &d.full_service_pool);
     page.pair("gateway URI", &d.gateway_uri);
     page.pair("common names", aliases.common_names.join(" "));
@@ -242,6 +270,25 @@ pub(super) fn device(page: &mut Page, d: &v1::Device) {
     } else {
         page.line("");
         sessions(page, &d.sessions);
+    }
+}
+
+/// An exception's kind, as a word.
+pub(super) fn exception_kind(kind: i32) -> &'static str {
+    match v1::ExceptionKind::try_from(kind) {
+        Ok(v1::ExceptionKind::Release) => "release",
+        Ok(v1::ExceptionKind::Block) => "block",
+        Ok(v1::ExceptionKind::Unspecified) | Err(_) => "unknown",
+    }
+}
+
+/// How well a session's device is known, as a word.
+pub(super) fn trust(level: i32) -> &'static str {
+    match v1::TrustLevel::try_from(level) {
+        Ok(v1::TrustLevel::Name) => "name",
+        Ok(v1::TrustLevel::VpnKey) => "vpn-key",
+        Ok(v1::TrustLevel::Certificate) => "certificate",
+        Ok(v1::TrustLevel::Unspecified) | Err(_) => "unknown",
     }
 }
 

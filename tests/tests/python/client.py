@@ -79,7 +79,7 @@ def listen():
         assert e.code() == grpc.StatusCode.CANCELLED, e
 
 
-listener = threading.Thread(target=listen)
+listener = threading.Thread(target=listen, daemon=True)
 listener.start()
 
 opened = sessions.OpenSession(
@@ -105,7 +105,11 @@ revoked = devices.ReportPolicyRevoked(
     device_pb2.ReportPolicyRevokedRequest(context=context(), device_id=NAME, reason="lost"), timeout=10
 )
 assert revoked.enforcement == types_pb2.ENFORCEMENT_ENFORCED and revoked.gateway_uri == "enrol.vpn.example.test", revoked
+# The same request gets its first answer; it releases nothing.
+assert devices.ReportPolicyApplied(applied, timeout=10) == released
+assert devices.GetDevice(device_pb2.GetDeviceRequest(device_id=NAME), timeout=10).device.state == types_pb2.DEVICE_STATE_QUARANTINED
 # Seen before the restriction: too late.
+applied.context.request_id = str(uuid.uuid4())
 refused(lambda: devices.ReportPolicyApplied(applied, timeout=10), grpc.StatusCode.FAILED_PRECONDITION, "STALE_SIGNAL")
 unknown = device_pb2.ReportPolicyAppliedRequest(context=context(), device_id="nobody", policy_revision="r1")
 refused(lambda: devices.ReportPolicyApplied(unknown, timeout=10), grpc.StatusCode.NOT_FOUND, "UNKNOWN_DEVICE")

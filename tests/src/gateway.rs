@@ -235,7 +235,8 @@ impl Gateway {
         ))?;
         for role in ["mdm", "vpn", "operator", "viewer"] {
             self.cli(&format!(
-                "pki issue --dir {folder}/ca --role {role} --name {role} --out {folder}"
+                "pki issue --dir {folder}/ca --role {role} --name {role} --out {folder}{}",
+                if role == "vpn" { " --source vpn" } else { "" }
             ))?;
         }
         fs::copy(self.folder().join("ca/ca.pem"), self.folder().join("ca.pem"))?;

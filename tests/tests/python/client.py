@@ -85,7 +85,7 @@ listener.start()
 opened = sessions.OpenSession(
     session_pb2.OpenSessionRequest(
         context=context(),
-        source="python",
+        source="vpn",
         session=session_pb2.SessionReport(device_name=NAME, prefixes=["10.66.0.77", "fd00:66::77/128"], interface="dev0"),
     ),
     timeout=10,

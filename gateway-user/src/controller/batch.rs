@@ -26,6 +26,8 @@ pub(super) const AGAIN: Duration = Duration::from_millis(10);
 
 /// After reading back nothing is read back again for so many times as long as it took.
 const AGAIN_REST: u32 = 10;
+/// Actions that are refused for no request id.
+const RESTRICTIONS: [&str; 3] = ["ReportPolicyRevoked", "RetireDevice", "CloseSession"];
 
 /// What was decided and is not committed yet.
 #[derive(Default)]
@@ -225,6 +227,11 @@ impl Writer {
             Ok(Before::Answered(answer)) => return drop(to.send(Ok(Answer::Again(answer)))),
             Ok(Before::Never) => decide(self, ask(false)).inspect(|_| self.remember(context)),
             Ok(Before::UnderWay) => decide(self, ask(true)),
+            // A caller that gives one id to two requests must not keep a device released by it.
+            Err(refusal) if RESTRICTIONS.contains(&action) => {
+                tracing::warn!(by = cause.by, action, "{refusal}; the restriction is done all the same");
+                decide(self, ask(false))
+            }
             Err(refusal) => Err(refusal),
         };
         let decided = match decided {

@@ -50,6 +50,9 @@ async fn call(client: &SendRequest<Full<Bytes>>, path: &str, headers: &[(&'stati
     Status::from_header_map(&trailers).filter(|s| s.code() != Code::Ok)
 }
 
+/// What is sent: its name, more headers, the body.
+type Rubbish = (&'static str, &'static [(&'static str, &'static str)], Bytes);
+
 #[tokio::test]
 async fn every_error_of_every_rpc_has_its_details() {
     let gateway = Gateway::new("rubbish").await;
@@ -58,7 +61,7 @@ async fn every_error_of_every_rpc_has_its_details() {
     let (client, connection) = http2::handshake(TokioExecutor::new(), stream).await.unwrap();
     let connection = tokio::spawn(connection);
     let five_mib = vec![0; 5 << 20];
-    let rubbish: [(&str, &[(&'static str, &str)], Bytes); 10] = [
+    let rubbish: [Rubbish; 10] = [
         ("nothing", &[], whole(&[])),
         ("no message", &[], Bytes::new()),
         ("not protobuf", &[], whole(&[0xff; 64])),

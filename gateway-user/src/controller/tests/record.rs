@@ -81,6 +81,32 @@ async fn a_repeated_request_gets_the_first_answer_also_after_a_restart() {
 }
 
 #[tokio::test]
+async fn a_restriction_is_done_whatever_its_request_id_was_used_for() {
+    let g = Gateway::new().await;
+    g.register("phone", "office").await;
+    let applied = g
+        .controller()
+        .policy_applied(request(&g, "one", 1), id("phone"), "rev-1".parse().unwrap(), None);
+    assert_eq!(
+        applied.await.unwrap().first().unwrap().device.device.state,
+        DeviceState::Released
+    );
+    g.clock.advance_ms(1000);
+    let revoked = g
+        .controller()
+        .policy_revoked(request(&g, "one", 2), id("phone"), String::new());
+    assert_eq!(
+        revoked.await.unwrap().first().unwrap().device.device.state,
+        DeviceState::Quarantined
+    );
+    let retired = g.controller().retire(request(&g, "one", 3), id("phone"));
+    assert_eq!(
+        retired.await.unwrap().first().unwrap().device.device.state,
+        DeviceState::Retired
+    );
+}
+
+#[tokio::test]
 async fn a_request_whose_answer_was_lost_is_not_done_again() {
     let mut g = Gateway::new().await;
     g.register("phone", "office").await;

@@ -10,7 +10,7 @@ use super::{
     Views, capture,
     denials::{self, Answers, Filter, Teller, Watchers, pool_filter},
     explain::Explainer,
-    page::limit,
+    page::{self, limit},
     parse, render, status,
 };
 use crate::{
@@ -19,7 +19,7 @@ use crate::{
     config::Config,
     controller::{Controller, SessionView},
     events::KEPT,
-    model::PoolId,
+    model::{PoolId, SessionId},
     privileges,
 };
 
@@ -121,15 +121,19 @@ impl InspectService for Inspect {
         let r = request.into_inner();
         let address = parse::address_filter(&r.address).map_err(|e| status::invalid(&e))?;
         let limit = limit(r.limit, 1000, MAX_ADDRESSES);
-        let views = self
+        let list = format!("addresses/{}", r.address);
+        let page = page::parse(&list, limit, &r.page_token).map_err(|e| status::invalid(&e))?;
+        let after = page.after.map(|a| a.parse().map(SessionId)).transpose();
+        let after = after.map_err(|_| status::invalid(&page::invalid()))?;
+        let (views, last) = self
             .controller
-            .addresses(address, limit)
+            .addresses(address, after, limit)
             .await
             .map_err(|e| status::refused(&e))?;
         let addresses = views.into_iter().map(|v| render::address(&self.config, v)).collect();
         Ok(Response::new(v1::ListAddressesResponse {
             addresses,
-            next_page_token: String::new(),
+            next_page_token: last.map_or_else(String::new, |id| page::token(&list, &id.to_string())),
         }))
     }
 

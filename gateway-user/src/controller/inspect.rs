@@ -194,16 +194,24 @@ impl Writer {
         }
     }
 
-    pub(super) fn addresses(&self, address: Option<IpAddr>, limit: u32) -> Result<Vec<AddressView>, Refusal> {
-        let wanted: Vec<IpAddr> = match address {
-            Some(address) => vec![address],
-            None => self
-                .registry
-                .sessions_after(None)
-                .flat_map(|s| s.addresses.iter().copied())
-                .take(limit as usize)
-                .collect(),
-        };
+    pub(super) fn addresses(
+        &self,
+        address: Option<IpAddr>,
+        after: Option<SessionId>,
+        limit: u32,
+    ) -> Result<(Vec<AddressView>, Option<SessionId>), Refusal> {
+        let mut wanted: Vec<IpAddr> = address.into_iter().collect();
+        let (mut last, mut more) = (None, false);
+        if address.is_none() {
+            for session in self.registry.sessions_after(after) {
+                if wanted.len() >= limit as usize {
+                    more = true;
+                    break;
+                }
+                wanted.extend(&session.addresses);
+                last = Some(session.id);
+            }
+        }
         let now = self.clock.now();
         let view = |address| {
             let reading = self.kernel.read(address).map_err(|e| Refusal::Kernel(e.to_string()))?;
@@ -215,7 +223,8 @@ impl Writer {
                 reading,
             })
         };
-        wanted.into_iter().map(view).collect()
+        let views = wanted.into_iter().map(view).collect::<Result<_, Refusal>>()?;
+        Ok((views, last.filter(|_| more)))
     }
 
     /// Asks the kernel for the hooks and two addresses: some system calls, no process, no wait.

@@ -66,12 +66,18 @@ impl Controller {
         self.ask(|w| w.status()).await
     }
 
-    /// One, or those of all live sessions.
+    /// One, or those of live sessions after a session, whole sessions, until there are `limit` or more; and the last of these sessions, if
+    /// there are others after it.
     ///
     /// # Errors
     /// [`Refusal::Kernel`], [`Refusal::Busy`].
-    pub async fn addresses(&self, address: Option<IpAddr>, limit: u32) -> Result<Vec<AddressView>, Refusal> {
-        self.ask(move |w| w.addresses(address, limit)).await?
+    pub async fn addresses(
+        &self,
+        address: Option<IpAddr>,
+        after: Option<SessionId>,
+        limit: u32,
+    ) -> Result<(Vec<AddressView>, Option<SessionId>), Refusal> {
+        self.ask(move |w| w.addresses(address, after, limit)).await?
     }
 
     /// What is known around a packet between these addresses.

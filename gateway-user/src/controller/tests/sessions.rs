@@ -343,14 +343,25 @@ async fn addresses_are_read_from_the_kernel() {
     g.register("one", "lab").await;
     g.open("one", &["10.66.0.5"]).await.unwrap();
     g.applied("one").await.unwrap();
-    let all = g.controller().addresses(None, 10).await.unwrap();
+    let all = g.controller().addresses(None, None, 10).await.unwrap().0;
     assert_eq!(all.len(), 1);
     assert_eq!((all[0].reading.pool, all[0].device.clone()), (Some(LAB), Some(id("one"))));
     assert_eq!(all[0].lease_ends_at.unwrap().0, START.wall.0 + LEASE_MS as i64);
-    let free = g.controller().addresses(Some(ip("10.66.1.9")), 1).await.unwrap();
+    let free = g.controller().addresses(Some(ip("10.66.1.9")), None, 1).await.unwrap().0;
     assert_eq!((free[0].reading.pool, free[0].reading.session), (Some(QUARANTINE), None));
-    let foreign = g.controller().addresses(Some(ip("192.0.2.1")), 1).await.unwrap();
+    let foreign = g.controller().addresses(Some(ip("192.0.2.1")), None, 1).await.unwrap().0;
     assert_eq!(foreign[0].reading.pool, None);
+    // Page by page, in whole sessions.
+    g.register("two", "lab").await;
+    g.open("two", &["10.66.0.6", "fd00:66::6"]).await.unwrap();
+    let (first, last) = g.controller().addresses(None, None, 1).await.unwrap();
+    assert_eq!((first.len(), last.is_some()), (1, true));
+    let (second, end) = g.controller().addresses(None, last, 1).await.unwrap();
+    assert_eq!(
+        second.iter().map(|a| a.address).collect::<Vec<_>>(),
+        [ip("10.66.0.6"), ip("fd00:66::6")]
+    );
+    assert_eq!(end, None, "there are no more");
 }
 
 #[tokio::test]

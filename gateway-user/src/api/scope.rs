@@ -79,7 +79,9 @@ pub(super) fn sees_source(by: &Identity, source: &str) -> bool {
 
 /// OUTSIDE_SCOPE.
 pub(super) fn refused(what: &str) -> Status {
-    status::refused(&Refusal::OutsideScope(what.chars().take(MAX_SHOWN).collect()))
+    let shown: String = what.chars().take(MAX_SHOWN).collect();
+    tracing::info!(subject = ?shown, "call refused: OUTSIDE_SCOPE");
+    status::refused(&Refusal::OutsideScope(shown))
 }
 
 /// Messages that touch one device, by their field `device_id`.

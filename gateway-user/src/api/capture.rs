@@ -136,7 +136,7 @@ impl Capture {
         let events: Vec<Event> = packets.iter().map(|p| event(p)).collect();
         let denials = self.teller.tell(&events).await?;
         for (packet, denial) in packets.iter().zip(denials) {
-            if self.filter.device.as_ref().is_some_and(|d| d.as_str() != denial.device_id) {
+            if !self.filter.matches_device(&denial) {
                 continue;
             }
             let data = bytes(packet);

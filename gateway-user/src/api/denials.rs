@@ -57,11 +57,28 @@ impl Filter {
         })
     }
 
-    /// All but the device, for which one has to ask.
+    /// All but the device, for which one has to ask: the address may lie in a /64 of its.
     pub(super) fn matches(&self, e: &Event) -> bool {
         (self.address.is_none() || e.source == self.address || e.destination == self.address)
             && self.reason.is_none_or(|reason| e.record.reason == reason as u8)
             && self.pool.is_none_or(|pool| e.record.pool == pool.0)
+    }
+
+    /// The device, once it is told whose the packet is.
+    pub(super) fn matches_device(&self, told: &v1::Denial) -> bool {
+        self.device.as_ref().is_none_or(|d| d.as_str() == told.device_id)
+    }
+
+    /// How many have to be looked at to find the last `wanted`: of a device, all, since whose they are is asked later.
+    fn searched(&self, wanted: usize) -> usize {
+        if self.device.is_some() && wanted > 0 { KEPT } else { wanted }
+    }
+
+    /// The last `wanted` of the device, of all that match otherwise.
+    fn last_of_device(&self, wanted: usize, mut told: Vec<v1::Denial>) -> Vec<v1::Denial> {
+        told.retain(|d| self.matches_device(d));
+        told.drain(..told.len().saturating_sub(wanted));
+        told
     }
 }
 
@@ -85,9 +102,8 @@ impl Teller {
 
     /// The last denials that match, oldest first.
     pub(super) async fn last(&self, denials: &Denials, filter: &Filter, wanted: usize) -> Result<Vec<v1::Denial>, Status> {
-        let of_device = self.addresses(filter).await?;
-        self.tell(&denials.last(wanted, |e| self.selects(filter, of_device.as_ref(), e)))
-            .await
+        let last = denials.last(filter.searched(wanted), |e| filter.matches(e));
+        Ok(filter.last_of_device(wanted, self.tell(&last).await?))
     }
 
     /// Shows denials, in their order.
@@ -120,22 +136,6 @@ impl Teller {
 
     pub(super) async fn losses(&self) -> Result<Losses, Status> {
         self.controller.losses().await.map_err(|e| status::refused(&e))
-    }
-
-    /// The addresses that the filter's device holds now; `None`: it asks for no device.
-    async fn addresses(&self, filter: &Filter) -> Result<Option<HashSet<IpAddr>>, Status> {
-        let Some(device) = &filter.device else { return Ok(None) };
-        let view = self
-            .controller
-            .device(device.clone())
-            .await
-            .map_err(|e| status::refused(&e))?;
-        Ok(Some(view.sessions.into_iter().flat_map(|s| s.session.addresses).collect()))
-    }
-
-    fn selects(&self, filter: &Filter, of_device: Option<&HashSet<IpAddr>>, e: &Event) -> bool {
-        let held = |addresses: &HashSet<IpAddr>| render::device_end(&self.config, e).is_some_and(|a| addresses.contains(&a));
-        filter.matches(e) && of_device.is_none_or(held)
     }
 }
 
@@ -178,11 +178,10 @@ pub(super) async fn watch(
     stopped: watch::Receiver<bool>,
     permit: OwnedSemaphorePermit,
 ) -> Result<Answers<v1::WatchDenialsResponse>, Status> {
-    let of_device = teller.addresses(&filter).await?;
     let wanted = limit(wanted, 0, u32::try_from(KEPT).unwrap_or(u32::MAX)) as usize;
-    let (last, live) = denials.follow(wanted, |e| teller.selects(&filter, of_device.as_ref(), e));
+    let (last, live) = denials.follow(filter.searched(wanted), |e| filter.matches(e));
     let totals = teller.losses().await?;
-    let last = teller.tell(&last).await?;
+    let last = filter.last_of_device(wanted, teller.tell(&last).await?);
     let mut watch = Watch {
         queue: VecDeque::from([response(totals)]),
         teller,
@@ -294,8 +293,8 @@ impl Watch {
     }
 
     fn take(&mut self, denials: Vec<v1::Denial>) {
-        let (totals, wanted) = (self.totals, self.filter.device.as_ref().map_or("", |d| d.as_str()));
-        let denials = denials.into_iter().filter(|d| wanted.is_empty() || d.device_id == wanted);
+        let (totals, filter) = (self.totals, &self.filter);
+        let denials = denials.into_iter().filter(|d| filter.matches_device(d));
         self.queue.extend(denials.map(|d| v1::WatchDenialsResponse {
             denial: Some(d),
             ..response(totals)
@@ -369,5 +368,27 @@ mod tests {
         assert_eq!(reason_filter("no_rule").unwrap(), Some(Reason::NoRule));
         assert_eq!(reason_filter("").unwrap(), None);
         assert_eq!(reason_filter("NO_RULE").unwrap_err().field(), "reason");
+    }
+
+    #[test]
+    fn the_last_ones_of_a_device_are_found_among_those_of_others() {
+        let told = |device: &str, port| v1::Denial {
+            device_id: device.into(),
+            destination_port: port,
+            ..v1::Denial::default()
+        };
+        let all = || (1..=9).map(|p| told(if p % 3 == 0 { "phone" } else { "" }, p)).collect();
+        let ports = |filter: &Filter, wanted| -> Vec<u32> {
+            let last = filter.last_of_device(wanted, all());
+            last.iter().map(|d| d.destination_port).collect()
+        };
+        let anyone = Filter::default();
+        let phone = Filter {
+            device: Some("phone".parse().unwrap()),
+            ..Filter::default()
+        };
+        assert_eq!(ports(&anyone, 2), [8, 9]);
+        assert_eq!((ports(&phone, 2), ports(&phone, 5)), (vec![6, 9], vec![3, 6, 9]));
+        assert_eq!([&anyone, &phone].map(|f| (f.searched(2), f.searched(0))), [(2, 0), (KEPT, 0)]);
     }
 }

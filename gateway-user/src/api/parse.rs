@@ -4,12 +4,7 @@
 pub(super) mod operator;
 pub(super) mod policy;
 
-use std::{
-    collections::HashSet,
-    fmt::Display,
-    net::{IpAddr, Ipv6Addr},
-    str::FromStr,
-};
+use std::{collections::HashSet, fmt::Display, net::IpAddr, str::FromStr};
 
 use lazaret_proto::v1;
 use prost_types::Timestamp;
@@ -233,7 +228,9 @@ pub(super) fn address_filter(address: &str) -> Result<Option<IpAddr>, Invalid> {
         return Ok(None);
     }
     let wrong = || Invalid::with_reason("INVALID_ADDRESS", "address", "must be an IPv4 or IPv6 address");
-    plain(address.parse().map_err(|_| wrong())?).map(Some).ok_or_else(wrong)
+    prefix::plain(address.parse().map_err(|_| wrong())?)
+        .map(Some)
+        .ok_or_else(wrong)
 }
 
 fn context(c: Option<v1::SignalContext>, caller: Caller) -> Result<SignalContext, Invalid> {
@@ -309,7 +306,7 @@ fn session_report(r: v1::SessionReport) -> Result<SessionReport, Invalid> {
     }
     let mut addresses = Vec::with_capacity(r.prefixes.len());
     for (i, text) in r.prefixes.iter().enumerate() {
-        let address = held(text).map_err(|p| Invalid::new(format!("prefixes[{i}]"), p))?;
+        let address = prefix::parse(text).map_err(|p| Invalid::new(format!("prefixes[{i}]"), p))?;
         if addresses.iter().any(|a| prefix::overlap(*a, address)) {
             return Err(Invalid::new(format!("prefixes[{i}]"), "stands twice in the session"));
         }
@@ -322,29 +319,6 @@ fn session_report(r: v1::SessionReport) -> Result<SessionReport, Invalid> {
         addresses,
         interface: name::<InterfaceName>("interface", r.interface)?,
     })
-}
-
-/// "10.66.0.5", "10.66.0.5/32", "fd00::5", "fd00::5/128", "fd00:66:1::/64".
-fn held(text: &str) -> Result<IpAddr, &'static str> {
-    const WRONG: &str = "must be one IPv4 or IPv6 address, alone or with /32 or /128, or an IPv6 /64";
-    let (address, length) = text.split_once('/').map_or((text, None), |(a, l)| (a, Some(l)));
-    let address: IpAddr = address.parse().map_err(|_| WRONG)?;
-    match (address, length) {
-        (IpAddr::V6(a), Some("64")) if u128::from(a) << 64 == 0 => Ok(prefix::whole(a)),
-        (_, None) | (IpAddr::V4(_), Some("32")) | (IpAddr::V6(_), Some("128")) if prefix::network(address).is_some() => {
-            Err("is no host's address (RFC 2526)")
-        }
-        (_, None) | (IpAddr::V4(_), Some("32")) | (IpAddr::V6(_), Some("128")) => plain(address).ok_or("must be written as IPv4"),
-        _ => Err(WRONG),
-    }
-}
-
-/// One address, one spelling: an IPv4 address inside an IPv6 one (RFC 4291, 2.5.5.2) is refused.
-fn plain(address: IpAddr) -> Option<IpAddr> {
-    match address {
-        IpAddr::V6(a) if Ipv6Addr::to_ipv4_mapped(&a).is_some() => None,
-        a => Some(a),
-    }
 }
 
 /// A name of the model, from its field.

@@ -353,8 +353,8 @@ pub(super) struct OpenArgs {
     /// The name that the device authenticated with
     #[arg(long, value_name = "NAME")]
     pub(super) device: model::DeviceId,
-    /// Its address; may be repeated
-    #[arg(long, value_name = "IP", required = true)]
+    /// Its address, or an IPv6 /64 that it has whole; may be repeated
+    #[arg(long, value_name = "IP[/64]", required = true, value_parser = model::prefix::parse)]
     pub(super) address: Vec<IpAddr>,
     /// The interface on which its packets arrive
     #[arg(long)]

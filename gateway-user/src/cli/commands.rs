@@ -16,7 +16,7 @@ use super::{
     denials, explain, json, life, policy, show,
     table::{Page, write_out},
 };
-use crate::model;
+use crate::model::{self, prefix::Shown};
 
 /// Runs what asks the daemon.
 pub(super) fn block_on(asking: impl Future<Output = Result<Outcome, Failure>>) -> Result<Outcome, Failure> {
@@ -245,7 +245,7 @@ async fn open(a: &OpenArgs) -> Result<Outcome, Failure> {
     let report = v1::SessionReport {
         device_name: a.device.to_string(),
         certificate_sha256: a.certificate.map(|c| c.to_string()).unwrap_or_default(),
-        prefixes: a.address.iter().map(ToString::to_string).collect(),
+        prefixes: a.address.iter().map(|a| Shown(*a).to_string()).collect(),
         interface: a.interface.to_string(),
         vpn_public_key: a.vpn_key.map(|k| k.to_string()).unwrap_or_default(),
     };

@@ -28,7 +28,7 @@ fn capturing(stage: &Stage) -> bool {
 }
 
 /// The fields of each packet, as tshark reads them.
-fn tshark(file: &Path, fields: &[&str]) -> Vec<Vec<String>> {
+pub(crate) fn tshark(file: &Path, fields: &[&str]) -> Vec<Vec<String>> {
     let mut command = Command::new("tshark");
     command.arg("-r").arg(file).args(["-n", "-T", "fields", "-E", "separator=|"]);
     for field in fields {
@@ -40,7 +40,7 @@ fn tshark(file: &Path, fields: &[&str]) -> Vec<Vec<String>> {
     lines.map(|l| l.split('|').map(str::to_owned).collect()).collect()
 }
 
-fn start(stage: &Stage, words: &str, file: &Path) -> Process {
+pub(crate) fn start(stage: &Stage, words: &str, file: &Path) -> Process {
     let mut c = stage.gateway.lazaret();
     c.args(["capture", "--denied", "-w"]).arg(file).args(words.split_whitespace());
     let running = Process::spawn(&mut c, &stage.gateway.folder().join("capture.log")).unwrap();

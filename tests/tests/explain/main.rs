@@ -4,5 +4,6 @@
 mod capture;
 mod denials;
 mod explain;
+mod prefix;
 mod stage;
 mod tun;

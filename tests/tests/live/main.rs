@@ -7,6 +7,7 @@ mod fragments;
 mod handover;
 mod leases;
 mod policies;
+mod prefix;
 mod restrict;
 mod shapes;
 mod stage;

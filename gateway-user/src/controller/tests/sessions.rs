@@ -112,6 +112,23 @@ async fn a_whole_64_is_the_sessions_own() {
 }
 
 #[tokio::test]
+async fn an_address_inside_a_64_is_told_as_its_sessions() {
+    let g = Gateway::new().await;
+    g.register("router", "office").await;
+    let opened = g.open("router", &["fd00:66::fdff:ffff:ffff:ff80"]).await.unwrap();
+    let (inside, outside) = (ip("fd00:66::7"), ip("2001:db8::7"));
+    let around = g.controller().surroundings(vec![inside, outside]).await.unwrap();
+    let [of, none] = &around.ends[..] else { panic!("{around:?}") };
+    assert_eq!(of.address, inside, "as it was asked for");
+    assert_eq!(of.session.as_ref().map(|s| s.session.id), Some(opened.session.session.id));
+    assert_eq!(of.device.as_ref().map(|d| d.id.as_str()), Some("router"));
+    assert_eq!((none.session.is_some(), none.device.is_some()), (false, false));
+    // So are denied packets.
+    let holders = g.controller().holders(vec![inside, outside]).await.unwrap();
+    assert_eq!(holders.into_iter().collect::<Vec<_>>(), [(inside, super::kit::id("router"))]);
+}
+
+#[tokio::test]
 async fn a_64_is_whole_in_a_pool() {
     let g = Gateway::new().await;
     g.register("router", "office").await;

@@ -278,7 +278,7 @@ fn nft(arguments: &[&str], input: &str) -> Result<Vec<u8>, FloorError> {
     Err(FloorError::Refused(line.escape_debug().to_string()))
 }
 
-/// Hands a process its input and waits until it ends, at most for [`LIMIT`]: who waits is the one thread that restricts.
+/// Hands a process its input and waits until it ends, at most for [`LIMIT`]: who waits looks after interfaces, too.
 fn finish(mut child: Child, input: String) -> Result<Output, FloorError> {
     let stdin = child.stdin.take();
     let id = nix::unistd::Pid::from_raw(child.id().cast_signed());

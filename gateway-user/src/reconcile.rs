@@ -50,7 +50,7 @@ pub enum Op {
     Assign(IpAddr, Assignment),
     /// [`Kernel::set_earliest_lease_end`].
     EarliestLeaseEnd(Option<BootTime>),
-    /// [`Kernel::set_links`].
+    /// [`Kernel::follow`].
     Links(Vec<Link>),
 }
 
@@ -205,7 +205,7 @@ pub fn apply(ops: Vec<Op>, kernel: &mut dyn Kernel) -> Applied {
                 Ok(())
             }
             Op::Links(links) => {
-                kernel.set_links(links);
+                kernel.follow(links);
                 Ok(())
             }
         };

@@ -15,6 +15,7 @@ pub mod pins;
 pub mod process;
 pub mod reference;
 pub mod require;
+pub mod rtnl;
 pub mod scratch;
 pub mod services;
 pub mod site;

@@ -26,6 +26,8 @@ pub(super) const AGAIN: Duration = Duration::from_millis(10);
 
 /// After reading back nothing is read back again for so many times as long as it took.
 const AGAIN_REST: u32 = 10;
+/// But that long at most.
+const AGAIN_AT_MOST: Duration = Duration::from_millis(500);
 /// Actions that are refused for no request id.
 const RESTRICTIONS: [&str; 3] = ["ReportPolicyRevoked", "RetireDevice", "CloseSession"];
 
@@ -443,15 +445,17 @@ impl Writer {
             (ticket.finish)(self, settled);
         }
         // Whoever waits long must not take the thread's time from the others.
-        self.next_again = instant + AGAIN.max((instant - begin) * AGAIN_REST);
+        self.next_again = instant + AGAIN.max((instant - begin) * AGAIN_REST).min(AGAIN_AT_MOST);
     }
 
     fn read_back(&mut self, addresses: Vec<IpAddr>) -> HashMap<IpAddr, Vec<ReadBack>> {
         if addresses.is_empty() {
             return HashMap::new();
         }
-        match self.kernel.read_back(&addresses) {
+        match self.upkeep.read_back(addresses.clone()) {
             Ok(backs) => addresses.into_iter().zip(backs).collect(),
+            // Told of once, where it is waited for.
+            Err(KernelError::Late) => HashMap::new(),
             Err(e) => {
                 tracing::error!(error = %e, "the kernel cannot be read back");
                 HashMap::new()

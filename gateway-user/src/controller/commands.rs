@@ -254,7 +254,16 @@ impl Controller {
     async fn send(&self, queue: Queue, job: Job) -> std::result::Result<(), Refusal> {
         match queue {
             Queue::Normal => self.normal.try_send(job).map_err(|_| Refusal::Busy),
-            Queue::Urgent => self.urgent.send(job).await.map_err(|_| Refusal::Busy),
+            Queue::Urgent => {
+                let waiting = self.hurry.wait();
+                let (Job::Command(task) | Job::Question(task)) = job;
+                let task = move |w: &mut Writer| {
+                    drop(waiting);
+                    task(w);
+                };
+                let job = Job::Command(Box::new(task));
+                self.urgent.send(job).await.map_err(|_| Refusal::Busy)
+            }
         }
     }
 }

@@ -8,12 +8,12 @@ use std::{
     time::{Duration, Instant},
 };
 
-use tokio::sync::oneshot;
+use tokio::sync::oneshot::{self, error::TryRecvError};
 use tracing::error;
 
 use super::{Difference, DriftView, inspect::hook_name, writer::Writer};
 use crate::{
-    kernel::{AddressReading, Assignment, HookPoint, KernelError, ReadBack},
+    kernel::{AddressReading, Assignment, HookPoint, InterfaceState, KernelError, ReadBack},
     model::{DeviceId, InterfaceName, Now, PoolId, SessionId},
     reconcile::{self, Held, Observed, Op},
 };
@@ -24,6 +24,8 @@ const AT_ONCE: usize = 200;
 const EVERY: Duration = Duration::from_millis(100);
 /// After a turn nothing is compared for so many times as long as it took.
 const REST: u32 = 50;
+/// How long attaching again is waited for.
+const ATTACHING: Duration = Duration::from_secs(5);
 /// Differences that are shown.
 const SHOWN: usize = 100;
 
@@ -37,6 +39,16 @@ pub(super) struct Comparison {
     pub(super) next: Instant,
     /// Those who asked for all of it, with what had been found before.
     asked: Vec<Asked>,
+    /// Programs that are attached again meanwhile.
+    attaching: Option<Attaching>,
+}
+
+/// Hooks that had no program of ours, and how interfaces stand after another thread has attached.
+#[derive(Debug)]
+struct Attaching {
+    absent: BTreeSet<(InterfaceName, HookPoint)>,
+    told: oneshot::Receiver<Vec<InterfaceState>>,
+    since: Instant,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -59,6 +71,7 @@ impl Comparison {
             place: Place::Sessions(None),
             next: Instant::now() + EVERY,
             asked: Vec::new(),
+            attaching: None,
         }
     }
 }
@@ -89,12 +102,17 @@ impl Writer {
         if begin < self.comparison.next {
             return;
         }
-        if self.kernel_problem.is_none()
-            && let Err(e) = self.turn()
-        {
-            error!(error = %e, "the kernel's tables cannot be compared");
+        self.attached_again();
+        if self.kernel_problem.is_none() {
+            match self.turn() {
+                // Told of where it is waited for; the same sessions are compared in the next turn.
+                Ok(()) | Err(KernelError::Late) => {}
+                Err(e) => error!(error = %e, "the kernel's tables cannot be compared"),
+            }
         }
-        let rest = if self.comparison.asked.is_empty() {
+        let rest = if self.comparison.attaching.is_some() {
+            EVERY / 10
+        } else if self.comparison.asked.is_empty() {
             EVERY.max(begin.elapsed() * REST)
         } else {
             Duration::ZERO
@@ -116,6 +134,8 @@ impl Writer {
                 self.put_to_rest(&orphans)?;
                 match survey.next {
                     Some(next) => self.comparison.place = Place::Tables(next),
+                    // Whoever asked is told of what comes of attaching again, too.
+                    None if self.comparison.attaching.is_some() && !self.comparison.asked.is_empty() => {}
                     None => self.round_done(&now),
                 }
             }
@@ -163,7 +183,7 @@ impl Writer {
         let addresses: Vec<IpAddr> = wanted.keys().copied().collect();
         self.comparison.view.compared += addresses.len() as u64;
         let readings = self.kernel.read_all(&addresses)?;
-        let backs = self.kernel.read_back(&addresses)?;
+        let backs = self.upkeep.read_back(addresses.clone())?;
         let mut wrong: BTreeSet<IpAddr> = BTreeSet::new();
         let mut absent: BTreeSet<(InterfaceName, HookPoint)> = BTreeSet::new();
         for ((address, reading), backs) in addresses.iter().zip(&readings).zip(&backs) {
@@ -189,7 +209,7 @@ impl Writer {
                 .collect();
             self.put_right(what, found, now)?;
         }
-        self.attach_again(&absent);
+        self.attach_again(absent);
         Ok(last.filter(|_| seen == AT_ONCE))
     }
 
@@ -245,15 +265,33 @@ impl Writer {
         Ok(())
     }
 
-    /// Hooks without a program of ours.
-    fn attach_again(&mut self, absent: &BTreeSet<(InterfaceName, HookPoint)>) {
-        if absent.is_empty() {
+    /// Hooks without a program of ours: has them attached, by another thread.
+    fn attach_again(&mut self, absent: BTreeSet<(InterfaceName, HookPoint)>) {
+        if absent.is_empty() || self.comparison.attaching.is_some() {
             return;
         }
-        let links = self.links.clone();
-        reconcile::apply(vec![Op::Links(links)], self.kernel.as_mut());
-        let states = self.kernel.interfaces();
-        for (interface, hook) in absent {
+        self.look_after();
+        self.comparison.attaching = Some(Attaching {
+            absent,
+            told: self.upkeep.keeper().states(),
+            since: Instant::now(),
+        });
+    }
+
+    /// Notes what came of it. Where the kernel does not answer, it is noted as not repaired.
+    fn attached_again(&mut self) {
+        let Some(mut attaching) = self.comparison.attaching.take() else {
+            return;
+        };
+        let states = match attaching.told.try_recv() {
+            Ok(states) => states,
+            Err(TryRecvError::Empty) if attaching.since.elapsed() < ATTACHING => {
+                self.comparison.attaching = Some(attaching);
+                return;
+            }
+            Err(_) => Vec::new(),
+        };
+        for (interface, hook) in &attaching.absent {
             let attached = states
                 .iter()
                 .filter(|s| s.name == interface.as_str())

@@ -11,7 +11,7 @@ use super::{
 };
 use crate::{
     config::{Config, InterfaceRole, Mode},
-    kernel::{HookPoint, Link, Losses, ReadBack},
+    kernel::{HookPoint, InterfaceState, Link, Losses, ReadBack},
     model::{
         BootTime, Device, DeviceId, DeviceState, InterfaceName, Now, PoolId, Revision, Session, SessionId, UriChange, WallTime,
     },
@@ -133,8 +133,11 @@ impl Writer {
         Ok((kept.ok_or(too_old)?, live))
     }
 
-    pub(super) fn status(&mut self) -> Status {
-        let (interfaces, floor, mode) = (self.kernel.interfaces(), self.kernel.floor(), self.kernel.mode());
+    /// `standing` is how interfaces and floor stand; `None`: the kernel has not said.
+    pub(super) fn status(&self, standing: Option<(Vec<InterfaceState>, String)>) -> Status {
+        let unknown = || (Vec::new(), "not known: the kernel does not answer".to_owned());
+        let (interfaces, floor) = standing.unwrap_or_else(unknown);
+        let mode = self.kernel.mode();
         let mut warnings = Vec::new();
         if mode == Mode::Observe {
             warnings.push("observe mode: nothing is denied and the floor is open".to_owned());
@@ -227,10 +230,9 @@ impl Writer {
         Ok((views, last.filter(|_| more)))
     }
 
-    /// Asks the kernel for the hooks and two addresses: some system calls, no process, no wait.
-    pub(super) fn surroundings(&mut self, ends: &[IpAddr]) -> Result<Surroundings, Refusal> {
+    /// Asks the kernel for the addresses; `states` is how interfaces stand.
+    pub(super) fn surroundings(&self, ends: &[IpAddr], states: &[InterfaceState]) -> Result<Surroundings, Refusal> {
         let now = self.clock.now();
-        let states = self.kernel.interfaces();
         let (mut places, mut others) = (Vec::new(), Vec::new());
         for link in &self.links {
             match states.iter().find(|s| s.ifindex == Some(link.ifindex)) {

@@ -21,6 +21,7 @@ mod signals;
 mod synchronise;
 mod time;
 mod types;
+mod upkeep;
 mod writer;
 
 use std::{fmt, io, sync::Arc, thread};
@@ -38,6 +39,7 @@ use crate::{
     store::{Store, StoreError},
 };
 pub use crate::{model::UriChange, refusal::Refusal, store::AuditQuery, transition::Registration};
+use upkeep::{Hurry, Keeper};
 use writer::{Job, Writer};
 
 /// Changes of GatewayURIs that a watcher may lag behind before it has to start again.
@@ -101,6 +103,8 @@ pub struct Controller {
     normal: mpsc::Sender<Job>,
     urgent: mpsc::Sender<Job>,
     links: watch::Sender<Vec<Link>>,
+    hurry: Hurry,
+    keeper: Keeper,
 }
 
 impl fmt::Debug for Controller {
@@ -122,21 +126,30 @@ impl Controller {
         let (ready, is_ready) = oneshot::channel();
         let (ended, has_ended) = oneshot::channel();
         let uris = broadcast::Sender::new(WATCH_BACKLOG);
+        let hurry = Hurry::default();
+        let waiting = hurry.clone();
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build()?;
         // The end of the thread by a panic drops `ended`, which is how the daemon learns of it.
         thread::Builder::new().name("controller".to_owned()).spawn(move || {
-            let writer = match Writer::start(start, uris) {
+            let writer = match Writer::start(start, uris, waiting) {
                 Ok(writer) => writer,
                 Err(e) => return drop(ready.send(Err(e))),
             };
-            if ready.send(Ok(())).is_ok() {
+            if ready.send(Ok(writer.upkeep.keeper())).is_ok() {
                 runtime.block_on(writer.run(urgent_jobs, normal_jobs, links_seen));
                 // The daemon may have stopped to look.
                 let _ = ended.send(());
             }
         })?;
-        is_ready.await.map_err(|_| WriterDied)??;
-        Ok((Self { normal, urgent, links }, WriterThread(has_ended)))
+        let keeper = is_ready.await.map_err(|_| WriterDied)??;
+        let controller = Self {
+            normal,
+            urgent,
+            links,
+            hurry,
+            keeper,
+        };
+        Ok((controller, WriterThread(has_ended)))
     }
 
     /// Tells which interfaces exist now.

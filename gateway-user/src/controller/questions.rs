@@ -10,7 +10,7 @@ use super::{
 };
 use crate::{
     audit::{Head, Sealed},
-    kernel::Losses,
+    kernel::{KernelError, Losses},
     model::{Device, DeviceId, DeviceState, Revision, SessionId, UriChange},
     store::AuditQuery,
     transition::Context,
@@ -63,7 +63,9 @@ impl Controller {
     /// # Errors
     /// [`Refusal::Busy`].
     pub async fn status(&self) -> Result<Status, Refusal> {
-        self.ask(|w| w.status()).await
+        // In a thread of its own: whoever holds the kernel's lock of interfaces or rules holds up nobody but this caller.
+        let standing = self.keeper.standing().await;
+        self.ask(|w| w.status(standing)).await
     }
 
     /// One, or those of live sessions after a session, whole sessions, until there are `limit` or more; and the last of these sessions, if
@@ -85,7 +87,9 @@ impl Controller {
     /// # Errors
     /// [`Refusal::Kernel`], [`Refusal::Busy`].
     pub async fn surroundings(&self, ends: Vec<IpAddr>) -> Result<Surroundings, Refusal> {
-        self.ask(move |w| w.surroundings(&ends)).await?
+        let late = || Refusal::Kernel(KernelError::Late.to_string());
+        let states = self.keeper.interfaces().await.ok_or_else(late)?;
+        self.ask(move |w| w.surroundings(&ends, &states)).await?
     }
 
     /// The devices of the live sessions that hold these addresses.

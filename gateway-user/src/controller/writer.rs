@@ -20,6 +20,7 @@ use super::{
     requests::Requests,
     synchronise::Synchronise,
     time,
+    upkeep::{Hurry, Upkeep},
 };
 use crate::{
     audit::Head,
@@ -80,14 +81,13 @@ const NOTED_AGAIN_MS: i64 = 600_000;
 /// How long after a failure of the kernel everything is compared and put right.
 const REPAIR_AFTER: Duration = Duration::from_secs(5);
 
-/// After a check of the attachment nothing is checked for so many times as long as that took, unless the interfaces change.
-const CHECK_REST: u32 = 4;
-
 /// All that the thread owns.
 pub(super) struct Writer {
     pub(super) config: Arc<Config>,
     pub(super) store: Box<dyn Store>,
     pub(super) kernel: Box<dyn Kernel>,
+    /// What may have to wait, on other threads.
+    pub(super) upkeep: Upkeep,
     pub(super) clock: Box<dyn Clock>,
     pub(super) links: Vec<Link>,
     pub(super) registry: Registry,
@@ -145,7 +145,11 @@ pub(super) struct Writer {
 
 impl Writer {
     /// Loads the store and puts the kernel right: afterwards every live session is judged as it should be, and nothing else is assigned.
-    pub(super) fn start(start: super::Start, uris: broadcast::Sender<UriChange>) -> Result<Self, super::StartError> {
+    pub(super) fn start(
+        start: super::Start,
+        uris: broadcast::Sender<UriChange>,
+        hurry: Hurry,
+    ) -> Result<Self, super::StartError> {
         let super::Start {
             config,
             mut store,
@@ -171,6 +175,7 @@ impl Writer {
             started_boot: now.boot,
             config,
             store,
+            upkeep: Upkeep::start(kernel.places(), hurry)?,
             kernel,
             clock,
             links,
@@ -220,8 +225,9 @@ impl Writer {
         writer.reconcile()?;
         writer.settle();
         writer.resume_waves(&now);
-        let links = writer.links.clone();
-        reconcile::apply(vec![Op::Links(links)], writer.kernel.as_mut());
+        // Bound first, so that what is attached finds everyone.
+        writer.follow();
+        writer.upkeep.begin(&writer.links);
         info!(
             devices = writer.registry.device_count(),
             sessions = writer.registry.session_count(),
@@ -417,11 +423,8 @@ impl Writer {
             let _ = self.flush();
         }
         if instant >= self.next_check {
-            let links = self.links.clone();
-            reconcile::apply(vec![Op::Links(links)], self.kernel.as_mut());
-            // Where something hangs, it must not hold what restricts most of the time.
-            let rest = self.options.check.max(instant.elapsed() * CHECK_REST);
-            self.next_check = Instant::now() + rest;
+            self.look_after();
+            self.next_check = instant + self.options.check;
         }
         if self.kernel_problem.is_some() && instant >= self.next_repair {
             self.next_repair = instant + REPAIR_AFTER;
@@ -429,6 +432,17 @@ impl Writer {
                 error!(error = %e, "the kernel's tables cannot be read; it is tried again");
             }
         }
+    }
+
+    /// Binds sessions to the interfaces that exist now, and has everything else of these looked after by another thread.
+    pub(super) fn look_after(&mut self) {
+        self.follow();
+        self.upkeep.keep(&self.links);
+    }
+
+    fn follow(&mut self) {
+        let links = self.links.clone();
+        reconcile::apply(vec![Op::Links(links)], self.kernel.as_mut());
     }
 
     /// When what waits for a commit is to have one of its own.

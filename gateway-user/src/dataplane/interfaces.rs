@@ -4,7 +4,7 @@ use std::{collections::HashMap, io, os::fd::AsFd};
 
 use gateway_ebpf::abi::{self, Interface};
 
-use super::{bpf, maps::Maps, tables::Tables};
+use super::{bpf, mapping::Mapping, maps::Maps, tables::set_flag};
 use crate::{
     config::{Config, InterfaceRule},
     links::LinkNow,
@@ -12,15 +12,15 @@ use crate::{
 
 /// Says what interfaces have of pools and VLANs. Before a program is attached there, so that it finds its entry. By index, why an entry cannot be
 /// written: the interface then has no VLANs, and no pools if any interface has pools of its own.
-pub(super) fn set(config: &Config, tables: &Tables, maps: &Maps, links: &[LinkNow]) -> io::Result<HashMap<u32, String>> {
+pub(super) fn set(config: &Config, control: &Mapping, maps: &Maps, links: &[LinkNow]) -> io::Result<HashMap<u32, String>> {
     let restricts = restricts(config);
     if !restricts {
-        tables.set_flag(abi::FLAG_INTERFACE_POOLS, false);
+        set_flag(control, abi::FLAG_INTERFACE_POOLS, false);
     }
     let written = maps.get(abi::map::INTERFACES).map(|map| write(config, map, links));
     // With an entry missing, its interface has no pools; without the flag it would have all.
     if restricts {
-        tables.set_flag(abi::FLAG_INTERFACE_POOLS, true);
+        set_flag(control, abi::FLAG_INTERFACE_POOLS, true);
     }
     written
 }

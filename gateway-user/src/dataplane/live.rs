@@ -1,16 +1,10 @@
 //! [`Kernel`], for real: the object loaded with maps made new or adopted from their pins, and programs on every interface with a role.
 //!
 //! Order of a start: lock, floor closed, maps (adopted and repaired, or new and filled), programs loaded. Then the controller assigns the
-//! live sessions, and only its first [`Kernel::set_links`] attaches or replaces programs and pins new maps. So no program ever runs on
+//! live sessions, and only then [`Places::set_links`] attaches or replaces programs and pins new maps. So no program ever runs on
 //! tables that miss a session, and a crash in between leaves the old programs on the old maps.
 
-use std::{
-    collections::{BTreeSet, HashMap},
-    net::IpAddr,
-    os::fd::AsFd,
-    path::PathBuf,
-    time::{Duration, Instant},
-};
+use std::{collections::HashMap, net::IpAddr, os::fd::AsFd, path::PathBuf, sync::Arc};
 
 use aya::{
     Ebpf, EbpfLoader,
@@ -25,58 +19,36 @@ use gateway_ebpf::{
 use super::{
     bpf::Map,
     denials::Ring,
-    environment::{self, Error, Lock},
+    environment::{self, Error},
     force::{self, Policies},
-    hooks::{self, Hooks, PROGRAMS, Program},
-    interfaces,
+    hooks::{Hooks, PROGRAMS, Program},
     layout::{self, Layout4},
     maps::{self, Maps},
     memory, numbers, object, policy,
     readback::{self, pool_now},
     tables::{self, Tables, TablesError, system},
+    upkeep::{Parts, Upkeep},
 };
 use crate::{
     config::{Config, Mode},
     floor::{self, Floor},
-    kernel::{AddressReading, Assignment, InterfaceState, Kernel, KernelError, Link, Losses, ReadBack, Survey},
-    links::{self, LinkNow},
-    model::{BootTime, InterfaceName, SessionId},
-    routes,
+    kernel::{AddressReading, Assignment, InterfaceState, Kernel, KernelError, Link, Losses, Places, ReadBack, Survey},
+    links,
+    model::{BootTime, SessionId},
 };
-
-/// The floor is looked at this often even if nothing is known to have changed.
-const LOOK: Duration = Duration::from_secs(5);
 
 /// The data plane of this host's network namespace. Dropped, it leaves everything in force.
 pub struct Live {
     config: Config,
-    maps: Maps,
+    maps: Arc<Maps>,
     tables: Tables,
-    hooks: Hooks,
-    /// `None` in observe mode.
-    floor: Option<Floor>,
-    /// `None`: nobody tells of changes, so the floor is looked at each time.
-    changes: Option<floor::Changes>,
-    /// The last look at the floor; `None`: it found something wrong, or failed.
-    looked: Option<Look>,
-    /// What was wrong with the routes when they were last set.
-    route_problems: BTreeSet<String>,
-    /// New maps are pinned once programs run on them.
-    to_pin: Option<PathBuf>,
+    upkeep: Arc<Upkeep>,
     adopted: bool,
-    _lock: Lock,
-}
-
-/// What the floor was found right for, and when.
-struct Look {
-    links: Vec<(u32, InterfaceName)>,
-    judged: BTreeSet<u32>,
-    at: Instant,
 }
 
 impl Live {
     /// Opens the data plane: takes the lock, closes the floor (in observe mode: opens it), adopts or makes the maps, loads the programs.
-    /// No program is attached or replaced before the first [`Kernel::set_links`].
+    /// No program is attached or replaced before the first [`Places::set_links`].
     ///
     /// # Errors
     /// See [`Error`]; nothing was loosened then, and the floor may be closed already.
@@ -128,7 +100,8 @@ impl Live {
             TablesError::Compile(e) => Error::Compile(e),
             TablesError::System(e) => Error::system("mapping the tables")(e),
         })?;
-        tables.follow(&links::now().map_err(Error::system("listing interfaces"))?);
+        let there = links::now().map_err(Error::system("listing interfaces"))?;
+        tables.follow(there.iter().map(|l| &l.link));
         if adopted {
             let repaired = tables.repair(&maps, &policies).map_err(|e| Error::Load(e.to_string()))?;
             if repaired != 0 {
@@ -145,19 +118,55 @@ impl Live {
             tracing::info!("{why}: made new ones; counters start at zero");
         }
         let hooks = Hooks::new(programs, pins, version.join("links")).map_err(Error::system("opening the pinned links"))?;
+        let maps = Arc::new(maps);
+        let upkeep = Upkeep::new(Parts {
+            config: config.clone(),
+            maps: Arc::clone(&maps),
+            hooks,
+            floor,
+            changes,
+            to_pin: (!adopted).then_some(directory),
+            lock,
+        })?;
         Ok(Self {
             config: config.clone(),
             maps,
             tables,
-            hooks,
-            floor,
-            changes,
-            looked: None,
-            route_problems: BTreeSet::new(),
-            to_pin: (!adopted).then_some(directory),
+            upkeep: Arc::new(upkeep),
             adopted,
-            _lock: lock,
         })
+    }
+
+    /// What the controller and its threads do when interfaces change, at once and in turn: [`Kernel::follow`] and [`Places::set_links`], for
+    /// the interfaces that exist now.
+    pub fn set_links(&mut self) {
+        match links::now() {
+            Ok(links) => {
+                self.tables.follow(links.iter().map(|l| &l.link));
+                self.upkeep.look_after(&links);
+            }
+            Err(e) => tracing::error!("listing interfaces: {e}"),
+        }
+    }
+
+    /// See [`Places::interfaces`].
+    #[must_use]
+    pub fn interfaces(&self) -> Vec<InterfaceState> {
+        self.upkeep.interfaces()
+    }
+
+    /// See [`Places::floor`].
+    #[must_use]
+    pub fn floor(&self) -> String {
+        self.upkeep.floor()
+    }
+
+    /// See [`Places::read_back`].
+    ///
+    /// # Errors
+    /// See [`KernelError`].
+    pub fn read_back(&self, addresses: &[IpAddr]) -> Result<Vec<Vec<ReadBack>>, KernelError> {
+        self.upkeep.read_back(addresses)
     }
 
     /// The configuration in force: as it was given, with the numbers that its rules have.
@@ -200,60 +209,6 @@ impl Live {
         self.config.paths.pins.join(format!("v{VERSION}"))
     }
 
-    /// Attaches, and tells the floor at which interfaces our programs judge what is sent.
-    fn attach(&mut self, links: &[LinkNow]) {
-        let floor = &self.floor;
-        self.hooks.attach(&self.config, links, |index| {
-            let gone = floor.as_ref().map(|f| f.judge(&BTreeSet::new(), &BTreeSet::from([index])));
-            gone.unwrap_or(Ok(())).map_err(|e| e.to_string())
-        });
-        if let Some(directory) = self.to_pin.take()
-            && let Err(e) = self.maps.pin(&directory)
-        {
-            tracing::error!(
-                "pinning the maps in {}: {e}; the next start makes new ones",
-                directory.display()
-            );
-            self.to_pin = Some(directory);
-        }
-        // Their links are ours now, so nothing reads the maps of other versions.
-        if let Err(e) = hooks::remove_versions(&self.config.paths.pins, Some(VERSION)) {
-            tracing::warn!("removing the pins of other versions: {e}");
-        }
-    }
-
-    /// Closes the floor again if it was changed, and sets `judged` right. It is not looked at while neither nftables nor the interfaces
-    /// nor what is attached to them changes: asking takes a process and some milliseconds of the thread that restricts.
-    fn mend_floor(&mut self, links: &[LinkNow]) -> Result<(), floor::FloorError> {
-        let Some(floor) = &self.floor else { return Ok(()) };
-        let want = hooks::judged(&self.hooks, &self.config, links);
-        let now: Vec<_> = links.iter().map(|l| (l.link.ifindex, l.link.name.clone())).collect();
-        let changed = self.changes.as_ref().is_none_or(floor::Changes::any);
-        let same = |last: &Look| last.links == now && last.judged == want && last.at.elapsed() < LOOK;
-        if !changed && self.looked.as_ref().is_some_and(same) {
-            return Ok(());
-        }
-        self.looked = None;
-        let mut standing = floor.standing(links)?;
-        if !standing.problem.is_empty() {
-            tracing::error!("the floor was not closed: {}; closing it", standing.problem);
-            let closed = Floor::close(&self.config)?;
-            standing = closed.standing(links)?;
-            self.floor = Some(closed);
-        }
-        let add = want.difference(&standing.judged).copied().collect();
-        let remove = standing.judged.difference(&want).copied().collect();
-        self.floor.as_ref().map_or(Ok(()), |f| f.judge(&add, &remove))?;
-        if standing.problem.is_empty() {
-            self.looked = Some(Look {
-                links: now,
-                judged: want,
-                at: Instant::now(),
-            });
-        }
-        Ok(())
-    }
-
     /// Number 0, no pool, and those of the configuration.
     fn pool_numbers(&self) -> impl Iterator<Item = u8> {
         let pools = self.config.pools.len();
@@ -264,21 +219,6 @@ impl Live {
     fn summed<const N: usize>(&self, name: &'static str, index: u32) -> Result<Box<[u64; N]>, KernelError> {
         let of = |e| system(name, e);
         readback::per_cpu(self.maps.get(name).map_err(of)?, index).map_err(of)
-    }
-
-    /// Says of the routes what is new.
-    fn set_routes(&mut self, links: &[LinkNow]) {
-        let problems: BTreeSet<String> = match routes::apply(&self.config, links) {
-            Ok(problems) => problems.into_iter().collect(),
-            Err(e) => BTreeSet::from([format!("routes: {e}")]),
-        };
-        for new in problems.difference(&self.route_problems) {
-            tracing::warn!("{new}");
-        }
-        for gone in self.route_problems.difference(&problems) {
-            tracing::info!("no longer so: {gone}");
-        }
-        self.route_problems = problems;
     }
 }
 
@@ -297,14 +237,6 @@ impl Kernel for Live {
 
     fn set_earliest_lease_end(&mut self, end: Option<BootTime>) {
         self.tables.set_earliest_lease_end(end);
-    }
-
-    fn read_back(&mut self, addresses: &[IpAddr]) -> Result<Vec<Vec<ReadBack>>, KernelError> {
-        if addresses.is_empty() {
-            return Ok(Vec::new());
-        }
-        let links = links::now().map_err(|e| system("listing interfaces", e))?;
-        readback::read_back(&self.config, &links, addresses).map_err(|e| system("reading back", e))
     }
 
     fn read_all(&self, addresses: &[IpAddr]) -> Result<Vec<AddressReading>, KernelError> {
@@ -333,82 +265,12 @@ impl Kernel for Live {
         self.tables.recount();
     }
 
-    fn set_links(&mut self, _links: &[Link]) {
-        // The kernel's word now is newer than the caller's, and says what is attached.
-        let links = match links::now() {
-            Ok(l) => l,
-            Err(e) => {
-                tracing::error!("listing interfaces: {e}");
-                return;
-            }
-        };
-        self.tables.follow(&links);
-        match interfaces::set(&self.config, &self.tables, &self.maps, &links) {
-            Ok(missing) => self.hooks.missing(missing),
-            Err(e) => tracing::error!("interfaces' pools and VLANs cannot be set, so that they have none: {e}"),
-        }
-        self.attach(&links);
-        if let Err(e) = interfaces::forget(&self.config, &self.maps, &links) {
-            tracing::warn!("pools and VLANs of interfaces that are gone: {e}");
-        }
-        // Attaching to XDP changes what the list says of it; the floor and the routes need names and indexes only.
-        if let Err(e) = self.mend_floor(&links) {
-            tracing::error!("the floor: {e}");
-        }
-        self.set_routes(&links);
+    fn follow(&mut self, links: &[Link]) {
+        self.tables.follow(links);
     }
 
-    fn interfaces(&mut self) -> Vec<InterfaceState> {
-        let links = links::now().unwrap_or_else(|e| {
-            tracing::error!("listing interfaces: {e}");
-            Vec::new()
-        });
-        let mut all: Vec<InterfaceState> = links
-            .iter()
-            .filter_map(|l| {
-                Some(InterfaceState {
-                    name: l.link.name.to_string(),
-                    ifindex: Some(l.link.ifindex),
-                    role: self.config.role(&l.link.name)?,
-                    hooks: self.hooks.states(&self.config, l),
-                })
-            })
-            .collect();
-        for rule in &self.config.interfaces {
-            if !links.iter().any(|l| rule.name.matches(&l.link.name)) {
-                all.push(InterfaceState {
-                    name: rule.name.to_string(),
-                    ifindex: None,
-                    role: rule.role,
-                    hooks: Vec::new(),
-                });
-            }
-        }
-        all
-    }
-
-    fn floor(&mut self) -> String {
-        let standing = match &self.floor {
-            None => floor::exists().map(|e| {
-                if e {
-                    "broken: it is closed although the mode is observe"
-                } else {
-                    "open"
-                }
-                .to_owned()
-            }),
-            Some(floor) => links::now()
-                .map_err(Into::into)
-                .and_then(|links| floor.standing(&links))
-                .map(|s| {
-                    if s.problem.is_empty() {
-                        "closed".to_owned()
-                    } else {
-                        format!("broken: {}", s.problem)
-                    }
-                }),
-        };
-        standing.unwrap_or_else(|e| format!("broken: {e}"))
+    fn places(&self) -> Arc<dyn Places> {
+        Arc::clone(&self.upkeep) as Arc<dyn Places>
     }
 
     fn counters(&self) -> Result<Vec<(u8, Box<[Count; REASONS]>)>, KernelError> {

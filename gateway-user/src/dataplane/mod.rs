@@ -1,7 +1,8 @@
 //! Lazaret's part in the kernel: BPF programs, their maps and links. The only place that names aya.
 //!
 //! In the order of the flow: `numbers`, `policy` and `layout` make tables of a configuration, purely; `tables` writes them; `hooks` attaches what
-//! reads them; `readback` asks what attached programs see; `live` is all of it as [`crate::kernel::Kernel`].
+//! reads them; `readback` asks what attached programs see; `upkeep` is what may wait for
+//! the kernel's lock of the network configuration, as [`crate::kernel::Places`]; `live` is all of it, as [`crate::kernel::Kernel`].
 
 mod bpf;
 mod captures;
@@ -26,6 +27,7 @@ mod readback;
 mod survey;
 mod table6;
 mod tables;
+mod upkeep;
 
 #[cfg(test)]
 pub(crate) mod fixtures;

@@ -23,8 +23,7 @@ use super::{
 };
 use crate::{
     config::{Config, Mode, PoolKind},
-    kernel::{Assignment, KernelError},
-    links::LinkNow,
+    kernel::{Assignment, KernelError, Link},
     model::{BootTime, InterfaceName, PoolId, prefix},
 };
 
@@ -153,17 +152,13 @@ impl Tables {
         Ok(repaired)
     }
 
-    /// Sets or clears a bit of [`Control::flags`].
+    /// See [`set_flag`].
     pub(super) fn set_flag(&self, flag: u32, on: bool) {
-        if on {
-            self.flag_word().fetch_or(flag, Ordering::SeqCst);
-        } else {
-            self.flag_word().fetch_and(!flag, Ordering::SeqCst);
-        }
+        set_flag(&self.control, flag, on);
     }
 
     fn flag_word(&self) -> &AtomicU32 {
-        self.control.word32(std::mem::offset_of!(Control, flags))
+        flag_word(&self.control)
     }
 
     /// See [`crate::kernel::Kernel::assign`].
@@ -236,8 +231,8 @@ impl Tables {
     }
 
     /// Binds classes to the interfaces that exist now.
-    pub(super) fn follow(&mut self, links: &[LinkNow]) {
-        self.indexes = links.iter().map(|l| (l.link.name.clone(), l.link.ifindex)).collect();
+    pub(super) fn follow<'a>(&mut self, links: impl IntoIterator<Item = &'a Link>) {
+        self.indexes = links.into_iter().map(|l| (l.name.clone(), l.ifindex)).collect();
         for (class, entry) in self.classes.follow(&self.indexes) {
             self.write_entry(class, entry);
         }
@@ -371,6 +366,19 @@ impl Tables {
     pub(super) const fn config(&self) -> &Config {
         &self.config
     }
+}
+
+/// Sets or clears a bit of [`Control::flags`]. Whoever has the memory of CONTROL may, at any time.
+pub(super) fn set_flag(control: &Mapping, flag: u32, on: bool) {
+    if on {
+        flag_word(control).fetch_or(flag, Ordering::SeqCst);
+    } else {
+        flag_word(control).fetch_and(!flag, Ordering::SeqCst);
+    }
+}
+
+fn flag_word(control: &Mapping) -> &AtomicU32 {
+    control.word32(std::mem::offset_of!(Control, flags))
 }
 
 /// Every address with a cold record.

@@ -12,7 +12,7 @@ use std::{
 use gateway_ebpf::abi::{Answers, Count, REASONS, RuleCount, ShadowCount};
 
 use super::{
-    AddressReading, Assignment, HookPoint, HookState, InterfaceState, Kernel, KernelError, Link, Losses, ProgramReading,
+    AddressReading, Assignment, HookPoint, HookState, InterfaceState, Kernel, KernelError, Link, Losses, Places, ProgramReading,
     ReadBack, Survey,
 };
 use crate::{
@@ -29,7 +29,7 @@ pub enum Call {
     Clear(IpAddr),
     /// [`Kernel::set_earliest_lease_end`].
     EarliestLeaseEnd(Option<BootTime>),
-    /// [`Kernel::set_links`].
+    /// [`Places::set_links`].
     Links(usize),
     /// Something else that a test wants to see in order with these.
     Note(&'static str),
@@ -44,7 +44,7 @@ pub struct State {
     pub earliest: Option<BootTime>,
     /// As last set.
     pub links: Vec<Link>,
-    /// Hooks that a foreign hand has emptied; [`Kernel::set_links`] repairs them unless `stuck`.
+    /// Hooks that a foreign hand has emptied; [`Places::set_links`] repairs them unless `stuck`.
     pub detached: BTreeSet<(u32, HookPoint)>,
     /// Attaching fails.
     pub stuck: bool,
@@ -68,7 +68,7 @@ pub struct State {
     pub losses: Losses,
     /// Answer of [`Kernel::answers`].
     pub answers: BTreeMap<u8, Answers>,
-    /// Answer of [`Kernel::floor`].
+    /// Answer of [`Places::floor`].
     pub floor: String,
 }
 
@@ -77,6 +77,7 @@ pub struct State {
 pub struct FakeKernel {
     config: Arc<Config>,
     state: Arc<Mutex<State>>,
+    network: Arc<Mutex<()>>,
 }
 
 /// Kernel ids that the fake shows.
@@ -95,12 +96,18 @@ impl FakeKernel {
         Self {
             config,
             state: Arc::new(Mutex::new(state)),
+            network: Arc::default(),
         }
     }
 
     /// What it holds, to look at and to change.
     pub fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The lock of the network configuration: while it is held, everything of [`Places`] waits.
+    pub fn network(&self) -> MutexGuard<'_, ()> {
+        self.network.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The calls since the last time.
@@ -186,33 +193,6 @@ impl Kernel for FakeKernel {
         state.earliest = end;
     }
 
-    fn read_back(&mut self, addresses: &[IpAddr]) -> Result<Vec<Vec<ReadBack>>, KernelError> {
-        let mut state = self.state();
-        state.looks += 1;
-        let one = |address: &IpAddr| {
-            let pool = self.class(&state, *address);
-            let at = |link: &Link, hook: HookPoint| {
-                let attached = !state.detached.contains(&(link.ifindex, hook));
-                ReadBack {
-                    interface: link.name.clone(),
-                    ifindex: link.ifindex,
-                    hook,
-                    reading: attached.then_some(ProgramReading {
-                        program_id: 100 + link.ifindex,
-                        map_id: MAP_ID,
-                        pool,
-                    }),
-                }
-            };
-            let of = |link: &Link| {
-                let hooks = self.config.role(&link.name).map(|role| Self::hooks(link, role));
-                hooks.into_iter().flatten().map(|h| at(link, h)).collect::<Vec<_>>()
-            };
-            state.links.iter().flat_map(of).collect()
-        };
-        Ok(addresses.iter().map(one).collect())
-    }
-
     fn read_all(&self, addresses: &[IpAddr]) -> Result<Vec<AddressReading>, KernelError> {
         let state = self.state();
         let one = |address: &IpAddr| {
@@ -239,41 +219,10 @@ impl Kernel for FakeKernel {
         self.state().calls.push(Call::Note("recounted"));
     }
 
-    fn set_links(&mut self, links: &[Link]) {
-        let mut state = self.state();
-        state.calls.push(Call::Links(links.len()));
-        state.links = links.to_vec();
-        if !state.stuck {
-            state.detached.clear();
-        }
-    }
+    fn follow(&mut self, _links: &[Link]) {}
 
-    fn interfaces(&mut self) -> Vec<InterfaceState> {
-        let state = self.state();
-        let one = |link: &Link| {
-            let role = self.config.role(&link.name)?;
-            let hook = |hook: HookPoint| {
-                let attached = !state.detached.contains(&(link.ifindex, hook));
-                HookState {
-                    hook,
-                    mode: if attached { "tcx" } else { "" },
-                    program_id: attached.then_some(100 + link.ifindex),
-                    problem: if attached { String::new() } else { "not attached".to_owned() },
-                }
-            };
-            let hooks = Self::hooks(link, role).into_iter().map(hook).collect();
-            Some(InterfaceState {
-                name: link.name.to_string(),
-                ifindex: Some(link.ifindex),
-                role,
-                hooks,
-            })
-        };
-        state.links.iter().filter_map(one).collect()
-    }
-
-    fn floor(&mut self) -> String {
-        self.state().floor.clone()
+    fn places(&self) -> Arc<dyn Places> {
+        Arc::new(self.clone())
     }
 
     fn counters(&self) -> Result<Vec<(u8, Box<[Count; REASONS]>)>, KernelError> {
@@ -306,5 +255,75 @@ impl Kernel for FakeKernel {
 
     fn mode(&self) -> Mode {
         self.config.mode
+    }
+}
+
+impl Places for FakeKernel {
+    fn set_links(&self, links: &[Link]) {
+        let _network = self.network();
+        let mut state = self.state();
+        state.calls.push(Call::Links(links.len()));
+        state.links = links.to_vec();
+        if !state.stuck {
+            state.detached.clear();
+        }
+    }
+
+    fn interfaces(&self) -> Vec<InterfaceState> {
+        let _network = self.network();
+        let state = self.state();
+        let one = |link: &Link| {
+            let role = self.config.role(&link.name)?;
+            let hook = |hook: HookPoint| {
+                let attached = !state.detached.contains(&(link.ifindex, hook));
+                HookState {
+                    hook,
+                    mode: if attached { "tcx" } else { "" },
+                    program_id: attached.then_some(100 + link.ifindex),
+                    problem: if attached { String::new() } else { "not attached".to_owned() },
+                }
+            };
+            let hooks = Self::hooks(link, role).into_iter().map(hook).collect();
+            Some(InterfaceState {
+                name: link.name.to_string(),
+                ifindex: Some(link.ifindex),
+                role,
+                hooks,
+            })
+        };
+        state.links.iter().filter_map(one).collect()
+    }
+
+    fn floor(&self) -> String {
+        let _network = self.network();
+        self.state().floor.clone()
+    }
+
+    fn read_back(&self, addresses: &[IpAddr]) -> Result<Vec<Vec<ReadBack>>, KernelError> {
+        let _network = self.network();
+        let mut state = self.state();
+        state.looks += 1;
+        let one = |address: &IpAddr| {
+            let pool = self.class(&state, *address);
+            let at = |link: &Link, hook: HookPoint| {
+                let attached = !state.detached.contains(&(link.ifindex, hook));
+                ReadBack {
+                    interface: link.name.clone(),
+                    ifindex: link.ifindex,
+                    hook,
+                    reading: attached.then_some(ProgramReading {
+                        program_id: 100 + link.ifindex,
+                        map_id: MAP_ID,
+                        pool,
+                    }),
+                }
+            };
+            let of = |link: &Link| {
+                let hooks = self.config.role(&link.name).map(|role| Self::hooks(link, role));
+                hooks.into_iter().flatten().map(|h| at(link, h)).collect::<Vec<_>>()
+            };
+            state.links.iter().flat_map(of).collect()
+        };
+        Ok(addresses.iter().map(one).collect())
     }
 }

@@ -2,10 +2,13 @@
 
 #[cfg(any(test, feature = "fake-kernel"))]
 pub mod fake;
+mod places;
 
-use std::net::IpAddr;
+use std::{net::IpAddr, sync::Arc};
 
 use gateway_ebpf::abi::{Answers, Count, REASONS, RuleCount, ShadowCount};
+
+pub use places::Places;
 
 use crate::{
     config::{InterfaceRole, Mode},
@@ -133,6 +136,9 @@ pub enum KernelError {
     /// The address is in no pool.
     #[error("{0} is in no pool")]
     OutsidePools(IpAddr),
+    /// It has not answered yet, and something else must not wait for it.
+    #[error("the kernel has not said yet what is attached; another program may hold its lock of the network configuration")]
+    Late,
     /// A system call failed.
     #[error("{what}: {error}")]
     System {
@@ -162,7 +168,8 @@ pub struct Losses {
     pub captures_lost: u64,
 }
 
-/// The kernel, as the one thread that owns it sees it. All calls are system calls or stores to mapped memory; none waits for a network.
+/// The kernel, as the one thread that owns it sees it. All calls are system calls or stores to mapped memory; none waits for a network, a
+/// process, or a lock of the network configuration.
 pub trait Kernel: Send {
     /// Sets what an address of a live session is judged by. From the return on, the next packet is judged by it.
     /// Changing an address that is assigned already cannot fail for lack of room, but for a release that finds no class.
@@ -185,13 +192,6 @@ pub trait Kernel: Send {
 
     /// Tells the programs until when no lease can have ended; `None`: there is none.
     fn set_earliest_lease_end(&mut self, end: Option<BootTime>);
-
-    /// Reads addresses by system call through the program that is attached now at each hook of each interface that has a role; for each
-    /// address in order. An interface that exists and has a role but no program of ours gives an entry without reading.
-    ///
-    /// # Errors
-    /// See [`KernelError`].
-    fn read_back(&mut self, addresses: &[IpAddr]) -> Result<Vec<Vec<ReadBack>>, KernelError>;
 
     /// Reads an address from our own map, by system call.
     ///
@@ -217,15 +217,12 @@ pub trait Kernel: Send {
     /// Finds out anew what the tables have in use, after a foreign hand was in them and before anything else is changed.
     fn recount(&mut self);
 
-    /// The interfaces that exist now: attaches to those that have a role and forgets those that are gone. Called at start, and whenever
-    /// links change; it repairs what was detached by hand. What failed is in [`Kernel::interfaces`].
-    fn set_links(&mut self, links: &[Link]);
+    /// Binds sessions to the interfaces that exist now. Programs are attached there by [`Places::set_links`]: until both are done, what
+    /// comes from a new interface passes nothing.
+    fn follow(&mut self, links: &[Link]);
 
-    /// How every configured interface stands, asked from the kernel now.
-    fn interfaces(&mut self) -> Vec<InterfaceState>;
-
-    /// How the floor stands: "closed", "open", or "broken: ...", asked from the kernel now.
-    fn floor(&mut self) -> String;
+    /// What may have to wait, for other threads.
+    fn places(&self) -> Arc<dyn Places>;
 
     /// Exact counters by pool number (0: none) and reason.
     ///

@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-use gateway_user::{floor, kernel::Kernel};
+use gateway_user::floor;
 use lazaret_tests::{
     netns::Tun,
     packets::{self, Watcher},

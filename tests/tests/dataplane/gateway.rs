@@ -91,7 +91,7 @@ impl Gateway {
     }
 
     pub(crate) fn set_links(&mut self) {
-        self.live(|l| l.set_links(&[]));
+        self.live(|l| l.set_links());
     }
 
     pub(crate) fn assign(&mut self, address: IpAddr, pool: PoolId) {

@@ -1,10 +1,10 @@
 //! A disk that is full: what loosens does not happen, what restricts does.
 
-use std::time::Duration;
+use std::{sync::mpsc::channel, time::Duration};
 
 use super::kit::*;
 use crate::{
-    controller::{Enforcement, Refusal},
+    controller::{Enforcement, Refusal, SignalContext},
     kernel::fake::Call,
     model::DeviceState,
 };
@@ -202,35 +202,94 @@ async fn stopping_finishes_what_was_asked_and_leaves_the_kernel() {
 }
 
 #[tokio::test]
-async fn a_restriction_does_not_wait_for_interfaces_to_be_looked_after() {
+async fn restrictions_are_in_force_within_milliseconds_while_the_network_configuration_is_locked() {
+    let g = Gateway::new().await;
+    for i in 0..40 {
+        let (name, address) = (format!("phone-{i}"), format!("10.66.0.{}", 10 + i));
+        g.register(&name, "office").await;
+        g.open(&name, &[address.as_str()]).await.unwrap();
+        g.applied(&name).await.unwrap();
+    }
+    g.clock.advance_ms(1000);
+    // Someone holds it, while interfaces change and everything is asked for that takes it.
+    let (kernel, (holds, held), (release, released)) = (g.kernel.clone(), channel(), channel());
+    let holder = std::thread::spawn(move || {
+        let _network = kernel.network();
+        holds.send(()).unwrap();
+        released.recv_timeout(Duration::from_secs(10)).unwrap();
+    });
+    held.recv().unwrap();
+    g.controller().set_links(links()[..1].to_vec());
+    let controller = g.controller().clone();
+    let status = tokio::spawn(async move { controller.status().await });
+    tokio::time::sleep(Duration::from_millis(60)).await;
+
+    let (mut times, mut waiting) = (Vec::new(), Vec::new());
+    for i in 0..40 {
+        let address = format!("10.66.0.{}", 10 + i);
+        assert_eq!(g.judged(&address), OFFICE);
+        let (controller, context, begin) = (g.controller().clone(), g.seen(0), std::time::Instant::now());
+        let context = SignalContext {
+            deadline: Duration::from_secs(10),
+            ..context
+        };
+        let device = id(&format!("phone-{i}"));
+        waiting.push(tokio::spawn(async move {
+            controller.policy_revoked(context, device, "test".to_owned()).await
+        }));
+        while g.judged(&address) != QUARANTINE {
+            tokio::time::sleep(Duration::from_micros(100)).await;
+            assert!(begin.elapsed() < Duration::from_secs(2), "restriction {i} is not in force");
+        }
+        times.push(begin.elapsed());
+    }
+    times.sort();
+    println!("in force after: p50 {:?}, max {:?}", times[20], times[39]);
+    assert!(
+        times[20] < Duration::from_millis(20) && times[39] < Duration::from_millis(500),
+        "{times:?}"
+    );
+    // What nothing could be read back of is not called enforced; and nobody is answered too early.
+    assert!(waiting.iter().all(|w| !w.is_finished()) && !status.is_finished());
+    // Questions that need none of it are answered meanwhile.
+    assert_eq!(
+        g.controller().device(id("phone-0")).await.unwrap().device.state,
+        DeviceState::Quarantined
+    );
+    g.controller().set_links(links());
+    release.send(()).unwrap();
+    holder.join().unwrap();
+    for answer in waiting {
+        let outcome = answer.await.unwrap().unwrap().first().unwrap();
+        assert_eq!(outcome.enforcement, Enforcement::Enforced);
+    }
+    assert_eq!(status.await.unwrap().unwrap().floor, "closed");
+}
+
+#[tokio::test]
+async fn what_cannot_be_read_back_in_time_is_answered_as_committed() {
     let g = Gateway::new().await;
     g.register("phone", "office").await;
     g.open("phone", &["10.66.0.5"]).await.unwrap();
     g.applied("phone").await.unwrap();
     g.clock.advance_ms(1000);
-    g.kernel.take_calls();
-    // The controller is kept at the kernel until both, new interfaces and the restriction, wait for it.
-    let (kernel, (holds, held)) = (g.kernel.clone(), std::sync::mpsc::channel());
-    let holding = std::thread::spawn(move || {
-        let _state = kernel.state();
+    let (kernel, (holds, held)) = (g.kernel.clone(), channel());
+    let (release, released) = channel::<()>();
+    let holder = std::thread::spawn(move || {
+        let _network = kernel.network();
         holds.send(()).unwrap();
-        std::thread::sleep(Duration::from_millis(300));
+        let _ = released.recv_timeout(Duration::from_secs(20));
     });
     held.recv().unwrap();
-    let controller = g.controller().clone();
-    let status = tokio::spawn(async move { controller.status().await });
-    tokio::time::sleep(Duration::from_millis(100)).await;
-    g.controller().set_links(links()[..1].to_vec());
-    g.revoked("phone").await.unwrap();
-    status.await.unwrap().unwrap();
-    holding.join().unwrap();
-    // What is asked now comes after the interfaces.
-    g.controller().status().await.unwrap();
-    let calls = g.kernel.take_calls();
-    let place = |wanted: &dyn Fn(&Call) -> bool| calls.iter().position(wanted).unwrap();
-    let (restricted, looked) = (
-        place(&|c| matches!(c, Call::Assign(_, to) if to.pool == QUARANTINE)),
-        place(&|c| matches!(c, Call::Links(1))),
-    );
-    assert!(restricted < looked, "{calls:?}");
+    // Another restriction ends the wait of the first.
+    let (controller, context) = (g.controller().clone(), g.seen(0));
+    let first = tokio::spawn(async move { controller.policy_revoked(context, id("phone"), "test".to_owned()).await });
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    let begin = std::time::Instant::now();
+    g.tell().retire(g.seen(0), id("phone")).await.unwrap();
+    let outcome = first.await.unwrap().unwrap().first().unwrap();
+    assert_eq!(outcome.enforcement, Enforcement::Committed);
+    assert!(begin.elapsed() < Duration::from_secs(2), "{:?}", begin.elapsed());
+    drop(release);
+    holder.join().unwrap();
 }

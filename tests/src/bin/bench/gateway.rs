@@ -144,7 +144,7 @@ impl Gateway {
         let config = config(&scratch.path().join("state"), &bpffs.join("lazaret"), interfaces)?;
         let live = namespace.run(|| -> Result<Live> {
             let mut live = Live::open(&config)?;
-            live.set_links(links);
+            live.set_links();
             Ok(live)
         })?;
         let device = links.iter().find(|l| config.role(&l.name) == Some(InterfaceRole::Device));

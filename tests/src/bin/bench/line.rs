@@ -4,7 +4,7 @@
 use std::{os::fd::AsFd as _, time::Duration};
 
 use anyhow::{Context as _, Result, ensure};
-use gateway_user::kernel::{Kernel as _, Link};
+
 use lazaret_tests::netns::{Namespace, veth};
 
 use crate::{
@@ -138,10 +138,10 @@ impl Rig {
     }
 
     /// Has the gateway look after its programs and its floor.
-    pub(crate) fn mend(&mut self, links: &[Link]) -> Result<()> {
+    pub(crate) fn mend(&mut self) -> Result<()> {
         let namespace = &self.line.gateway;
         let gateway = self.gateway.as_mut().context("no gateway of ours")?;
-        namespace.run(|| gateway.live.set_links(links));
+        namespace.run(|| gateway.live.set_links());
         ensure!(
             namespace.run(|| gateway.live.floor()) == "closed",
             "{}: the floor is not closed",

@@ -46,7 +46,7 @@ pub(crate) fn measure(report: &mut Report, rounds: usize, packets: u32) -> Resul
         take("stack.part.no_postrouting", ours.run(&mut quiet, packets)?);
         ours.line.gateway.exec("nft delete table inet lazaret")?;
         take("stack.part.no_floor", ours.run(&mut quiet, packets)?);
-        ours.mend(&links)?;
+        ours.mend()?;
     }
     report.note(quiet.told());
     report.ratio("stack.nft_same_policy.1M", "stack.class.1M", Some(Goal::AtLeast(2.2)));

@@ -1,0 +1,215 @@
+//! Two threads beside the controller's, for what may have to wait for others in the kernel: one looks after interfaces, floor and routes,
+//! and says how they stand; one reads back. The controller's own thread waits for neither longer than nothing that restricts waits.
+
+use std::{
+    net::IpAddr,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+        mpsc::{Receiver, RecvTimeoutError, Sender, TryRecvError, channel},
+    },
+    thread,
+    time::{Duration, Instant},
+};
+
+use tokio::{sync::oneshot, time::timeout};
+
+use crate::kernel::{InterfaceState, KernelError, Link, Places, ReadBack};
+
+/// How long reading back is waited for although something restricts: mostly it takes less.
+const GRACE: Duration = Duration::from_millis(5);
+/// How often is looked whether something restricts.
+const SLICE: Duration = Duration::from_millis(1);
+/// How long reading back is waited for at all.
+const PATIENCE: Duration = Duration::from_secs(1);
+/// How long someone waits who asks how interfaces and floor stand. A hung `nft` is given up after 3 s.
+const ANSWER: Duration = Duration::from_secs(4);
+
+/// The threads, as the controller's has them. They end with it, or as soon as the kernel lets them.
+pub(super) struct Upkeep {
+    places: Arc<dyn Places>,
+    keeper: Keeper,
+    /// The interfaces of a round that has not begun.
+    next: Arc<Mutex<Option<Vec<Link>>>>,
+    reader: Sender<Vec<IpAddr>>,
+    answers: Receiver<Result<Vec<Vec<ReadBack>>, KernelError>>,
+    /// An answer that nobody waits for any more is yet to come.
+    owed: bool,
+    hurry: Hurry,
+}
+
+/// Whoever asks how interfaces and floor stand; not by the controller's thread.
+#[derive(Clone)]
+pub(super) struct Keeper(Sender<Errand>);
+
+/// Something for the thread that looks after interfaces.
+enum Errand {
+    Keep,
+    Tell(Box<dyn FnOnce(&dyn Places) + Send>),
+}
+
+/// How many restrictions wait for the controller's thread.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Hurry(Arc<AtomicUsize>);
+
+/// One that waits, for as long as it lives.
+pub(super) struct Waiting(Hurry);
+
+impl Upkeep {
+    /// Starts the threads. Nothing is attached yet.
+    pub(super) fn start(places: Arc<dyn Places>, hurry: Hurry) -> std::io::Result<Self> {
+        let next: Arc<Mutex<Option<Vec<Link>>>> = Arc::default();
+        let (errand, errands) = channel();
+        let (kept, wanted) = (Arc::clone(&places), Arc::clone(&next));
+        thread::Builder::new()
+            .name("upkeep".to_owned())
+            .spawn(move || keep(&*kept, &wanted, &errands))?;
+        let (reader, asked) = channel::<Vec<IpAddr>>();
+        let (answer, answers) = channel();
+        let read = Arc::clone(&places);
+        thread::Builder::new().name("read-back".to_owned()).spawn(move || {
+            while let Ok(addresses) = asked.recv()
+                && answer.send(read.read_back(&addresses)).is_ok()
+            {}
+        })?;
+        Ok(Self {
+            places,
+            keeper: Keeper(errand),
+            next,
+            reader,
+            answers,
+            owed: false,
+            hurry,
+        })
+    }
+
+    /// Looks after interfaces, floor and routes now, on the caller's thread: at the start, when nothing is answered yet.
+    pub(super) fn begin(&self, links: &[Link]) {
+        self.places.set_links(links);
+    }
+
+    /// Has interfaces, floor and routes looked after, once more for all who ask before that begins.
+    pub(super) fn keep(&self, links: &[Link]) {
+        let waiting = self
+            .next
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .replace(links.to_vec());
+        if waiting.is_none() && self.keeper.0.send(Errand::Keep).is_err() {
+            tracing::error!("the thread that looks after interfaces has died; the controller's does it");
+            self.next.lock().unwrap_or_else(PoisonError::into_inner).take();
+            self.places.set_links(links);
+        }
+    }
+
+    /// Who may be asked how things stand.
+    pub(super) fn keeper(&self) -> Keeper {
+        self.keeper.clone()
+    }
+
+    /// Reads back, by what is attached when this is called or later.
+    ///
+    /// # Errors
+    /// [`KernelError::Late`]: a restriction waits, or the kernel has not answered for a second; others: see [`Places::read_back`].
+    pub(super) fn read_back(&mut self, addresses: Vec<IpAddr>) -> Result<Vec<Vec<ReadBack>>, KernelError> {
+        if addresses.is_empty() {
+            return Ok(Vec::new());
+        }
+        if self.owed {
+            match self.answers.try_recv() {
+                // What was asked before says nothing of what was changed since.
+                Ok(_) | Err(TryRecvError::Disconnected) => self.owed = false,
+                Err(TryRecvError::Empty) => return Err(KernelError::Late),
+            }
+        }
+        if let Err(unsent) = self.reader.send(addresses) {
+            tracing::error!("the thread that reads back has died; the controller's does it");
+            return self.places.read_back(&unsent.0);
+        }
+        let begin = Instant::now();
+        let mut wait = GRACE;
+        loop {
+            match self.answers.recv_timeout(wait) {
+                Ok(answer) => return answer,
+                Err(RecvTimeoutError::Disconnected) => return Err(KernelError::Late),
+                Err(RecvTimeoutError::Timeout) => {}
+            }
+            let late = begin.elapsed() >= PATIENCE;
+            if late {
+                tracing::warn!(
+                    "{}; what was changed is in force, and is answered when that is known",
+                    KernelError::Late
+                );
+            }
+            if late || self.hurry.is_on() {
+                self.owed = true;
+                return Err(KernelError::Late);
+            }
+            wait = SLICE;
+        }
+    }
+}
+
+impl Keeper {
+    /// How every configured interface stands, once all that was to be looked after before is done.
+    pub(super) fn states(&self) -> oneshot::Receiver<Vec<InterfaceState>> {
+        self.tell(|places| places.interfaces())
+    }
+
+    /// The same; `None`: the kernel has not answered within seconds.
+    pub(super) async fn interfaces(&self) -> Option<Vec<InterfaceState>> {
+        timeout(ANSWER, self.states()).await.ok()?.ok()
+    }
+
+    /// The same, and the floor.
+    pub(super) async fn standing(&self) -> Option<(Vec<InterfaceState>, String)> {
+        let told = self.tell(|places| (places.interfaces(), places.floor()));
+        timeout(ANSWER, told).await.ok()?.ok()
+    }
+
+    fn tell<T: Send + 'static>(&self, ask: impl FnOnce(&dyn Places) -> T + Send + 'static) -> oneshot::Receiver<T> {
+        let (tell, told) = oneshot::channel();
+        let errand = move |places: &dyn Places| {
+            // Whoever has stopped waiting costs nothing.
+            if !tell.is_closed() {
+                drop(tell.send(ask(places)));
+            }
+        };
+        // Without the thread the sender is dropped here, and with it the question.
+        drop(self.0.send(Errand::Tell(Box::new(errand))));
+        told
+    }
+}
+
+impl Hurry {
+    /// One more waits.
+    pub(super) fn wait(&self) -> Waiting {
+        self.0.fetch_add(1, Ordering::SeqCst);
+        Waiting(self.clone())
+    }
+
+    fn is_on(&self) -> bool {
+        self.0.load(Ordering::SeqCst) > 0
+    }
+}
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        self.0.0.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
+/// Runs errands in turn, until nobody is left to send any.
+fn keep(places: &dyn Places, next: &Mutex<Option<Vec<Link>>>, errands: &Receiver<Errand>) {
+    while let Ok(errand) = errands.recv() {
+        match errand {
+            Errand::Keep => {
+                let links = next.lock().unwrap_or_else(PoisonError::into_inner).take();
+                if let Some(links) = links {
+                    places.set_links(&links);
+                }
+            }
+            Errand::Tell(tell) => tell(places),
+        }
+    }
+}

@@ -1,0 +1,27 @@
+//! The part of the kernel's work that takes the kernel's lock of the network configuration (RTNL), or a process: attaching programs, the
+//! floor, routes, and the question what is attached. Whoever holds that lock makes all of it wait, so the thread that restricts calls
+//! none of it: others do, beside it.
+
+use std::net::IpAddr;
+
+use super::{InterfaceState, KernelError, Link, ReadBack};
+
+/// Hooks, floor and routes. Every call may take seconds; calls from several threads take turns where they must.
+pub trait Places: Send + Sync {
+    /// Attaches to the interfaces that have a role and forgets those that are gone; repairs what was detached by hand; sets floor and
+    /// routes right. What failed is in [`Places::interfaces`].
+    fn set_links(&self, links: &[Link]);
+
+    /// How every configured interface stands, asked from the kernel now.
+    fn interfaces(&self) -> Vec<InterfaceState>;
+
+    /// How the floor stands: "closed", "open", or "broken: ...", asked from the kernel now.
+    fn floor(&self) -> String;
+
+    /// Reads addresses by system call through the program that is attached now at each hook of each interface that has a role; for each
+    /// address in order. An interface that exists and has a role but no program of ours gives an entry without reading.
+    ///
+    /// # Errors
+    /// See [`KernelError`].
+    fn read_back(&self, addresses: &[IpAddr]) -> Result<Vec<Vec<ReadBack>>, KernelError>;
+}

@@ -1,0 +1,62 @@
+//! End to end, with the kernel's lock of the network configuration in another's hands: whatever attaches, closes the floor, sets routes or
+//! asks what is attached waits for it. What restricts does not.
+#![allow(clippy::unwrap_used, reason = "a test ends at what it does not expect")]
+
+use std::{
+    thread,
+    time::{Duration, Instant},
+};
+
+use lazaret_proto::v1::Enforcement;
+use lazaret_tests::{api::Client, lab::Lab, packets, require, rtnl, site};
+
+#[test]
+fn a_restriction_waits_for_nobody_who_holds_the_network_configuration() {
+    require!(Root, Bpf, Tun, Userfaultfd);
+    const DEVICES: usize = 20;
+    let lab = Lab::new(|_| Ok(())).unwrap();
+    let address = |i: usize| format!("10.66.0.{}", 5 + i);
+    for i in 0..DEVICES {
+        let name = format!("phone-{i}");
+        lab.local.register(&name, "staff").unwrap();
+        lab.local.open("lab", &name, &[&address(i)], "tun0").unwrap();
+        assert_eq!(lab.local.applied(&name).unwrap().enforcement(), Enforcement::Enforced);
+    }
+    let denied = packets::udp((site::DEVICE, 4001), (site::MAIL, 53), b"?");
+    let mail = lab.arrivals(site::DEVICE, site::MAIL).unwrap();
+    lab.tun.send(&denied).unwrap();
+    assert_eq!(mail.seen().len(), 1, "released");
+    let clients: Vec<Client> = (0..DEVICES).map(|_| Client::local(&lab.gateway.socket()).unwrap()).collect();
+
+    let held = rtnl::hold().unwrap();
+    // Time for a round of upkeep to begin, and to wait.
+    thread::sleep(Duration::from_millis(300));
+    let (mut times, mut answers) = (Vec::new(), Vec::new());
+    for (i, client) in clients.into_iter().enumerate() {
+        let begin = Instant::now();
+        answers.push(thread::spawn(move || client.revoked(&format!("phone-{i}"))));
+        while lab.local.address(&address(i)).unwrap().current_pool != "quarantine" {
+            assert!(begin.elapsed() < Duration::from_secs(2), "device {i} is not restricted");
+        }
+        times.push(begin.elapsed());
+    }
+    lab.tun.send(&denied).unwrap();
+    thread::sleep(Duration::from_millis(50));
+    let arrived = mail.seen().len();
+    let waited = answers.iter().filter(|a| !a.is_finished()).count();
+    drop(held);
+
+    times.sort();
+    println!(
+        "seen in force by another client after: p50 {:?}, max {:?}",
+        times[DEVICES / 2],
+        times[DEVICES - 1]
+    );
+    assert!(times[DEVICES - 1] < Duration::from_millis(500), "{times:?}");
+    assert_eq!(arrived, 1, "nothing passes");
+    assert_eq!(waited, DEVICES, "what nobody could read back was not called enforced");
+    for answer in answers {
+        assert_eq!(answer.join().unwrap().unwrap().enforcement(), Enforcement::Enforced);
+    }
+    assert_eq!(lab.local.status().unwrap().floor, "closed");
+}

@@ -11,7 +11,7 @@ use aya_ebpf::{
     bindings::{__sk_buff, BPF_F_INVALIDATE_HASH, BPF_F_RECOMPUTE_CSUM, TC_ACT_SHOT, bpf_adj_room_mode::BPF_ADJ_ROOM_MAC},
     helpers::generated::{
         bpf_csum_diff, bpf_get_prandom_u32, bpf_ktime_get_coarse_ns, bpf_redirect, bpf_skb_adjust_room, bpf_skb_change_tail,
-        bpf_skb_load_bytes, bpf_skb_store_bytes,
+        bpf_skb_load_bytes, bpf_skb_store_bytes, bpf_skb_vlan_pop, bpf_skb_vlan_push,
     },
 };
 use gateway_ebpf::{
@@ -24,6 +24,7 @@ use gateway_ebpf::{
 use crate::{
     access::SkbBytes,
     maps::{ANSWER, ANSWERED, ANSWERING, ANSWERS, kept},
+    note::is_tagged,
 };
 
 /// Sources share this many counts of answers, by hash. So no number of sources makes room for more answers to one, and all together get at
@@ -85,13 +86,14 @@ pub(crate) extern "C" fn may_answer(pool: u32) -> u64 {
 /// Turns a denied packet into its answer and sends it; what cannot be answered is dropped. Gives the program's action.
 #[inline(always)]
 pub(crate) fn send<const ETHERNET: bool>(skb: *mut __sk_buff, ifindex: u32, pool: u32) -> i32 {
+    let outer = if ETHERNET { take_outer(skb) } else { 0 };
     let length = if ETHERNET {
         frame(skb)
     } else {
         let version = SkbBytes(skb).load::<u32>(0).map_or(0, |w| u32::from_be(w) >> 28);
         packet::<0>(skb, version as u8)
     };
-    if length == 0 || !replace::<ETHERNET>(skb, length) {
+    if length == 0 || !replace::<ETHERNET>(skb, length) || !put_outer(skb, outer) {
         return TC_ACT_SHOT;
     }
     // SAFETY: a helper without arguments.
@@ -125,7 +127,31 @@ const fn note_of(mark: u32, ifindex: u32) -> u64 {
     (mark as u64) << 32 | ifindex as u64
 }
 
-/// Bytes of the answer from the IP header on; 0: there is none. Packets in two VLANs, of which one is still in the frame, are not answered.
+/// Of two VLAN tags, of which the kernel has put the outer one beside the frame, takes that away: the inner one takes its place. Gives it, to
+/// be put back: protocol in network order, then control information. 0: there are not two. Room is made and cut only in a frame without a tag.
+#[inline(always)]
+fn take_outer(skb: *mut __sk_buff) -> u32 {
+    let Some(ethernet) = SkbBytes(skb).load::<Ethernet>(0) else {
+        return 0;
+    };
+    if !is_tagged(skb) || !matches!(u16::from_be(ethernet.ethertype), 0x8100 | 0x88a8) {
+        return 0;
+    }
+    // SAFETY: the context is the one that the kernel gave. If it fails, the tag in the frame stays there, and there is no answer.
+    unsafe {
+        let outer = (*skb).vlan_proto << 16 | (*skb).vlan_tci & 0xffff;
+        if bpf_skb_vlan_pop(skb) == 0 { outer } else { 0 }
+    }
+}
+
+/// Puts it back, in front of the inner one, which goes into the frame again.
+#[inline(always)]
+fn put_outer(skb: *mut __sk_buff, outer: u32) -> bool {
+    // SAFETY: the context is the one that the kernel gave.
+    outer == 0 || unsafe { bpf_skb_vlan_push(skb, (outer >> 16) as u16, outer as u16) } == 0
+}
+
+/// Bytes of the answer from the IP header on; 0: there is none, since another tag is still in the frame, for one.
 #[inline(always)]
 fn frame(skb: *mut __sk_buff) -> usize {
     const PACKET_HOST: u32 = 0;

@@ -19,5 +19,6 @@ pub mod rtnl;
 pub mod scratch;
 pub mod services;
 pub mod site;
+pub mod wire;
 
 pub use require::require;

@@ -27,7 +27,7 @@ use crate::{
 const NEEDS: [Need; 2] = [Need::Root, Need::Bpf];
 
 /// Answers sent and suppressed, of a pool.
-fn answers(kernel: &Kernel, pool: u8) -> [u64; 2] {
+pub(crate) fn answers(kernel: &Kernel, pool: u8) -> [u64; 2] {
     kernel.sum(map::ANSWERS, pool.into())
 }
 
@@ -63,7 +63,7 @@ fn receive(tun: &Tun, limit: Duration) -> Option<Vec<u8>> {
 }
 
 /// Source, destination, protocol and transport of an answer whose IP header is right.
-fn opened(answer: &[u8]) -> (String, String, u8, Vec<u8>) {
+pub(crate) fn opened(answer: &[u8]) -> (String, String, u8, Vec<u8>) {
     let (from, to, protocol, transport): (IpAddr, IpAddr, u8, &[u8]) = if answer[0] == 0x45 {
         assert_eq!(verify_plain(&answer[..20]), 0, "{answer:02x?}");
         assert_eq!(usize::from(u16::from_be_bytes([answer[2], answer[3]])), answer.len());

@@ -9,5 +9,6 @@ mod frames;
 mod kernel;
 mod probe;
 mod shadow;
+mod tagged;
 mod vlan;
 mod world;

@@ -2,9 +2,7 @@
 //! sees it. Either way the packet is counted once, and passes only in a VLAN that the interface has.
 
 use std::{
-    io,
     net::UdpSocket,
-    os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd},
     time::{Duration, Instant},
 };
 
@@ -16,6 +14,7 @@ use gateway_ebpf::{
 use lazaret_tests::{
     netns::{Namespace, veth},
     require::{Need, or_skip},
+    wire::push_tag,
 };
 
 use crate::{
@@ -89,7 +88,8 @@ impl Site {
     /// Sends a packet of each family that the rule allows, with these tags, outermost first, the last in the buffer's own field if the card takes
     /// tags; and tells what came of it.
     fn send(&self, tags: &[u16]) -> Seen {
-        let pushers: Vec<_> = tags.iter().rev().map(|tci| push_tag(&self.device, "vpn", *tci)).collect();
+        let push = |tci: &u16| push_tag(&self.device, "vpn", *tci).unwrap();
+        let pushers: Vec<_> = tags.iter().rev().map(push).collect();
         let before = self.seen();
         for to in ["::ffff:10.77.0.53", "fd77::53"] {
             self.sender
@@ -208,39 +208,4 @@ fn a_tag_that_the_card_took_off() {
             granted: 0
         }
     );
-}
-
-/// Tags what leaves through an interface: `bpf_skb_vlan_push(skb, htons(0x8100), tci)`, assembled by hand, for as long as the link lives. A tag
-/// that is there already goes into the frame.
-fn push_tag(namespace: &Namespace, interface: &str, tci: u16) -> OwnedFd {
-    const BPF_PROG_LOAD: libc::c_long = 5;
-    const BPF_LINK_CREATE: libc::c_long = 28;
-    const BPF_PROG_TYPE_SCHED_CLS: u64 = 3;
-    const BPF_TCX_EGRESS: u64 = 47;
-    // Opcode, registers, offset, immediate: r2 = 0x0081; r3 = tci; call 18; r0 = TCX_NEXT; exit.
-    let [low, high] = tci.to_le_bytes();
-    let code: [[u8; 8]; 5] = [
-        [0xb7, 2, 0, 0, 0x81, 0, 0, 0],
-        [0xb7, 3, 0, 0, low, high, 0, 0],
-        [0x85, 0, 0, 0, 18, 0, 0, 0],
-        [0xb7, 0, 0, 0, 0xff, 0xff, 0xff, 0xff],
-        [0x95, 0, 0, 0, 0, 0, 0, 0],
-    ];
-    let bpf = |command: libc::c_long, attribute: [u64; 16]| {
-        // SAFETY: the attribute is longer than the command needs and zero behind; what it points at outlives the call.
-        let fd = unsafe { libc::syscall(libc::SYS_bpf, command, attribute.as_ptr(), size_of_val(&attribute)) };
-        assert!(fd >= 0, "{}", io::Error::last_os_error());
-        // SAFETY: the call succeeded, so this is a new descriptor of ours.
-        unsafe { OwnedFd::from_raw_fd(fd as i32) }
-    };
-    let mut load = [0; 16];
-    load[0] = BPF_PROG_TYPE_SCHED_CLS | (code.len() as u64) << 32;
-    load[1] = code.as_ptr() as u64;
-    load[2] = c"GPL".as_ptr() as u64;
-    let program = bpf(BPF_PROG_LOAD, load);
-    let ifindex = namespace.ifindex(interface).unwrap();
-    let mut create = [0; 16];
-    create[0] = program.as_raw_fd() as u64 | u64::from(ifindex) << 32;
-    create[1] = BPF_TCX_EGRESS;
-    namespace.run(|| bpf(BPF_LINK_CREATE, create))
 }

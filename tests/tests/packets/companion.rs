@@ -1,12 +1,7 @@
 //! XDP and its TC companion on one interface, attached, with real packets between two namespaces: the mark crosses from one to the other,
 //! nothing is counted twice, and a tag that the network card takes off the frame does not slip by.
 
-use std::{
-    io,
-    net::UdpSocket,
-    os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd},
-    time::Duration,
-};
+use std::{io, net::UdpSocket, os::fd::AsRawFd as _, time::Duration};
 
 use aya::programs::{
     Program, XdpMode,
@@ -20,6 +15,7 @@ use gateway_ebpf::{
 use lazaret_tests::{
     netns::{Namespace, veth},
     require::{Need, or_skip},
+    wire::push_tag,
 };
 use nix::{
     cmsg_space,
@@ -131,7 +127,7 @@ fn the_mark_crosses_from_xdp_to_tc() {
     assert_eq!(reason(&object, Reason::NoRule), 2);
 
     // A tag in the buffer's own field: XDP sees an untagged frame and counts a rule; TC sees the tag.
-    let pusher = push_tags(&device, "vpn");
+    let pusher = push_tag(&device, "vpn", 7).unwrap();
     send(53);
     allowed.0.set_read_timeout(Some(Duration::from_millis(300))).unwrap();
     assert_eq!(allowed.mark(), None);
@@ -166,38 +162,4 @@ fn the_mark_crosses_from_xdp_to_tc() {
     send(54);
     assert_eq!(denied.mark(), None);
     assert_eq!(reason(&object, Reason::NoRule), 4);
-}
-
-/// Tags what leaves through an interface, as its network card would: `bpf_skb_vlan_push(skb, htons(0x8100), 7)`, assembled by hand,
-/// for as long as the link lives.
-fn push_tags(namespace: &Namespace, interface: &str) -> OwnedFd {
-    const BPF_PROG_LOAD: libc::c_long = 5;
-    const BPF_LINK_CREATE: libc::c_long = 28;
-    const BPF_PROG_TYPE_SCHED_CLS: u64 = 3;
-    const BPF_TCX_EGRESS: u64 = 47;
-    // Opcode, registers, offset, immediate: r2 = 0x0081; r3 = 7; call 18; r0 = TCX_NEXT; exit.
-    let code: [[u8; 8]; 5] = [
-        [0xb7, 2, 0, 0, 0x81, 0, 0, 0],
-        [0xb7, 3, 0, 0, 7, 0, 0, 0],
-        [0x85, 0, 0, 0, 18, 0, 0, 0],
-        [0xb7, 0, 0, 0, 0xff, 0xff, 0xff, 0xff],
-        [0x95, 0, 0, 0, 0, 0, 0, 0],
-    ];
-    let bpf = |command: libc::c_long, attribute: [u64; 16]| {
-        // SAFETY: the attribute is longer than the command needs and zero behind; what it points at outlives the call.
-        let fd = unsafe { libc::syscall(libc::SYS_bpf, command, attribute.as_ptr(), size_of_val(&attribute)) };
-        assert!(fd >= 0, "{}", io::Error::last_os_error());
-        // SAFETY: the call succeeded, so this is a new descriptor of ours.
-        unsafe { OwnedFd::from_raw_fd(fd as i32) }
-    };
-    let mut load = [0; 16];
-    load[0] = BPF_PROG_TYPE_SCHED_CLS | (code.len() as u64) << 32;
-    load[1] = code.as_ptr() as u64;
-    load[2] = c"GPL".as_ptr() as u64;
-    let program = bpf(BPF_PROG_LOAD, load);
-    let ifindex = namespace.ifindex(interface).unwrap();
-    let mut create = [0; 16];
-    create[0] = program.as_raw_fd() as u64 | u64::from(ifindex) << 32;
-    create[1] = BPF_TCX_EGRESS;
-    namespace.run(|| bpf(BPF_LINK_CREATE, create))
 }

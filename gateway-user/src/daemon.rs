@@ -4,7 +4,7 @@
 //! sockets, before a program is: then the floor is closed, and the daemon ends. Otherwise the floor is closed, programs are attached,
 //! and only then is anything answered. At the end nothing is detached: the kernel goes on enforcing.
 
-use std::{path::Path, sync::Arc};
+use std::{path::Path, sync::Arc, thread};
 
 use anyhow::{Context as _, Result, anyhow};
 use tokio::{
@@ -18,7 +18,7 @@ use crate::{
     api,
     clock::SystemClock,
     config::{Config, Mode},
-    controller::{Controller, Options, Start},
+    controller::{Controller, Loaded, Options, Start},
     dataplane::{self, Live},
     events::Denials,
     kernel::Link,
@@ -49,6 +49,10 @@ async fn serve(config: Arc<Config>, (listeners, store): (Listeners, SqliteStore)
     // First, so that a signal during the start ends it in order.
     let mut ends = Ends::new()?;
     let hangup = signal(SignalKind::hangup()).context("signals cannot be caught")?;
+    let loading = thread::spawn({
+        let config = Arc::clone(&config);
+        move || Loaded::read(Box::new(store), &config)
+    });
     let live = Live::open(&config).inspect_err(|_| stay_closed(&config))?;
     // Ends after the controller, with its last entries.
     let _audit_log =
@@ -71,7 +75,7 @@ async fn serve(config: Arc<Config>, (listeners, store): (Listeners, SqliteStore)
     let watching = tokio::spawn(watching);
     let start = Start {
         config: Arc::clone(&config),
-        store: Box::new(store),
+        loaded: loading.join().map_err(|_| anyhow!("reading the store has failed"))??,
         kernel: Box::new(live),
         clock: Box::new(SystemClock::new()?),
         links: links.borrow().clone(),

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, net::IpAddr};
 
 use crate::{
     config::{Config, Pool, PoolKind},
-    kernel::{Assignment, Kernel, KernelError, Link},
+    kernel::{AddressReading, Assignment, Kernel, KernelError, Link},
     model::{BootTime, Device, DeviceState, InterfaceName, PoolId, Session, SessionId},
     transition::{Context, release_end, released_for},
 };
@@ -111,19 +111,18 @@ pub fn desired<'a>(
 /// # Errors
 /// See [`KernelError`].
 pub fn observe(kernel: &dyn Kernel, earliest: Option<BootTime>) -> Result<Observed, KernelError> {
-    let mut addresses = BTreeMap::new();
-    for address in kernel.assigned()? {
-        let r = kernel.read(address)?;
-        addresses.insert(
-            address,
-            Held {
-                pool: r.pool,
-                session: r.session,
-                interface: r.interface,
-                lease_end: r.lease_end,
-            },
-        );
-    }
+    let assigned = kernel.assigned()?;
+    let readings = kernel.read_all(&assigned)?;
+    let held = |(address, r): (IpAddr, AddressReading)| {
+        let held = Held {
+            pool: r.pool,
+            session: r.session,
+            interface: r.interface,
+            lease_end: r.lease_end,
+        };
+        (address, held)
+    };
+    let addresses = assigned.into_iter().zip(readings).map(held).collect();
     Ok(Observed { addresses, earliest })
 }
 
@@ -194,14 +193,22 @@ pub struct Applied {
 /// not moved back: the programs go on looking at what could not be restricted.
 pub fn apply(ops: Vec<Op>, kernel: &mut dyn Kernel) -> Applied {
     let mut applied = Applied::default();
+    let mut assigning = Vec::new();
     for op in ops {
+        if !matches!(op, Op::Assign(..)) {
+            assign(&mut assigning, kernel, &mut applied);
+        }
         let result = match &op {
+            Op::Assign(address, to) => {
+                assigning.push((*address, to.clone()));
+                Ok(())
+            }
             Op::Clear(address) => kernel.clear(*address),
-            Op::Assign(address, to) => kernel.assign(*address, to.clone()),
-            Op::EarliestLeaseEnd(_) if !applied.failed.is_empty() => Ok(()),
             Op::EarliestLeaseEnd(end) => {
-                kernel.set_earliest_lease_end(*end);
-                applied.earliest = Some(*end);
+                if applied.failed.is_empty() {
+                    kernel.set_earliest_lease_end(*end);
+                    applied.earliest = Some(*end);
+                }
                 Ok(())
             }
             Op::Links(links) => {
@@ -213,7 +220,28 @@ pub fn apply(ops: Vec<Op>, kernel: &mut dyn Kernel) -> Applied {
             applied.failed.push((op, error));
         }
     }
+    assign(&mut assigning, kernel, &mut applied);
     applied
+}
+
+/// Assigns what has come together.
+fn assign(all: &mut Vec<(IpAddr, Assignment)>, kernel: &mut dyn Kernel, applied: &mut Applied) {
+    let failed = match all.as_slice() {
+        [] => return,
+        [(address, to)] => kernel
+            .assign(*address, to.clone())
+            .err()
+            .map(|e| (0, e))
+            .into_iter()
+            .collect(),
+        many => kernel.assign_all(many),
+    };
+    let of = |(place, error): (usize, KernelError)| {
+        let (address, to) = all.get(place)?.clone();
+        Some((Op::Assign(address, to), error))
+    };
+    applied.failed.extend(failed.into_iter().filter_map(of));
+    all.clear();
 }
 
 /// The pool that judges an address of this device while it is not released.

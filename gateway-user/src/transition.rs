@@ -184,6 +184,19 @@ pub fn due(device: &Device, context: &Context<'_>) -> Option<(BootTime, Signal<'
     }
 }
 
+/// Whether [`Signal::Start`] may change more of a device than the clock by which something is measured, or the beginning of a deadline.
+#[must_use]
+pub fn may_press(device: &Device, context: &Context<'_>) -> bool {
+    device.state == DeviceState::Released || device.exception.is_some() || uri(device, context.config) != device.gateway_uri
+}
+
+/// Whether a step by [`Signal::Start`] did: the state, how long a release holds, or the GatewayURI.
+#[must_use]
+pub fn presses(before: &Device, step: &Step, now: &Now) -> bool {
+    let after = &step.device;
+    before.state != after.state || before.gateway_uri != after.gateway_uri || release_end(before, now) != release_end(after, now)
+}
+
 /// Makes what a device has in common with others be the same memory: the names of pools, policy revisions and gateways.
 pub fn share(device: &mut Device, config: &Config, policies: &Policies) {
     if let Some(pool) = config.pool(&device.full_service_pool) {

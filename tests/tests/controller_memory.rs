@@ -6,7 +6,7 @@ use std::{path::Path, process::Command, sync::Arc};
 use gateway_user::{
     clock::SystemClock,
     config::Config,
-    controller::{Controller, Options, Start},
+    controller::{Controller, Loaded, Options, Start},
     kernel::fake::FakeKernel,
     model::{Device, DeviceState, Revision, StateReason, WallTime},
     store::{ChangeSet, SqliteStore, Store as _},
@@ -60,8 +60,8 @@ fn started(directory: &Path) -> u64 {
     runtime.block_on(async {
         let kernel = FakeKernel::new(Arc::clone(&config));
         let start = Start {
+            loaded: Loaded::read(Box::new(SqliteStore::open(directory).unwrap()), &config).unwrap(),
             config,
-            store: Box::new(SqliteStore::open(directory).unwrap()),
             kernel: Box::new(kernel),
             clock: Box::new(SystemClock::new().unwrap()),
             links: Vec::new(),

@@ -11,7 +11,8 @@ use std::{
 use tokio::sync::oneshot;
 
 use super::{
-    Acknowledge, AddressEnforcement, Answer, Enforcement, Refusal, Refused, SignalContext, requests::Before, writer::Writer,
+    Acknowledge, AddressEnforcement, Answer, Enforcement, Refusal, Refused, SignalContext, requests::Before, review::Review,
+    writer::Writer,
 };
 use crate::{
     kernel::{KernelError, ReadBack},
@@ -406,7 +407,7 @@ impl Writer {
                 }
                 Undo::Policies(old) => {
                     self.policies = *old;
-                    self.rank_anew();
+                    self.review(Review::PUBLISHED);
                 }
                 Undo::Session(id) => free.extend(self.registry.remove_session(id).into_iter().flat_map(|s| s.addresses)),
             }

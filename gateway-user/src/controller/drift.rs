@@ -103,7 +103,8 @@ impl Writer {
             return;
         }
         self.attached_again();
-        if self.kernel_problem.is_none() {
+        // What a clock that has come right lets hold again is put into the kernel by the review.
+        if self.kernel_problem.is_none() && !self.reviewing.as_ref().is_some_and(|r| r.enforces) {
             match self.turn() {
                 // Told of where it is waited for; the same sessions are compared in the next turn.
                 Ok(()) | Err(KernelError::Late) => {}

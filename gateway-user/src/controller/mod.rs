@@ -10,12 +10,14 @@ mod drift;
 mod exceptions;
 mod inspect;
 mod keys;
+mod load;
 mod policy;
 mod publication;
 mod questions;
 mod record;
 mod registry;
 mod requests;
+mod review;
 mod sessions;
 mod signals;
 mod synchronise;
@@ -29,6 +31,7 @@ use std::{fmt, io, sync::Arc, thread};
 use tokio::sync::{broadcast, mpsc, oneshot, watch};
 
 pub use keys::{InvalidPolicyKey, PolicyKey};
+pub use load::Loaded;
 pub use types::*;
 pub use writer::Options;
 
@@ -36,7 +39,7 @@ use crate::{
     clock::Clock,
     config::Config,
     kernel::{Kernel, KernelError, Link},
-    store::{Store, StoreError},
+    store::StoreError,
 };
 pub use crate::{model::UriChange, refusal::Refusal, store::AuditQuery, transition::Registration};
 use upkeep::{Hurry, Keeper};
@@ -49,8 +52,8 @@ const WATCH_BACKLOG: usize = 4096;
 pub struct Start {
     /// Checked.
     pub config: Arc<Config>,
-    /// Opened.
-    pub store: Box<dyn Store>,
+    /// Read.
+    pub loaded: Loaded,
     /// Loaded, with tables and policy in place; nothing is assigned or attached yet, or what an earlier daemon left.
     pub kernel: Box<dyn Kernel>,
     /// The machine's, or a test's.

@@ -9,6 +9,7 @@ use super::{
     PublicationOutcome, PublicationView, Refusal,
     batch::{Ask, Cause, Decided, Subject},
     registry::{Rank, Standing},
+    review::Review,
     writer::Writer,
 };
 use crate::{
@@ -20,8 +21,6 @@ use crate::{
 const WAVE: usize = 256;
 /// Devices that are looked at for one wave at most.
 const LOOKED_AT: usize = 20_000;
-/// Devices whose place is found at a time, when another publication is in force.
-const RANKED: usize = 5_000;
 /// The time over which a rate is measured.
 const MINUTE: Duration = Duration::from_secs(60);
 /// How often a wave comes that is limited.
@@ -64,7 +63,7 @@ impl Writer {
                     ask.cause(),
                 );
                 if same.is_none() {
-                    self.rank_anew();
+                    self.review(Review::PUBLISHED);
                 }
                 self.waves.next = Some(now.boot);
                 self.waves.cursor = None;
@@ -106,7 +105,7 @@ impl Writer {
 
     /// The next wave, if it has come.
     pub(super) fn wave(&mut self, now: &Now) {
-        if self.ranking.is_some() || self.waves.next.is_none_or(|at| at > now.boot) {
+        if self.reviewing.as_ref().is_some_and(|r| r.places) || self.waves.next.is_none_or(|at| at > now.boot) {
             return;
         }
         let Some(publication) = self.policies.last().filter(|p| !p.paused).cloned() else {
@@ -198,7 +197,8 @@ impl Writer {
         self.registry.fill(devices);
     }
 
-    fn standing(&self, device: &Device, now: &Now) -> Standing {
+    /// What is kept beside it.
+    pub(super) fn standing(&self, device: &Device, now: &Now) -> Standing {
         let context = self.context_of(&device.id, *now);
         Standing {
             due: transition::due(device, &context).map(|(at, _)| at),
@@ -216,30 +216,6 @@ impl Writer {
             DeviceState::Released => Rank::Done,
             DeviceState::Stale | DeviceState::PolicyPending => Rank::Stale,
             DeviceState::Registered | DeviceState::Quarantined | DeviceState::Blocked | DeviceState::Retired => Rank::Other,
-        }
-    }
-
-    /// Another publication is in force, or a clock is known again: what follows from it for each device is found out in slices.
-    pub(super) fn rank_anew(&mut self) {
-        self.ranking = Some(None);
-        self.rank_slice();
-    }
-
-    /// The next of those slices.
-    pub(super) fn rank_slice(&mut self) {
-        let Some(after) = self.ranking.take() else { return };
-        let now = self.clock.now();
-        let next: Vec<(DeviceId, Standing)> = self
-            .registry
-            .devices_after(after.as_ref())
-            .take(RANKED)
-            .map(|d| (d.id.clone(), self.standing(d, &now)))
-            .collect();
-        if next.len() == RANKED {
-            self.ranking = Some(next.last().map(|(id, _)| id.clone()));
-        }
-        for (id, standing) in next {
-            self.registry.stand(&id, standing);
         }
     }
 

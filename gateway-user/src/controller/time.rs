@@ -5,11 +5,7 @@ use std::time::Duration;
 
 use tracing::{error, info, warn};
 
-use super::{
-    batch::{Cause, START},
-    publication::later,
-    writer::Writer,
-};
+use super::{batch::Cause, publication::later, review::Review, writer::Writer};
 use crate::{
     model::{BootTime, Now, SessionId, SourceName, WallTime},
     transition::{self, Directory as _, Signal},
@@ -69,12 +65,7 @@ impl Writer {
         info!("the clock has passed the last commit: releases of earlier boots hold again as far as they last");
         self.clock_behind = None;
         self.settle();
-        let (steps, _) = self.outdated(Signal::Start, now);
-        self.take_restriction(&steps, &[], Cause::gateway(START));
-        self.rank_anew();
-        if let Err(e) = self.reconcile() {
-            error!(error = %e, "the kernel's tables cannot be read; it is tried again");
-        }
+        self.review(Review::CLOCK_RIGHT);
     }
 
     fn end_what_is_over(&mut self, now: &Now) {

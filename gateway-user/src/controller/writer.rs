@@ -1,7 +1,7 @@
 //! The thread that owns store and kernel: its start, its loop, what it does when time passes, and how the kernel gets what memory has.
 
 use std::{
-    collections::{HashMap, HashSet, VecDeque},
+    collections::{HashMap, VecDeque},
     net::IpAddr,
     sync::Arc,
     time::{Duration, Instant},
@@ -14,10 +14,12 @@ use super::{
     PublicationView,
     batch::{Batch, Cause, START, Ticket},
     drift::Comparison,
+    load::Loaded,
     publication::Waves,
     record::{self, Trail},
     registry::Registry,
     requests::Requests,
+    review::Review,
     synchronise::Synchronise,
     time,
     upkeep::{Hurry, Upkeep},
@@ -27,10 +29,10 @@ use crate::{
     clock::Clock,
     config::Config,
     kernel::{Kernel, KernelError, Link},
-    model::{BootTime, Device, DeviceId, Now, PolicyRevision, SessionId, SourceName, UriChange, WallTime},
+    model::{BootTime, DeviceId, Now, SourceName, UriChange, WallTime},
     reconcile::{self, Held, Observed, Op},
-    store::{ChangeSet, Request, Snapshot, Store, StoreError},
-    transition::{self, Context, Directory as _, Policies, Signal, Step},
+    store::{ChangeSet, Request, Store},
+    transition::{Context, Directory as _, Policies, Signal},
 };
 
 /// Something for the thread to do.
@@ -118,8 +120,7 @@ pub(super) struct Writer {
     pub(super) heard: HashMap<SourceName, BootTime>,
     pub(super) waves: Waves,
     pub(super) comparison: Comparison,
-    /// Devices whose place in the publication is still to be found: those after this one.
-    pub(super) ranking: Option<Option<DeviceId>>,
+    pub(super) reviewing: Option<Review>,
     pub(super) progress: watch::Sender<Option<PublicationView>>,
     pub(super) next_progress: BootTime,
     /// When the audit's head is next logged, and the store pruned.
@@ -152,14 +153,18 @@ impl Writer {
     ) -> Result<Self, super::StartError> {
         let super::Start {
             config,
-            mut store,
+            loaded,
             kernel,
             clock,
             links,
             options,
         } = start;
         let now = clock.now();
-        let (mut snapshot, devices) = load(store.as_mut(), &config)?;
+        let Loaded {
+            store,
+            mut snapshot,
+            devices,
+        } = loaded;
         let restored = snapshot.restored.is_some();
         let policies = Policies::new(std::mem::take(&mut snapshot.publications));
         let clock_behind = snapshot.committed_at.filter(|last| now.wall < *last);
@@ -191,7 +196,7 @@ impl Writer {
             heard: HashMap::new(),
             waves: Waves::default(),
             comparison: Comparison::new(),
-            ranking: None,
+            reviewing: None,
             progress: watch::Sender::new(None),
             next_progress: BootTime(0),
             next_head: now.boot,
@@ -215,8 +220,12 @@ impl Writer {
             );
         }
         writer.fill(devices, &now);
-        let signal = if restored { Signal::Restored } else { Signal::Start };
-        let (steps, closing) = writer.outdated(signal, &now);
+        let steps = if restored {
+            writer.all_steps(Signal::Restored, &now)
+        } else {
+            writer.pressing(&now)
+        };
+        let closing = writer.homeless();
         writer.batch.changes.restore_done = restored;
         writer.batch.restrictions.restore_done = restored;
         // Until all is compared, the programs look at every lease.
@@ -228,6 +237,7 @@ impl Writer {
         // Bound first, so that what is attached finds everyone.
         writer.follow();
         writer.upkeep.begin(&writer.links);
+        writer.review(Review::STARTED);
         info!(
             devices = writer.registry.device_count(),
             sessions = writer.registry.session_count(),
@@ -251,7 +261,7 @@ impl Writer {
                 self.links = links.borrow_and_update().clone();
                 self.next_check = Instant::now();
             }
-            let wake = if self.lists.is_empty() && self.questions.is_empty() && self.ranking.is_none() {
+            let wake = if self.lists.is_empty() && self.questions.is_empty() && self.reviewing.is_none() {
                 self.wake()
             } else {
                 Duration::ZERO
@@ -316,7 +326,7 @@ impl Writer {
         }
         if urgent.is_empty() {
             self.slice();
-            self.rank_slice();
+            self.review_slice();
         }
     }
 
@@ -491,25 +501,6 @@ impl Writer {
         }
     }
 
-    /// What a start has to put right: leases of another boot, devices and sessions whose pools are gone.
-    pub(super) fn outdated(&self, signal: Signal<'_>, now: &Now) -> (Vec<Step>, Vec<SessionId>) {
-        let step = |d: &Device| {
-            transition::step(d, signal, &self.context_of(&d.id, *now))
-                .ok()
-                .filter(|s| s.changed)
-        };
-        let steps = self.registry.devices_after(None).filter_map(step).collect();
-        let homeless = |s: &&crate::model::Session| s.addresses.iter().any(|a| self.config.home(*a).is_none());
-        let closing: Vec<SessionId> = self.registry.sessions_after(None).filter(homeless).map(|s| s.id).collect();
-        for id in &closing {
-            warn!(
-                session = id.0,
-                "a session ends: the configuration has no pool for one of its addresses"
-            );
-        }
-        (steps, closing)
-    }
-
     /// Compares everything, and puts right what differs.
     pub(super) fn reconcile(&mut self) -> Result<(), KernelError> {
         let now = self.clock.now();
@@ -527,20 +518,4 @@ impl Writer {
         }
         Ok(())
     }
-}
-
-/// The store, with what devices have in common in the same memory.
-fn load(store: &mut dyn Store, config: &Config) -> Result<(Snapshot, Vec<Device>), StoreError> {
-    let (none, mut revisions, mut devices) = (Policies::default(), HashSet::new(), Vec::new());
-    let snapshot = store.load_each(&mut |mut device: Device| {
-        transition::share(&mut device, config, &none);
-        if let Some(revision) = &mut device.policy_revision {
-            match revisions.get(revision) {
-                Some(known) => *revision = PolicyRevision::clone(known),
-                None => drop(revisions.insert(revision.clone())),
-            }
-        }
-        devices.push(device);
-    })?;
-    Ok((snapshot, devices))
 }

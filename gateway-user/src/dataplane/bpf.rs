@@ -14,7 +14,6 @@ use std::{
 const MAP_LOOKUP: i32 = 1;
 const MAP_UPDATE: i32 = 2;
 const MAP_DELETE: i32 = 3;
-const MAP_NEXT_KEY: i32 = 4;
 const OBJ_PIN: i32 = 6;
 const OBJ_GET: i32 = 7;
 const PROG_FD_BY_ID: i32 = 13;
@@ -81,18 +80,6 @@ pub(super) fn delete(map: BorrowedFd<'_>, key: &[u8]) -> io::Result<()> {
         flags: 0,
     };
     found(call(MAP_DELETE, &mut attr)).map(|_| ())
-}
-
-/// Puts the key after `key` into `next`; the first one, if `key` is `None` or not in the map. `None`: there are no more.
-pub(super) fn next_key(map: BorrowedFd<'_>, key: Option<&[u8]>, next: &mut [u8]) -> io::Result<Option<()>> {
-    let mut attr = Element {
-        map: map.as_raw_fd() as u32,
-        pad: 0,
-        key: key.map_or(0, |k| k.as_ptr() as u64),
-        value: next.as_mut_ptr() as u64,
-        flags: 0,
-    };
-    found(call(MAP_NEXT_KEY, &mut attr))
 }
 
 /// Pins an object in a bpffs; fails with EEXIST where something is pinned already.
@@ -396,9 +383,9 @@ fn fd<T>(command: i32, attr: &mut T) -> io::Result<OwnedFd> {
 }
 
 /// The one call. `T` is one of the layouts above, each a prefix of `union bpf_attr`; what it points to outlives the call.
-fn call<T>(command: i32, attr: &mut T) -> io::Result<i32> {
-    // SAFETY: the kernel reads and writes `size_of::<T>()` bytes at `attr`, and the buffers whose addresses stand in it; callers in this
-    // module pass live buffers of the size that the map or the info structure has.
+pub(super) fn call<T>(command: i32, attr: &mut T) -> io::Result<i32> {
+    // SAFETY: the kernel reads and writes `size_of::<T>()` bytes at `attr`, and the buffers whose addresses stand in it; callers here
+    // and in `many` pass live buffers of the size that the map or the info structure has.
     let r = unsafe { libc::syscall(libc::SYS_bpf, command, std::ptr::from_mut(attr), size_of::<T>()) };
     if r < 0 {
         Err(io::Error::last_os_error())

@@ -4,7 +4,7 @@ use std::{collections::HashMap, io, os::fd::AsFd};
 
 use gateway_ebpf::abi::{self, Interface};
 
-use super::{bpf, mapping::Mapping, maps::Maps, tables::set_flag};
+use super::{bpf, many, mapping::Mapping, maps::Maps, tables::set_flag};
 use crate::{
     config::{Config, InterfaceRule},
     links::LinkNow,
@@ -47,16 +47,14 @@ fn write(config: &Config, map: &bpf::Map, links: &[LinkNow]) -> HashMap<u32, Str
 
 /// Removes what [`set`] would not write now.
 pub(super) fn forget(config: &Config, maps: &Maps, links: &[LinkNow]) -> io::Result<()> {
-    let map = maps.get(abi::map::INTERFACES)?.fd.as_fd();
-    let (mut key, mut next, mut gone) = (None, [0_u8; 4], Vec::new());
-    while bpf::next_key(map, key.as_ref().map(|k: &[u8; 4]| &k[..]), &mut next)?.is_some() {
-        let link = links.iter().find(|l| l.link.ifindex.to_ne_bytes() == next);
-        if link.and_then(|l| wanted(config, l)).is_none() {
-            gone.push(next);
-        }
-        key = Some(next);
-    }
-    gone.iter().try_for_each(|key| bpf::delete(map, key))
+    let map = maps.get(abi::map::INTERFACES)?;
+    let (held, _) = many::read(map)?;
+    let stale = |key: &&[u8]| {
+        let link = links.iter().find(|l| l.link.ifindex.to_ne_bytes() == **key);
+        link.and_then(|l| wanted(config, l)).is_none()
+    };
+    let mut stale = held.chunks_exact(size_of::<u32>()).filter(stale);
+    stale.try_for_each(|key| bpf::delete(map.fd.as_fd(), key))
 }
 
 /// Whether any interface has pools of its own: then each needs an entry.

@@ -227,6 +227,10 @@ impl Kernel for Live {
         self.tables.assign(&self.maps, address, to)
     }
 
+    fn assign_all(&mut self, all: &[(IpAddr, Assignment)]) -> Vec<(usize, KernelError)> {
+        self.tables.assign_all(&self.maps, all)
+    }
+
     fn clear(&mut self, address: IpAddr) -> Result<(), KernelError> {
         self.tables.clear(&self.maps, address)
     }

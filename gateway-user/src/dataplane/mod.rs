@@ -15,6 +15,7 @@ mod hooks;
 mod interfaces;
 mod layout;
 mod live;
+mod many;
 mod mapping;
 mod maps;
 mod memory;

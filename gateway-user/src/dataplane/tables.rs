@@ -16,6 +16,7 @@ use super::{
     classes::{self, Classes, Key},
     force::{self, Policies, SHADOW_AT, grace},
     layout::{self, CHUNK, Layout4},
+    many,
     mapping::Mapping,
     maps::Maps,
     policy::CompileError,
@@ -26,6 +27,9 @@ use crate::{
     kernel::{Assignment, KernelError, Link},
     model::{BootTime, InterfaceName, PoolId, prefix},
 };
+
+/// Addresses whose cold records are written in one command.
+const AT_ONCE: usize = 4096;
 
 /// The tables of one set of maps.
 pub(super) struct Tables {
@@ -163,11 +167,7 @@ impl Tables {
 
     /// See [`crate::kernel::Kernel::assign`].
     pub(super) fn assign(&mut self, maps: &Maps, address: IpAddr, to: Assignment) -> Result<(), KernelError> {
-        let cold = Cold {
-            lease_end: to.lease.map_or(u64::MAX, |(end, _)| end.0),
-            session: to.session.0,
-            fallback: u64::from(to.lease.map_or(to.pool, |(_, fallback)| fallback).0),
-        };
+        let cold = record(&to);
         let resting = self.resting(address).ok_or(KernelError::OutsidePools(address))?;
         let old = self.class(address, resting);
         let before = read_cold(maps, address)?;
@@ -204,6 +204,63 @@ impl Tables {
         }
         write_cold(maps, address, &cold)?;
         self.set_class(address, class)
+    }
+
+    /// See [`crate::kernel::Kernel::assign_all`].
+    pub(super) fn assign_all(&mut self, maps: &Maps, all: &[(IpAddr, Assignment)]) -> Vec<(usize, KernelError)> {
+        let (mut at, mut failed) = (0, Vec::new());
+        while at < all.len() {
+            let fresh = self.hold_fresh(&all[at..]);
+            let (next, _) = all[at..].split_at(fresh.len());
+            let written = write_records(maps, next);
+            for (n, (class, (address, _))) in fresh.iter().zip(next).enumerate() {
+                // It was held for this address, so that it did not fall idle meanwhile.
+                self.classes.left(*class);
+                if n < written && self.set_class(*address, *class).is_ok() {
+                    continue;
+                }
+                failed.extend(self.assign_one(maps, all, at + n));
+            }
+            at += fresh.len();
+            // What ended the row is no address at rest, or there are enough in it.
+            if fresh.len() < AT_ONCE && at < all.len() {
+                failed.extend(self.assign_one(maps, all, at));
+                at += 1;
+            }
+        }
+        failed
+    }
+
+    fn assign_one(&mut self, maps: &Maps, all: &[(IpAddr, Assignment)], place: usize) -> Option<(usize, KernelError)> {
+        let (address, to) = all[place].clone();
+        self.assign(maps, address, to).err().map(|e| (place, e))
+    }
+
+    /// The classes of those that come first and are at rest, so that nobody looks at their cold records. Each is held for its address.
+    fn hold_fresh(&mut self, all: &[(IpAddr, Assignment)]) -> Vec<Class> {
+        let mut held: Vec<Class> = Vec::new();
+        let mut last: Option<(&Assignment, Class)> = None;
+        for (address, to) in all.iter().take(AT_ONCE) {
+            let like =
+                |l: &Assignment| l.pool == to.pool && l.interface == to.interface && l.lease.is_some() == to.lease.is_some();
+            let class = match last {
+                _ if prefix::network(*address).is_some() || !self.is_at_rest(*address) => None,
+                Some((known, class)) if like(known) => Some(class),
+                _ => self.class_for(to, false, false).ok(),
+            };
+            let Some(class) = class else { break };
+            self.classes.entered(class);
+            last = Some((to, class));
+            held.push(class);
+        }
+        held
+    }
+
+    fn is_at_rest(&self, address: IpAddr) -> bool {
+        self.resting(address).is_some_and(|resting| match address {
+            IpAddr::V4(a) => self.byte4(a).load(Ordering::Relaxed) == resting,
+            IpAddr::V6(a) => self.table6().get(layout::words6(a)).is_none(),
+        })
     }
 
     /// See [`crate::kernel::Kernel::clear`].
@@ -384,16 +441,10 @@ fn flag_word(control: &Mapping) -> &AtomicU32 {
 /// Every address with a cold record.
 pub(super) fn assigned(maps: &Maps) -> Result<Vec<IpAddr>, KernelError> {
     let cold = maps.get(abi::map::COLD).map_err(|error| system("COLD", error))?;
-    let (mut key, mut next, mut all) = (None, [0_u8; 16], Vec::new());
-    // One writer, this thread: the walk meets no removal.
-    while bpf::next_key(cold.fd.as_fd(), key.as_ref().map(|k: &[u8; 16]| &k[..]), &mut next)
-        .map_err(|error| system("walking COLD", error))?
-        .is_some()
-    {
-        all.push(Ipv6Addr::from(next).to_canonical());
-        key = Some(next);
-    }
-    Ok(all)
+    // One writer, this thread: the walk meets no change.
+    let (keys, _) = many::read(cold).map_err(|error| system("walking COLD", error))?;
+    let (keys, _) = keys.as_chunks::<{ size_of::<abi::ColdKey>() }>();
+    Ok(keys.iter().map(|key| Ipv6Addr::from(*key).to_canonical()).collect())
 }
 
 /// The cold record that counts for an address: its own, or that of its whole /64.
@@ -436,9 +487,31 @@ fn write_cold(maps: &Maps, address: IpAddr, record: &Cold) -> Result<(), KernelE
     })
 }
 
+/// Writes the cold records of addresses at rest; says how many, from the first on.
+fn write_records(maps: &Maps, all: &[(IpAddr, Assignment)]) -> usize {
+    let keys: Vec<u8> = all.iter().flat_map(|(address, _)| cold_key(*address)).collect();
+    let mut records = Vec::with_capacity(size_of_val(all));
+    for (_, to) in all {
+        records.extend_from_slice(bpf::bytes_of(&record(to)));
+    }
+    match maps.get(abi::map::COLD) {
+        Ok(cold) if !all.is_empty() => many::update(cold, &keys, &records).0,
+        _ => 0,
+    }
+}
+
 fn delete_cold(maps: &Maps, address: IpAddr) -> Result<(), KernelError> {
     let cold = maps.get(abi::map::COLD).map_err(|error| system("COLD", error))?;
     bpf::delete(cold.fd.as_fd(), &cold_key(address)).map_err(|error| system("removing from COLD", error))
+}
+
+/// What is stored beside an address.
+fn record(to: &Assignment) -> Cold {
+    Cold {
+        lease_end: to.lease.map_or(u64::MAX, |(end, _)| end.0),
+        session: to.session.0,
+        fallback: u64::from(to.lease.map_or(to.pool, |(_, fallback)| fallback).0),
+    }
 }
 
 fn cold_key(address: IpAddr) -> abi::ColdKey {

@@ -176,6 +176,14 @@ impl Kernel for FakeKernel {
         Ok(())
     }
 
+    fn assign_all(&mut self, all: &[(IpAddr, Assignment)]) -> Vec<(usize, KernelError)> {
+        let one = |(place, (address, to)): (usize, &(IpAddr, Assignment))| {
+            let done = Kernel::assign(self, *address, to.clone());
+            done.err().map(|e| (place, e))
+        };
+        all.iter().enumerate().filter_map(one).collect()
+    }
+
     fn clear(&mut self, address: IpAddr) -> Result<(), KernelError> {
         let mut state = self.state();
         state.calls.push(Call::Clear(address));

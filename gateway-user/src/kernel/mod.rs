@@ -178,6 +178,10 @@ pub trait Kernel: Send {
     /// See [`KernelError`].
     fn assign(&mut self, address: IpAddr, to: Assignment) -> Result<(), KernelError>;
 
+    /// The same for many, each address once and in this order, for less than so many single ones cost. All of it is tried; returns what
+    /// failed, by place.
+    fn assign_all(&mut self, all: &[(IpAddr, Assignment)]) -> Vec<(usize, KernelError)>;
+
     /// Ends an assignment: the address is judged by its home pool's quarantine policy. An address that is not assigned is fine.
     ///
     /// # Errors

@@ -16,7 +16,7 @@ use gateway_user::{
     api,
     clock::SystemClock,
     config::Config,
-    controller::{Controller, Options, Start, WriterThread},
+    controller::{Controller, Loaded, Options, Start, WriterThread},
     events::Denials,
     kernel::{Link, fake::FakeKernel},
     model::Role,
@@ -189,8 +189,8 @@ impl Gateway {
             ethernet,
         };
         let start = Start {
+            loaded: Loaded::read(Box::new(SqliteStore::open(&config.paths.state).unwrap()), &config).unwrap(),
             config: config.clone(),
-            store: Box::new(SqliteStore::open(&config.paths.state).unwrap()),
             kernel: Box::new(FakeKernel::new(config.clone())),
             clock: Box::new(SystemClock::new().unwrap()),
             links: vec![link(2, "core0", true), link(3, "tun0", false)],

@@ -14,7 +14,7 @@ use gateway_user::{
     api,
     clock::SystemClock,
     config::{Config, Mode},
-    controller::{Controller, Options, Start},
+    controller::{Controller, Loaded, Options, Start},
     kernel::{Link, fake::FakeKernel},
     store::SqliteStore,
 };
@@ -125,8 +125,8 @@ impl Gateway {
                     ethernet,
                 };
                 let start = Start {
+                    loaded: Loaded::read(Box::new(SqliteStore::open(&config.paths.state).unwrap()), &config).unwrap(),
                     config: config.clone(),
-                    store: Box::new(SqliteStore::open(&config.paths.state).unwrap()),
                     kernel: Box::new(kernel),
                     clock: Box::new(SystemClock::new().unwrap()),
                     links: vec![link(2, "core0", true), link(3, "tun0", false)],

@@ -6,7 +6,7 @@ use aya::maps::{Array, Map, MapData};
 use gateway_ebpf::abi::{VERSION, map};
 use gateway_user::{
     clock::SystemClock,
-    controller::{Acknowledge, Controller, Enforcement, Options, Registration, SessionReport, SignalContext, Start},
+    controller::{Acknowledge, Controller, Enforcement, Loaded, Options, Registration, SessionReport, SignalContext, Start},
     kernel::Link,
     links,
     model::{Identity, Role, WallTime, Window},
@@ -103,8 +103,8 @@ fn what_is_written_into_the_pinned_maps_is_found_and_put_right() {
         runtime.block_on(async {
             let links: Vec<Link> = links::now().unwrap().into_iter().map(|l| l.link).collect();
             let start = Start {
+                loaded: Loaded::read(Box::new(SqliteStore::open(&state).unwrap()), &config).unwrap(),
                 config,
-                store: Box::new(SqliteStore::open(&state).unwrap()),
                 kernel: Box::new(live),
                 clock: Box::new(SystemClock::new().unwrap()),
                 links,

@@ -9,6 +9,7 @@ mod floor;
 mod gateway;
 mod judge;
 mod links;
+mod many;
 mod memory;
 mod offset;
 mod routes;

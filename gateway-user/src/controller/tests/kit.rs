@@ -20,9 +20,9 @@ use crate::{
         PoolKind, Socket, Tables, UnknownDevice, XdpMode,
     },
     controller::{
-        Acknowledge, AcknowledgeOutcome, CloseOutcome, Controller, DeviceView, Enforcement, OfferOutcome, OpenOutcome, Options,
-        PolicyKey, PublicationOutcome, Refusal, Registration, RenewOutcome, SessionReport, SignalContext, SignalOutcome, Start,
-        StartError, SynchroniseOutcome, WriterDied, WriterThread,
+        Acknowledge, AcknowledgeOutcome, CloseOutcome, Controller, DeviceView, Enforcement, Loaded, OfferOutcome, OpenOutcome,
+        Options, PolicyKey, PublicationOutcome, Refusal, Registration, RenewOutcome, SessionReport, SignalContext, SignalOutcome,
+        Start, StartError, SynchroniseOutcome, WriterDied, WriterThread,
     },
     kernel::{
         Link,
@@ -180,7 +180,7 @@ impl Gateway {
         };
         let start = Start {
             config: self.config.clone(),
-            store: Box::new(store),
+            loaded: Loaded::read(Box::new(store), &self.config)?,
             kernel: Box::new(self.kernel.clone()),
             clock: Box::new(self.clock.clone()),
             links: links(),

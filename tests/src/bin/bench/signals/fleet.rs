@@ -4,12 +4,14 @@ use std::{
     fs,
     net::{IpAddr, Ipv4Addr},
     path::Path,
+    thread,
     time::{Duration, Instant},
 };
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, bail, ensure};
 use gateway_user::{
-    model::{Device, DeviceState, Revision, Session, SessionId, Trust, WallTime},
+    clock::{Clock as _, SystemClock},
+    model::{Device, DeviceState, Enrolment, Lease, Now, Rare, Revision, Session, SessionId, StateReason, Trust, WallTime},
     store::{ChangeSet, SqliteStore, Store as _},
 };
 use lazaret_tests::{
@@ -41,6 +43,8 @@ pub(crate) enum Kind {
 /// The gateway, running.
 pub(crate) struct Fleet {
     pub(crate) gateway: Gateway,
+    /// From its first start until it answered: as after a boot, since the database was written by "another" boot.
+    pub(crate) first_start: Duration,
     _tun: Tun,
 }
 
@@ -65,10 +69,30 @@ impl Fleet {
             fill(&gateway.folder().join("state"), kind)?;
         }
         let tun = Tun::new(&site.gw, "tun0")?;
+        let start = Instant::now();
         gateway.start()?;
+        let first_start = start.elapsed();
         gateway.attached("tun0")?;
         gateway.attached("core0")?;
-        Ok(Self { gateway, _tun: tun })
+        Ok(Self {
+            gateway,
+            first_start,
+            _tun: tun,
+        })
+    }
+
+    /// Waits until it has nothing to do any more: after its start it takes over what was measured by another boot's clock, device by device.
+    pub(crate) fn settled(&self) -> Result<()> {
+        let client = self.gateway.local()?;
+        let mut last = None;
+        for _ in 0..600 {
+            let revision = client.status()?.store_revision;
+            if last.replace(revision) == Some(revision) {
+                return Ok(());
+            }
+            thread::sleep(Duration::from_secs(1));
+        }
+        bail!("it still commits after ten minutes")
     }
 
     /// Private pages of the process that are resident, bytes: the kernel's maps that are mapped into it are not.
@@ -130,13 +154,31 @@ pub(crate) fn name(n: u32) -> String {
     format!("device-{n:07}")
 }
 
-/// A device, as it is after it was registered and connected.
+/// A device that was registered.
 pub(crate) fn device(n: u32) -> Result<Device> {
     Ok(Device {
         owner: format!("user{n:07}@example.org").into(),
-        state: DeviceState::Quarantined,
         gateway_uri: "enrol.vpn.example.test".into(),
         ..Device::new(name(n).parse()?, "staff".parse()?, REGISTERED)
+    })
+}
+
+/// The same when it has connected.
+fn connected(n: u32, at: Now) -> Result<Device> {
+    let device = device(n)?;
+    let deadline = Lease {
+        given: at,
+        length_ms: 48 * 3_600_000,
+    };
+    Ok(Device {
+        state: DeviceState::Quarantined,
+        state_reason: StateReason::Connected,
+        enrolment: Rare::new(Enrolment {
+            arrived_at: Some(at.wall),
+            deadline: Some(deadline),
+            ..Enrolment::default()
+        }),
+        ..device
     })
 }
 
@@ -159,10 +201,18 @@ fn session(n: u32) -> Result<Session> {
 fn fill(directory: &Path, kind: Kind) -> Result<()> {
     let mut store = SqliteStore::open(directory)?;
     let mut revision = store.load()?.revision;
+    let now = SystemClock::new()?.now();
+    let before = Now {
+        boot_id: now.boot_id ^ 1,
+        ..now
+    };
     for start in (0..DEVICES).step_by(CHUNK as usize) {
         let mut changes = ChangeSet::default();
         for n in start..start + CHUNK {
-            let device = device(n)?;
+            let device = match kind {
+                Kind::Connected => connected(n, before)?,
+                Kind::Registered | Kind::Empty => device(n)?,
+            };
             changes.devices.insert(device.id.clone(), device);
             if kind == Kind::Connected {
                 let session = session(n)?;

@@ -1,0 +1,51 @@
+//! What the store has, read before the controller starts: a million devices take seconds, in which the data plane can be opened.
+
+use std::{collections::HashSet, fmt};
+
+use crate::{
+    config::Config,
+    model::{Device, PolicyRevision},
+    store::{Snapshot, Store, StoreError},
+    transition::{self, Policies},
+};
+
+/// A store, with all that it has.
+pub struct Loaded {
+    pub(super) store: Box<dyn Store>,
+    pub(super) snapshot: Snapshot,
+    /// By id. What they have in common is the same memory.
+    pub(super) devices: Vec<Device>,
+}
+
+impl Loaded {
+    /// Reads it.
+    ///
+    /// # Errors
+    /// See [`StoreError`].
+    pub fn read(mut store: Box<dyn Store>, config: &Config) -> Result<Self, StoreError> {
+        let (none, mut revisions, mut devices) = (Policies::default(), HashSet::new(), Vec::new());
+        let snapshot = store.load_each(&mut |mut device: Device| {
+            transition::share(&mut device, config, &none);
+            if let Some(revision) = &mut device.policy_revision {
+                match revisions.get(revision) {
+                    Some(known) => *revision = PolicyRevision::clone(known),
+                    None => drop(revisions.insert(revision.clone())),
+                }
+            }
+            devices.push(device);
+        })?;
+        Ok(Self {
+            store,
+            snapshot,
+            devices,
+        })
+    }
+}
+
+impl fmt::Debug for Loaded {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Loaded")
+            .field("devices", &self.devices.len())
+            .finish_non_exhaustive()
+    }
+}

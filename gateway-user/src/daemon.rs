@@ -22,7 +22,9 @@ use crate::{
     dataplane::{self, Live},
     events::Denials,
     kernel::Link,
-    links, notify, privileges,
+    links,
+    metrics::{self, Exporter},
+    notify, privileges,
     store::{AuditLog, SqliteStore},
     telemetry,
 };
@@ -45,7 +47,12 @@ pub fn run(file: &Path) -> Result<()> {
     runtime.block_on(serve(Arc::new(config), opened))
 }
 
-async fn serve(config: Arc<Config>, (listeners, store): (Listeners, SqliteStore)) -> Result<()> {
+async fn serve(config: Arc<Config>, opened: Opened) -> Result<()> {
+    let Opened {
+        listeners,
+        store,
+        metrics,
+    } = opened;
     // First, so that a signal during the start ends it in order.
     let mut ends = Ends::new()?;
     let hangup = signal(SignalKind::hangup()).context("signals cannot be caught")?;
@@ -86,6 +93,11 @@ async fn serve(config: Arc<Config>, (listeners, store): (Listeners, SqliteStore)
     let follow = tokio::spawn(follow(links, controller.clone()));
 
     let (stop, stopped) = watch::channel(false);
+    if let Some(metrics) = metrics {
+        let exporter = Exporter::new(Arc::clone(&config), controller.clone(), listeners.access());
+        // Nobody's safety rests on it: it says what ends it, and scrapes fail.
+        tokio::spawn(metrics.serve(exporter, stopped.clone()));
+    }
     let shutdown = async move {
         let mut stopped = stopped;
         // An error is the sender's end, which is an end too.
@@ -130,12 +142,24 @@ async fn serve(config: Arc<Config>, (listeners, store): (Listeners, SqliteStore)
 
 /// Opens what takes privileges that are given up then. The database comes first: its lock keeps a second daemon from the first one's socket.
 /// There is one thread as yet.
-fn open(config: &mut Config) -> Result<(Listeners, SqliteStore)> {
+fn open(config: &mut Config) -> Result<Opened> {
     privileges::prepare(config)?;
     let store = SqliteStore::open(&config.paths.state)?;
     let listeners = Listeners::bind(config)?;
+    let metrics = config.metrics.as_ref().map(metrics::Bound::bind).transpose()?;
     privileges::confine(config)?;
-    Ok((listeners, store))
+    Ok(Opened {
+        listeners,
+        store,
+        metrics,
+    })
+}
+
+/// What is open before privileges are given up.
+struct Opened {
+    listeners: Listeners,
+    store: SqliteStore,
+    metrics: Option<metrics::Bound>,
 }
 
 /// Nobody judges after a boot if the daemon cannot start: a certificate, a port or a database must not open the gateway.

@@ -22,6 +22,18 @@ pub enum Kind {
 }
 
 impl Kind {
+    /// As a word.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Expected => "expected",
+            Self::Missed => "missed",
+            Self::Outside => "outside",
+            Self::Stuck => "stuck",
+            Self::Placeholder => "placeholder",
+        }
+    }
+
     /// Every kind, in the order in which they are listed.
     pub const ALL: [Self; 5] = [Self::Expected, Self::Missed, Self::Outside, Self::Stuck, Self::Placeholder];
 }
@@ -70,7 +82,10 @@ pub fn age_s(since: WallTime, now: WallTime) -> u64 {
 
 /// Devices by kind and age.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Counts([[u64; AGES.len() + 1]; Kind::ALL.len()]);
+pub struct Counts {
+    by_age: [[u64; AGES.len() + 1]; Kind::ALL.len()],
+    oldest: [Option<WallTime>; Kind::ALL.len()],
+}
 
 impl Counts {
     /// Adds one device.
@@ -78,14 +93,22 @@ impl Counts {
         for (kind, since) in lines(device, context) {
             let age = age_s(since, context.now.wall);
             let place = AGES.iter().position(|limit| age < u64::from(*limit)).unwrap_or(AGES.len());
-            self.0[kind as usize][place] += 1;
+            self.by_age[kind as usize][place] += 1;
+            let oldest = &mut self.oldest[kind as usize];
+            *oldest = Some(oldest.map_or(since, |o| o.min(since)));
         }
     }
 
     /// Of a kind: by the ages of [`AGES`], and last what is older.
     #[must_use]
     pub const fn of(&self, kind: Kind) -> [u64; AGES.len() + 1] {
-        self.0[kind as usize]
+        self.by_age[kind as usize]
+    }
+
+    /// Since when the one stands there that has stood there longest; `None`: there is none.
+    #[must_use]
+    pub const fn oldest(&self, kind: Kind) -> Option<WallTime> {
+        self.oldest[kind as usize]
     }
 }
 
@@ -203,6 +226,10 @@ mod tests {
         }
         assert_eq!(counts.of(Kind::Expected), [1, 2, 2, 2, 2]);
         assert_eq!(counts.of(Kind::Stuck), [0; 5]);
+        assert_eq!(
+            (counts.oldest(Kind::Expected), counts.oldest(Kind::Stuck)),
+            (Some(ago(500)), None)
+        );
         assert_eq!(age_s(ago(-1), NOW), 0);
     }
 }

@@ -26,6 +26,7 @@ pub mod routes;
 pub mod events;
 pub mod explain;
 pub mod ledger;
+pub mod metrics;
 pub mod telemetry;
 pub mod why;
 

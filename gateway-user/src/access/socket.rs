@@ -54,7 +54,7 @@ pub struct SocketFile {
 #[derive(Debug, thiserror::Error)]
 pub enum SocketError {
     /// There is no such group.
-    #[error("[socket] names the group {0:?}, which does not exist on this host")]
+    #[error("the configuration names the group {0:?}, which does not exist on this host")]
     UnknownGroup(String),
     /// Another daemon.
     #[error("a daemon already listens on {0}")]
@@ -93,17 +93,29 @@ pub enum SocketError {
 /// # Errors
 /// See [`SocketError`].
 pub fn open(config: &Socket) -> Result<Bound, SocketError> {
-    let path = config.path.as_path();
+    let groups = Groups {
+        vpn: group(config.vpn_group.as_deref())?,
+        viewer: group(config.viewer_group.as_deref())?,
+    };
+    let (gid, mode) = match (groups.vpn, groups.viewer) {
+        (Some(a), Some(b)) if a != b => (None, 0o666),
+        (a, b) => (a.or(b), 0o660),
+    };
+    let (listener, file) = listening(&config.path, gid, mode)?;
+    Ok(Bound { listener, file, groups })
+}
+
+/// Makes the directory (0755) if it is missing, and a socket of this group and mode in it.
+///
+/// # Errors
+/// See [`SocketError`].
+pub fn listening(path: &Path, gid: Option<u32>, mode: u32) -> Result<(UnixListener, SocketFile), SocketError> {
     let failed = |what: &'static str| {
         move |error: io::Error| SocketError::System {
             what,
             path: path.into(),
             error,
         }
-    };
-    let groups = Groups {
-        vpn: group(config.vpn_group.as_deref())?,
-        viewer: group(config.viewer_group.as_deref())?,
     };
     directory(path)?;
     remove_stale(path)?;
@@ -120,10 +132,6 @@ pub fn open(config: &Socket) -> Result<Bound, SocketError> {
         inode: (metadata.dev(), metadata.ino()),
     };
     // Nobody can connect before `listen`.
-    let (gid, mode) = match (groups.vpn, groups.viewer) {
-        (Some(a), Some(b)) if a != b => (None, 0o666),
-        (a, b) => (a.or(b), 0o660),
-    };
     if gid.is_some() {
         chown(path, None, gid).map_err(failed("set the group of"))?;
     }
@@ -131,11 +139,7 @@ pub fn open(config: &Socket) -> Result<Bound, SocketError> {
     listen(&fd, Backlog::MAXCONN)
         .map_err(io::Error::from)
         .map_err(failed("listen on"))?;
-    Ok(Bound {
-        listener: UnixListener::from(fd),
-        file,
-        groups,
-    })
+    Ok((UnixListener::from(fd), file))
 }
 
 impl Groups {
@@ -161,7 +165,11 @@ impl Drop for SocketFile {
     }
 }
 
-fn group(name: Option<&str>) -> Result<Option<u32>, SocketError> {
+/// A group's number.
+///
+/// # Errors
+/// [`SocketError::UnknownGroup`].
+pub fn group(name: Option<&str>) -> Result<Option<u32>, SocketError> {
     let Some(name) = name else { return Ok(None) };
     let found = Group::from_name(name).ok().flatten().map(|g| Gid::as_raw(g.gid));
     found.map(Some).ok_or_else(|| SocketError::UnknownGroup(name.into()))

@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use super::{
     Allow, Api, Config, InterfaceRule, Log, Paths, Policy, Pool, Route, RouteTable, Rule, Socket, Tables,
     life::RawLife,
+    metrics::RawMetrics,
     raw::{RawApi, RawInterface, RawPolicy, RawPool, RawRule, RawSettings, Word},
     read::At,
 };
@@ -15,6 +16,7 @@ pub(super) fn config(
     settings: RawSettings,
     life: RawLife,
     api: Option<RawApi>,
+    metrics: Option<RawMetrics>,
     interfaces: Vec<RawInterface>,
     pools: Vec<RawPool>,
     policies: Vec<RawPolicy>,
@@ -50,6 +52,10 @@ pub(super) fn config(
             path: or(settings.socket, socket.path),
             vpn_group: settings.vpn_group.map(|g| g.value),
             viewer_group: settings.viewer_group.map(|g| g.value),
+        },
+        metrics: match metrics {
+            Some(raw) => Some(raw.build()?),
+            None => None,
         },
         user: settings.user.map(|u| u.value),
         log: Log {

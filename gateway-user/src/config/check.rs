@@ -9,6 +9,7 @@ use toml::de::DeTable;
 use super::{
     Config, ConfigErrors, InterfacePattern, InterfaceRole, PoolKind, build,
     life::RawLife,
+    metrics::RawMetrics,
     raw::{RawApi, RawInterface, RawPolicy, RawPool, RawSettings, Word},
     read::{At, Notes, Section, Wrong},
     values,
@@ -35,6 +36,7 @@ pub(super) fn config(file: &Path, text: &str) -> Result<Config, ConfigErrors> {
     let settings = RawSettings::read(&document);
     let life = RawLife::read(&document);
     let api = document.section("api").map(|s| RawApi::read(&s));
+    let metrics = document.section("metrics").map(|s| RawMetrics::read(&s));
     let interfaces: Vec<RawInterface> = document
         .sections("interface", "interface")
         .iter()
@@ -44,6 +46,9 @@ pub(super) fn config(file: &Path, text: &str) -> Result<Config, ConfigErrors> {
     let policies: Vec<RawPolicy> = document.sections("policy", "policy").iter().map(RawPolicy::read).collect();
 
     life.check(&notes);
+    if let Some(metrics) = &metrics {
+        metrics.check(&notes);
+    }
     check_interfaces(&notes, &document, &interfaces);
     check_interface_pools(&notes, &interfaces, &pools);
     check_policies(&notes, &policies);
@@ -54,7 +59,7 @@ pub(super) fn config(file: &Path, text: &str) -> Result<Config, ConfigErrors> {
 
     if notes.is_clean() {
         // Without a mistake nothing is missing; if this said otherwise, it would be one of ours.
-        match build::config(settings, life, api, interfaces, pools, policies) {
+        match build::config(settings, life, api, metrics, interfaces, pools, policies) {
             Some(config) => return Ok(config),
             None => notes.note(0, "", Wrong::new("a value was lost in reading", "please report this file")),
         }

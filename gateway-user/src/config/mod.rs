@@ -8,6 +8,7 @@ mod check;
 mod error;
 mod interface;
 mod life;
+mod metrics;
 mod raw;
 mod read;
 pub(crate) mod special;
@@ -43,6 +44,8 @@ pub struct Config {
     pub api: Option<Api>,
     /// The Unix socket.
     pub socket: Socket,
+    /// Where figures are exported; `None`: nowhere.
+    pub metrics: Option<Metrics>,
     /// As whom the daemon runs once it has opened its files (`process.user`). Default: as whom it was started.
     pub user: Option<String>,
     /// Logging.
@@ -210,6 +213,20 @@ pub struct Socket {
     pub vpn_group: Option<String>,
     /// Members of this group have the role viewer. Default: nobody.
     pub viewer_group: Option<String>,
+}
+
+/// `[metrics]`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Metrics {
+    /// A loopback address.
+    Port(SocketAddr),
+    /// A Unix socket, mode 0660.
+    Socket {
+        /// At most 107 bytes.
+        path: PathBuf,
+        /// The file's group. Default: the daemon's.
+        group: Option<String>,
+    },
 }
 
 impl Socket {

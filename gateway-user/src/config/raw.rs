@@ -21,6 +21,7 @@ pub(super) const SCHEMA: &[(&str, &[&str])] = &[
             "paths",
             "api",
             "socket",
+            "metrics",
             "process",
             "log",
             "devices",
@@ -55,6 +56,7 @@ pub(super) const SCHEMA: &[(&str, &[&str])] = &[
         ],
     ),
     ("socket", &["path", "vpn_group", "viewer_group"]),
+    ("metrics", &["listen", "group"]),
     ("process", &["user"]),
     ("log", &["level", "format"]),
     (

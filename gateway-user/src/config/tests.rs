@@ -3,6 +3,7 @@
 mod example;
 mod files;
 mod life;
+mod metrics;
 mod verdict;
 mod warnings;
 

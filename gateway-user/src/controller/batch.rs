@@ -357,6 +357,7 @@ impl Writer {
     pub(super) fn settle(&mut self) {
         while !self.batch.is_empty() {
             let mut batch = std::mem::take(&mut self.batch);
+            let (begin, commands) = (Instant::now(), batch.tickets.len());
             let failed = self
                 .commit_all(std::mem::take(&mut batch.changes), std::mem::take(&mut batch.restrictions))
                 .err()
@@ -369,6 +370,10 @@ impl Writer {
                 self.enforce(&devices, &[]);
             }
             self.answer(batch.tickets, failed.as_deref());
+            if commands > 0 {
+                self.meters.batches.observe(begin.elapsed().as_secs_f64());
+                self.meters.commands.observe(commands as f64);
+            }
         }
     }
 

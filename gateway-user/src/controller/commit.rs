@@ -50,7 +50,9 @@ impl Writer {
         let failing = self.store_problem.is_some();
         // Behind the last commit, the clock is wrong: what is dated by it must not look older than that.
         let at = self.clock.now().wall.max(self.committed_at.unwrap_or(WallTime(i64::MIN)));
+        let begin = Instant::now();
         let result = self.store.commit(&set, self.registry.revision, at);
+        self.meters.commits.observe(begin.elapsed().as_secs_f64());
         self.store_problem = result.as_ref().err().map(ToString::to_string);
         match result {
             Ok(done) => {

@@ -8,6 +8,7 @@ mod commit;
 mod dossier;
 mod drift;
 mod exceptions;
+mod figures;
 mod inspect;
 mod keys;
 mod load;
@@ -30,6 +31,7 @@ use std::{fmt, io, sync::Arc, thread};
 
 use tokio::sync::{broadcast, mpsc, oneshot, watch};
 
+pub use figures::{Figures, Meters};
 pub use keys::{InvalidPolicyKey, PolicyKey};
 pub use load::Loaded;
 pub use types::*;

@@ -1,11 +1,11 @@
 //! What can be asked of the controller; nothing is changed by it.
 
-use std::{collections::HashMap, net::IpAddr};
+use std::{collections::HashMap, net::IpAddr, time::Duration};
 
 use tokio::sync::{broadcast, oneshot, watch};
 
 use super::{
-    AddressView, Controller, Counters, DeviceView, Dossier, DriftView, PublicationView, Refusal, SessionView, Status,
+    AddressView, Controller, Counters, DeviceView, Dossier, DriftView, Figures, PublicationView, Refusal, SessionView, Status,
     Surroundings,
 };
 use crate::{
@@ -66,6 +66,15 @@ impl Controller {
         // In a thread of its own: whoever holds the kernel's lock of interfaces or rules holds up nobody but this caller.
         let standing = self.keeper.standing().await;
         self.ask(|w| w.status(standing)).await
+    }
+
+    /// Figures for metrics.
+    ///
+    /// # Errors
+    /// [`Refusal::Kernel`], [`Refusal::Busy`].
+    pub async fn figures(&self) -> Result<Figures, Refusal> {
+        let standing = self.keeper.standing().await;
+        self.ask(|w| w.figures(standing)).await?
     }
 
     /// One, or those of live sessions after a session, whole sessions, until there are `limit` or more; and the last of these sessions, if
@@ -181,6 +190,19 @@ impl Controller {
     /// [`Refusal::Busy`].
     pub async fn fold_devices<T: Send + 'static>(
         &self,
+        folded: T,
+        each: impl FnMut(&mut T, &Device, &Context<'_>) + Clone + Send + 'static,
+    ) -> Result<T, Refusal> {
+        self.fold_devices_at_rest(Duration::ZERO, folded, each).await
+    }
+
+    /// The same, with a rest after each slice.
+    ///
+    /// # Errors
+    /// [`Refusal::Busy`].
+    pub async fn fold_devices_at_rest<T: Send + 'static>(
+        &self,
+        rest: Duration,
         mut folded: T,
         each: impl FnMut(&mut T, &Device, &Context<'_>) + Clone + Send + 'static,
     ) -> Result<T, Refusal> {
@@ -197,6 +219,9 @@ impl Controller {
             match last {
                 Some(_) => after = last,
                 None => return Ok(folded),
+            }
+            if !rest.is_zero() {
+                tokio::time::sleep(rest).await;
             }
         }
     }

@@ -24,6 +24,8 @@ pub(super) struct Registry {
     pub(super) revision: Revision,
     next_session: u64,
     devices: BTreeSet<ById>,
+    /// How many devices have each state, in the order of [`DeviceState::ALL`].
+    states: [u64; DeviceState::ALL.len()],
     names: HashMap<DeviceId, DeviceId>,
     certificates: HashMap<Fingerprint, DeviceId>,
     keys: HashMap<VpnKey, DeviceId>,
@@ -155,6 +157,7 @@ impl Registry {
         if let Some(count) = self.count(standing.rank) {
             *count -= 1;
         }
+        self.states[device.state as usize] -= 1;
         Some(device)
     }
 
@@ -178,6 +181,7 @@ impl Registry {
         if let Some(count) = self.count(standing.rank) {
             *count += 1;
         }
+        self.states[device.state as usize] += 1;
     }
 
     /// Changes what is kept beside a device.
@@ -401,6 +405,11 @@ impl Registry {
 
     pub(super) fn device_count(&self) -> u64 {
         self.devices.len() as u64
+    }
+
+    /// By state, in the order of [`DeviceState::ALL`].
+    pub(super) const fn states(&self) -> [u64; DeviceState::ALL.len()] {
+        self.states
     }
 
     pub(super) fn session_count(&self) -> u64 {

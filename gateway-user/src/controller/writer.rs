@@ -11,7 +11,7 @@ use tokio::sync::{broadcast, mpsc, watch};
 use tracing::{error, info, warn};
 
 use super::{
-    PublicationView,
+    Meters, PublicationView,
     batch::{Batch, Cause, START, Ticket},
     drift::Comparison,
     load::Loaded,
@@ -131,6 +131,7 @@ pub(super) struct Writer {
     /// What the kernel last refused; cleared by a pass of reconciling that went through.
     pub(super) kernel_problem: Option<String>,
     pub(super) conflicts: VecDeque<(WallTime, String)>,
+    pub(super) meters: Meters,
     pub(super) uris: broadcast::Sender<UriChange>,
     pub(super) started_at: WallTime,
     pub(super) started_boot: BootTime,
@@ -204,6 +205,7 @@ impl Writer {
             store_problem: None,
             kernel_problem: None,
             conflicts: VecDeque::new(),
+            meters: Meters::default(),
             uris,
             stopping: false,
             options,

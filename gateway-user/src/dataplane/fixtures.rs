@@ -57,6 +57,7 @@ pub(crate) fn config() -> Config {
             vpn_group: None,
             viewer_group: None,
         },
+        metrics: None,
         user: None,
         log: Log {
             level: "info".to_owned(),

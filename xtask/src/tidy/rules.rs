@@ -113,6 +113,12 @@ const ARROWS: &[Arrow] = &[
         why: "only reconcile::apply changes the kernel's tables",
     },
     Arrow {
+        within: &["gateway-user/src/metrics"],
+        except: &[],
+        never: &["store", "dataplane", "reconcile", "floor", "tonic", "api"],
+        why: "metrics shows what the controller and the access layer say",
+    },
+    Arrow {
         within: &["gateway-user/src/events"],
         except: &[],
         never: &["controller", "store", "dataplane", "reconcile", "transition"],

@@ -43,6 +43,7 @@ const FOR_TESTS: &[Program] = &[
         "python3",
         "the gRPC client that is not ours, and the demo's HTTP servers",
     ),
+    ("openssl", "openssl", "the CAs that are not ours"),
     ("curl", "curl", "the device's HTTP client"),
     ("tshark", "tshark", "the tests read captures with it"),
 ];
@@ -312,7 +313,7 @@ mod tests {
     }
 
     const ALL: &[&str] = &[
-        "openvpn", "nft", "ip", "bpftool", "dnsmasq", "python3", "curl", "tshark", "apt-get",
+        "openvpn", "nft", "ip", "bpftool", "dnsmasq", "python3", "curl", "openssl", "tshark", "apt-get",
     ];
 
     #[test]

@@ -89,6 +89,7 @@ where
         let slots = self.gate.0[identity.role as usize][usize::from(rpc.restricts)].clone();
         let time = transport::allowed(request.headers());
         request.extensions_mut().insert(identity);
+        request.extensions_mut().insert(rpc);
         request.extensions_mut().insert(AnswerBy(Instant::now() + time));
         // The service that was polled ready is the one that is called; its clone is polled anew.
         let fresh = self.inner.clone();

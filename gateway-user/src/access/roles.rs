@@ -13,6 +13,20 @@ pub struct Rpc {
     pub restricts: bool,
 }
 
+impl Rpc {
+    /// Its method's name alone.
+    #[must_use]
+    pub fn method(&self) -> &'static str {
+        method(self.path)
+    }
+}
+
+/// The last part of a path.
+#[must_use]
+pub fn method(path: &'static str) -> &'static str {
+    path.rsplit('/').next().unwrap_or(path)
+}
+
 const fn rpc(path: &'static str, roles: &'static [Role]) -> Rpc {
     Rpc {
         path,

@@ -19,17 +19,18 @@ use crate::{
         roles,
         trust::Dated,
     },
+    controller::{Controller, Note},
     model::Fingerprint,
 };
 
 /// The service.
 #[derive(Debug)]
-pub(super) struct Accesses(pub(super) Access);
+pub(super) struct Accesses(pub(super) Access, pub(super) Controller);
 
 #[tonic::async_trait]
 impl AccessService for Accesses {
     async fn get_access(&self, request: Request<v1::GetAccessRequest>) -> Result<Response<v1::GetAccessResponse>, Status> {
-        identity(&request)?;
+        identity(&request, &self.1).await?;
         Ok(Response::new(rendered(self.0.report().ok_or_else(no_network)?)))
     }
 
@@ -37,7 +38,7 @@ impl AccessService for Accesses {
         &self,
         request: Request<v1::FinishRetirementRequest>,
     ) -> Result<Response<v1::FinishRetirementResponse>, Status> {
-        let by = identity(&request)?;
+        let by = identity(&request, &self.1).await?;
         let r = request.into_inner();
         let parsed = || -> Result<(Fingerprint, String), Invalid> {
             let ca = r.ca_sha256.parse().map_err(|e| Invalid::new("ca_sha256", e))?;
@@ -52,11 +53,33 @@ impl AccessService for Accesses {
             return Err(no_network());
         }
         let access = self.0.clone();
+        let note = Note {
+            by: by.name.clone(),
+            action: "FinishRetirement",
+            request: String::new(),
+            subject: format!("CA {ca}"),
+            device: None,
+        };
+        let words = reason.clone();
         let finished = tokio::task::spawn_blocking(move || access.finish(&ca, r.force, &reason, &by));
-        match finished.await {
-            Ok(Ok(pending)) => Ok(Response::new(v1::FinishRetirementResponse { pending })),
-            Ok(Err(e)) => Err(refused(&e)),
-            Err(e) => Err(answer::status(Code::Internal, "ACCESS_UNAVAILABLE", [], &e.to_string())),
+        let finished = finished
+            .await
+            .map_err(|e| answer::status(Code::Internal, "ACCESS_UNAVAILABLE", [], &e.to_string()))?;
+        let (after, result) = match &finished {
+            Ok(pending) => {
+                let how = if r.force { "by force" } else { "not forced" };
+                (format!("not trusted; {how}; {pending} client(s) needed it"), "done")
+            }
+            Err(e) => (String::new(), reason_of(e)),
+        };
+        let why = match &finished {
+            Ok(_) => words,
+            Err(e) => answer::escape(&format!("{e}; asked for with the reason {words:?}")),
+        };
+        let reference = self.1.note(note, ["retiring".to_owned(), after], why, result).await;
+        match finished {
+            Ok(pending) => Ok(Response::new(v1::FinishRetirementResponse { pending })),
+            Err(e) => Err(refused(&e, reference)),
         }
     }
 }
@@ -66,18 +89,27 @@ fn no_network() -> Status {
     answer::status(Code::FailedPrecondition, "NO_NETWORK_API", [], sentence)
 }
 
-fn refused(e: &FinishError) -> Status {
-    let (code, reason) = match e {
-        FinishError::UnknownCa => (Code::NotFound, "UNKNOWN_CA"),
-        FinishError::NotRetiring => (Code::FailedPrecondition, "CA_NOT_RETIRING"),
-        FinishError::Pending { .. } => (Code::FailedPrecondition, "CA_IN_USE"),
-        FinishError::NotSure(_) => (Code::FailedPrecondition, "CA_USE_UNKNOWN"),
-        FinishError::NotYet | FinishError::Write(_) => (Code::Unavailable, "ACCESS_UNAVAILABLE"),
+fn refused(e: &FinishError, reference: Option<u64>) -> Status {
+    let code = match e {
+        FinishError::UnknownCa => Code::NotFound,
+        FinishError::NotRetiring | FinishError::Pending { .. } | FinishError::NotSure(_) => Code::FailedPrecondition,
+        FinishError::NotYet | FinishError::Write(_) => Code::Unavailable,
     };
-    let sentence = e.to_string();
+    let pending = match e {
+        FinishError::Pending { pending } => Some(("pending", pending.to_string())),
+        _ => None,
+    };
+    let reference = reference.map(|n| ("reference", format!("A{n}")));
+    answer::status(code, reason_of(e), pending.into_iter().chain(reference), &e.to_string())
+}
+
+const fn reason_of(e: &FinishError) -> &'static str {
     match e {
-        FinishError::Pending { pending } => answer::status(code, reason, [("pending", pending.to_string())], &sentence),
-        _ => answer::status(code, reason, [], &sentence),
+        FinishError::UnknownCa => "UNKNOWN_CA",
+        FinishError::NotRetiring => "CA_NOT_RETIRING",
+        FinishError::Pending { .. } => "CA_IN_USE",
+        FinishError::NotSure(_) => "CA_USE_UNKNOWN",
+        FinishError::NotYet | FinishError::Write(_) => "ACCESS_UNAVAILABLE",
     }
 }
 

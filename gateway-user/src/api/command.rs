@@ -13,7 +13,7 @@ use super::{
     status,
 };
 use crate::{
-    access::transport::AnswerBy,
+    access::{roles, transport::AnswerBy},
     controller::{Answer, Controller, Refused, SignalContext},
     model::Identity,
 };
@@ -48,13 +48,17 @@ pub(super) struct Caller {
 ///
 /// # Errors
 /// NO_IDENTITY, OUTSIDE_SCOPE.
-pub(super) fn taken<M: Command>(request: Request<M>) -> Result<(M, Caller), Status> {
-    let by = scope::identity(&request)?;
+pub(super) async fn taken<M: Command>(request: Request<M>, controller: &Controller) -> Result<(M, Caller), Status> {
+    let by = scope::caller(&request)?;
     let left = request
         .extensions()
         .get::<AnswerBy>()
         .map_or(MAX_DEADLINE, |by| by.0.saturating_duration_since(Instant::now()));
     let mut message = request.into_inner();
+    if let Some(outside) = scope::outside(&by, &message) {
+        let request = message.context().map(|c| c.request_id.clone()).unwrap_or_default();
+        return Err(scope::refused(controller, &by, roles::method(M::RPC), &request, outside).await);
+    }
     let caller = caller(by, &mut message, left);
     Ok((message, caller))
 }

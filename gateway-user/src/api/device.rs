@@ -60,7 +60,7 @@ impl DeviceService for Devices {
         &self,
         request: Request<v1::RegisterDevicesRequest>,
     ) -> Result<Response<v1::RegisterDevicesResponse>, Status> {
-        let (r, caller) = command::taken(request)?;
+        let (r, caller) = command::taken(request, &self.controller).await?;
         let (context, devices) = parse::register(r, caller)?;
         let told = self.controller.register(context.clone(), devices).await;
         let request_id = context.request.to_string();
@@ -77,7 +77,7 @@ impl DeviceService for Devices {
         &self,
         request: Request<v1::ReportPolicyAppliedRequest>,
     ) -> Result<Response<v1::SignalResponse>, Status> {
-        let (r, caller) = command::taken(request)?;
+        let (r, caller) = command::taken(request, &self.controller).await?;
         let (context, a) = parse::policy_applied(r, caller)?;
         let told = self
             .controller
@@ -90,21 +90,21 @@ impl DeviceService for Devices {
         &self,
         request: Request<v1::ReportPolicyRevokedRequest>,
     ) -> Result<Response<v1::SignalResponse>, Status> {
-        let (r, caller) = command::taken(request)?;
+        let (r, caller) = command::taken(request, &self.controller).await?;
         let (context, device, reason) = parse::policy_revoked(r, caller)?;
         let told = self.controller.policy_revoked(context.clone(), device, reason).await;
         self.signal(context, told)
     }
 
     async fn retire_device(&self, request: Request<v1::RetireDeviceRequest>) -> Result<Response<v1::SignalResponse>, Status> {
-        let (r, caller) = command::taken(request)?;
+        let (r, caller) = command::taken(request, &self.controller).await?;
         let (context, device) = parse::retire(r, caller)?;
         let told = self.controller.retire(context.clone(), device).await;
         self.signal(context, told)
     }
 
     async fn get_device(&self, request: Request<v1::GetDeviceRequest>) -> Result<Response<v1::GetDeviceResponse>, Status> {
-        identity(&request)?;
+        identity(&request, &self.controller).await?;
         let device = parse::get_device(request.into_inner())?;
         let view = self.controller.device(device).await?;
         Ok(Response::new(v1::GetDeviceResponse {
@@ -113,7 +113,7 @@ impl DeviceService for Devices {
     }
 
     async fn list_devices(&self, request: Request<v1::ListDevicesRequest>) -> Result<Response<v1::ListDevicesResponse>, Status> {
-        let by = identity(&request)?;
+        let by = identity(&request, &self.controller).await?;
         let r = request.into_inner();
         let state = parse::state_filter(r.state)?;
         let list = format!("devices/{}", r.state);
@@ -148,7 +148,7 @@ impl DeviceService for Devices {
         &self,
         request: Request<v1::ExplainDeviceRequest>,
     ) -> Result<Response<v1::ExplainDeviceResponse>, Status> {
-        identity(&request)?;
+        identity(&request, &self.controller).await?;
         let (device, events) = parse::explain_device(request.into_inner())?;
         let dossier = self.controller.dossier(device, events).await?;
         let answer = why::answer(&dossier, &self.config, self.clock.now().wall);
@@ -156,7 +156,7 @@ impl DeviceService for Devices {
     }
 
     async fn get_ledger(&self, request: Request<v1::GetLedgerRequest>) -> Result<Response<v1::GetLedgerResponse>, Status> {
-        identity(&request)?;
+        identity(&request, &self.controller).await?;
         ledger::counts(&self.controller).await.map(Response::new)
     }
 
@@ -164,7 +164,7 @@ impl DeviceService for Devices {
         &self,
         request: Request<v1::ListLedgerEntriesRequest>,
     ) -> Result<Response<v1::ListLedgerEntriesResponse>, Status> {
-        let by = identity(&request)?;
+        let by = identity(&request, &self.controller).await?;
         ledger::entries(&self.controller, &by, request.into_inner())
             .await
             .map(Response::new)
@@ -176,7 +176,7 @@ impl DeviceService for Devices {
         &self,
         request: Request<v1::WatchGatewayUrisRequest>,
     ) -> Result<Response<Self::WatchGatewayUrisStream>, Status> {
-        let by = identity(&request)?;
+        let by = identity(&request, &self.controller).await?;
         let after = parse::watch(request.into_inner());
         let permit = super::watch::place(&self.watchers)?;
         let (kept, live) = self.controller.watch_gateway_uris(after).await?;

@@ -151,9 +151,10 @@ async fn routes(
     let sessions = session::Sessions::new(config.clone(), controller.clone());
     let operators = operator::Operators::new(config.clone(), controller.clone());
     let policies = policy::Policies::new(config.clone(), controller.clone(), stopped.clone());
-    let inspect = inspect::Inspect::new(config, controller, views, access.clone(), SystemClock::new()?, stopped);
+    let accesses = access::Accesses(access.clone(), controller.clone());
+    let inspect = inspect::Inspect::new(config, controller, views, access, SystemClock::new()?, stopped);
     Ok(Routes::default()
-        .add_service(AccessServiceServer::new(access::Accesses(access)).max_decoding_message_size(MAX_READ_REQUEST))
+        .add_service(AccessServiceServer::new(accesses).max_decoding_message_size(MAX_READ_REQUEST))
         .add_service(DeviceServiceServer::new(devices).max_decoding_message_size(max))
         .add_service(SessionServiceServer::new(sessions).max_decoding_message_size(max))
         .add_service(InspectServiceServer::new(inspect).max_decoding_message_size(MAX_READ_REQUEST))

@@ -40,7 +40,7 @@ impl Operators {
 #[tonic::async_trait]
 impl OperatorService for Operators {
     async fn grant_exception(&self, request: Request<v1::GrantExceptionRequest>) -> Result<Response<v1::SignalResponse>, Status> {
-        let (r, caller) = command::taken(request)?;
+        let (r, caller) = command::taken(request, &self.controller).await?;
         let (context, g) = parse::operator::grant(r, caller)?;
         let told = self
             .controller
@@ -50,14 +50,14 @@ impl OperatorService for Operators {
     }
 
     async fn end_exception(&self, request: Request<v1::EndExceptionRequest>) -> Result<Response<v1::SignalResponse>, Status> {
-        let (r, caller) = command::taken(request)?;
+        let (r, caller) = command::taken(request, &self.controller).await?;
         let (context, device, reason) = parse::operator::end(r, caller)?;
         let told = self.controller.end_exception(context.clone(), device, reason).await;
         self.signal(context, told)
     }
 
     async fn get_drift(&self, request: Request<v1::GetDriftRequest>) -> Result<Response<v1::GetDriftResponse>, Status> {
-        scope::identity(&request)?;
+        scope::identity(&request, &self.controller).await?;
         let d = self.controller.drift().await?;
         Ok(Response::new(v1::GetDriftResponse {
             compared: d.compared,
@@ -69,7 +69,7 @@ impl OperatorService for Operators {
     }
 
     async fn check_drift(&self, request: Request<v1::CheckDriftRequest>) -> Result<Response<v1::CheckDriftResponse>, Status> {
-        let (r, caller) = command::taken(request)?;
+        let (r, caller) = command::taken(request, &self.controller).await?;
         // What repeats it compares again: there is no answer to be kept.
         let context = parse::policy::alone(r.context, caller)?;
         let d = self.controller.check_drift().await?;
@@ -86,7 +86,7 @@ impl OperatorService for Operators {
         &self,
         request: Request<v1::ListAuditEntriesRequest>,
     ) -> Result<Response<v1::ListAuditEntriesResponse>, Status> {
-        scope::identity(&request)?;
+        scope::identity(&request, &self.controller).await?;
         let r = request.into_inner();
         let list = format!("audit/{}", r.device_id);
         let device = parse::operator::audit_filter(r.device_id)?;
@@ -116,7 +116,7 @@ impl OperatorService for Operators {
         &self,
         request: Request<v1::GetAuditEntryRequest>,
     ) -> Result<Response<v1::GetAuditEntryResponse>, Status> {
-        scope::identity(&request)?;
+        scope::identity(&request, &self.controller).await?;
         let number = parse::operator::audit_number(request.into_inner().number)?;
         let found = self.controller.audit(AuditQuery::Number(number)).await?.pop();
         let entry = found.ok_or_else(|| {
@@ -133,7 +133,7 @@ impl OperatorService for Operators {
         &self,
         request: Request<v1::GetAuditHeadRequest>,
     ) -> Result<Response<v1::GetAuditHeadResponse>, Status> {
-        scope::identity(&request)?;
+        scope::identity(&request, &self.controller).await?;
         let head = self.controller.audit_head().await?;
         let sha256 = if head == Head::NONE {
             String::new()

@@ -43,7 +43,7 @@ impl Policies {
 #[tonic::async_trait]
 impl PolicyService for Policies {
     async fn offer_policy(&self, request: Request<v1::OfferPolicyRequest>) -> Result<Response<v1::OfferPolicyResponse>, Status> {
-        let (r, caller) = command::taken(request)?;
+        let (r, caller) = command::taken(request, &self.controller).await?;
         let (context, device, revision) = parse::policy::offer(r, caller)?;
         let id = context.request.clone();
         let told = self.controller.offer_policy(context.clone(), device, revision).await;
@@ -56,7 +56,7 @@ impl PolicyService for Policies {
         &self,
         request: Request<v1::AcknowledgePolicyRequest>,
     ) -> Result<Response<v1::AcknowledgePolicyResponse>, Status> {
-        let (r, caller) = command::taken(request)?;
+        let (r, caller) = command::taken(request, &self.controller).await?;
         let (context, device, key) = parse::policy::acknowledge(r, caller)?;
         let id = context.request.clone();
         let told = self.controller.acknowledge_policy(context.clone(), device, key).await;
@@ -66,7 +66,7 @@ impl PolicyService for Policies {
     }
 
     async fn renew_leases(&self, request: Request<v1::RenewLeasesRequest>) -> Result<Response<v1::RenewLeasesResponse>, Status> {
-        let (r, caller) = command::taken(request)?;
+        let (r, caller) = command::taken(request, &self.controller).await?;
         let (context, devices) = parse::policy::renew(r, caller)?;
         let id = context.request.clone();
         let told = self.controller.renew_leases(context.clone(), devices).await;
@@ -97,7 +97,7 @@ impl PolicyService for Policies {
         &self,
         request: Request<v1::PublishPolicyRevisionRequest>,
     ) -> Result<Response<v1::PublishPolicyRevisionResponse>, Status> {
-        let (r, caller) = command::taken(request)?;
+        let (r, caller) = command::taken(request, &self.controller).await?;
         let (context, p) = parse::policy::publish(r, caller)?;
         let id = context.request.clone();
         let told = self
@@ -117,7 +117,7 @@ impl PolicyService for Policies {
         &self,
         request: Request<v1::PausePublicationRequest>,
     ) -> Result<Response<v1::PausePublicationResponse>, Status> {
-        let (r, caller) = command::taken(request)?;
+        let (r, caller) = command::taken(request, &self.controller).await?;
         let context = parse::policy::alone(r.context, caller)?;
         let id = context.request.clone();
         let told = self.controller.pause_publication(context.clone()).await;
@@ -132,7 +132,7 @@ impl PolicyService for Policies {
         &self,
         request: Request<v1::ResumePublicationRequest>,
     ) -> Result<Response<v1::ResumePublicationResponse>, Status> {
-        let (r, caller) = command::taken(request)?;
+        let (r, caller) = command::taken(request, &self.controller).await?;
         let context = parse::policy::alone(r.context, caller)?;
         let id = context.request.clone();
         let told = self.controller.resume_publication(context.clone()).await;
@@ -147,7 +147,7 @@ impl PolicyService for Policies {
         &self,
         request: Request<v1::GetPublicationRequest>,
     ) -> Result<Response<v1::GetPublicationResponse>, Status> {
-        scope::identity(&request)?;
+        scope::identity(&request, &self.controller).await?;
         let view = self.controller.publication().await?;
         Ok(Response::new(v1::GetPublicationResponse {
             publication: Some(render::policy::publication(view)),
@@ -160,7 +160,7 @@ impl PolicyService for Policies {
         &self,
         request: Request<v1::WatchPublicationRequest>,
     ) -> Result<Response<Self::WatchPublicationStream>, Status> {
-        scope::identity(&request)?;
+        scope::identity(&request, &self.controller).await?;
         let permit = watch::place(&self.watchers)?;
         let mut seen = self.controller.watch_publication().await?;
         // What is so now comes first.

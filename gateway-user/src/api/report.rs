@@ -133,7 +133,11 @@ impl Reporter {
     }
 
     async fn decide(&self, mut message: v1::ReportPolicyRequest) -> Result<v1::ReportPolicyResponse, v1::Refusal> {
-        scope::within(&self.by, &message).map_err(|e| status::as_part(&e))?;
+        if let Some(outside) = scope::outside(&self.by, &message) {
+            let (request, _) = names(&message);
+            let refused = scope::refusal(&self.controller, &self.by, "ReportPolicy", &request, outside).await;
+            return Err(status::part(&refused));
+        }
         let caller = command::caller(self.by.clone(), &mut message, Duration::MAX);
         let invalid = |e: parse::Invalid| status::as_part(&e.into());
         let controller = &self.controller;

@@ -6,8 +6,11 @@
 use lazaret_proto::v1;
 use tonic::{Code, Request, Status};
 
-use super::status;
-use crate::{access::answer, controller::Refusal, model::Identity};
+use crate::{
+    access::{answer, roles::Rpc},
+    controller::{Controller, Note, Refusal, Refused},
+    model::{DeviceId, Identity},
+};
 
 /// Most characters of a name of the caller's that an answer repeats.
 const MAX_SHOWN: usize = 128;
@@ -34,13 +37,16 @@ pub(super) trait Touches {
 ///
 /// # Errors
 /// NO_IDENTITY, OUTSIDE_SCOPE.
-pub(super) fn identity<T: Touches>(request: &Request<T>) -> Result<Identity, Status> {
+pub(super) async fn identity<T: Touches + Sync>(request: &Request<T>, controller: &Controller) -> Result<Identity, Status> {
     let by = caller(request)?;
-    within(&by, request.get_ref())?;
-    Ok(by)
+    let Some(outside) = outside(&by, request.get_ref()) else {
+        return Ok(by);
+    };
+    let rpc = request.extensions().get::<&'static Rpc>().map_or("", |rpc| rpc.method());
+    Err(refused(controller, &by, rpc, "", outside).await)
 }
 
-/// Who asks, of a stream, whose messages are each held against the scope by [`within`].
+/// Who asks; what a message of his touches is held against his scope by [`outside`].
 ///
 /// # Errors
 /// NO_IDENTITY.
@@ -49,22 +55,36 @@ pub(super) fn caller<T>(request: &Request<T>) -> Result<Identity, Status> {
     request.extensions().get::<Identity>().cloned().ok_or_else(missing)
 }
 
-/// Whether all that a message touches is within the caller's scope.
-///
-/// # Errors
-/// OUTSIDE_SCOPE.
-pub(super) fn within(by: &Identity, message: &impl Touches) -> Result<(), Status> {
-    let mut outside: Option<String> = None;
+/// What a message touches outside the caller's scope, first.
+pub(super) fn outside(by: &Identity, message: &impl Touches) -> Option<Outside> {
+    let mut outside: Option<Outside> = None;
     message.touches(&mut |touch| {
-        let what = match touch {
-            Touch::Device(name) if !by.scope.has_device(name) => format!("device {name}"),
-            Touch::Source(name) if !by.scope.has_source(name) => format!("source {name}"),
-            Touch::AllDevices if !by.scope.has_all_devices() => "every device".to_owned(),
+        let (what, device) = match touch {
+            Touch::Device(name) if !by.scope.has_device(name) => (format!("device {name}"), name.parse().ok()),
+            Touch::Source(name) if !by.scope.has_source(name) => (format!("source {name}"), None),
+            Touch::AllDevices if !by.scope.has_all_devices() => ("every device".to_owned(), None),
             _ => return,
         };
-        outside.get_or_insert(what);
+        outside.get_or_insert_with(|| Outside::new(&what, device));
     });
-    outside.map_or(Ok(()), |what| Err(refused(&what)))
+    outside
+}
+
+/// What is outside a caller's scope, shortened.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Outside {
+    what: String,
+    /// If it is one, whether it exists or not.
+    device: Option<DeviceId>,
+}
+
+impl Outside {
+    pub(super) fn new(what: &str, device: Option<DeviceId>) -> Self {
+        Self {
+            what: what.chars().take(MAX_SHOWN).collect(),
+            device,
+        }
+    }
 }
 
 /// Whether a list or a watch may show him a device.
@@ -77,11 +97,35 @@ pub(super) fn sees_source(by: &Identity, source: &str) -> bool {
     by.scope.has_source(source)
 }
 
-/// OUTSIDE_SCOPE.
-pub(super) fn refused(what: &str) -> Status {
-    let shown: String = what.chars().take(MAX_SHOWN).collect();
-    tracing::info!(subject = ?shown, "call refused: OUTSIDE_SCOPE");
-    status::refused(&Refusal::OutsideScope(shown))
+/// OUTSIDE_SCOPE, with its entry in the audit.
+pub(super) async fn refused(
+    controller: &Controller,
+    by: &Identity,
+    rpc: &'static str,
+    request: &str,
+    outside: Outside,
+) -> Status {
+    refusal(controller, by, rpc, request, outside).await.into()
+}
+
+/// The same, of a part of a call.
+pub(super) async fn refusal(
+    controller: &Controller,
+    by: &Identity,
+    rpc: &'static str,
+    request: &str,
+    outside: Outside,
+) -> Refused {
+    tracing::info!(by = by.name, rpc, subject = ?outside.what, "call refused: OUTSIDE_SCOPE");
+    let note = Note {
+        by: by.name.clone(),
+        action: rpc,
+        // As long as a good one can be.
+        request: request.chars().take(MAX_SHOWN).flat_map(char::escape_debug).collect(),
+        subject: answer::escape(&outside.what),
+        device: outside.device,
+    };
+    controller.note_refusal(note, Refusal::OutsideScope(outside.what)).await
 }
 
 /// Messages that touch one device, by their field `device_id`.
@@ -228,34 +272,28 @@ mod tests {
     #[test]
     fn one_element_outside_refuses_the_whole() {
         let by = limited();
-        assert!(within(&by, &registration(&["a-1", "a-2"], &[])).is_ok());
-        assert!(within(&by, &registration(&["a-1"], &["a-cn"])).is_ok());
+        assert_eq!(outside(&by, &registration(&["a-1", "a-2"], &[])), None);
+        assert_eq!(outside(&by, &registration(&["a-1"], &["a-cn"])), None);
         for (ids, names, what) in [
             (&["a-1", "b-1"][..], &[][..], "device b-1"),
             (&["a-1"], &["b-cn"], "device b-cn"),
             (&[""], &[], "device "),
         ] {
-            let e = within(&by, &registration(ids, names)).unwrap_err();
-            let info = e.get_details_error_info().unwrap();
+            let found = outside(&by, &registration(ids, names)).unwrap();
             assert_eq!(
-                (e.code(), info.reason.as_str(), info.metadata["subject"].as_str()),
-                (Code::PermissionDenied, "OUTSIDE_SCOPE", what)
+                found,
+                Outside::new(what, what.strip_prefix("device ").and_then(|d| d.parse().ok()))
             );
         }
-        assert!(within(&by, &v1::PublishPolicyRevisionRequest::default()).is_err());
-        assert!(
-            within(
-                &Identity::unlimited(Role::Mdm, "x"),
-                &v1::PublishPolicyRevisionRequest::default()
-            )
-            .is_ok()
-        );
+        assert!(outside(&by, &v1::PublishPolicyRevisionRequest::default()).is_some());
+        let unlimited = Identity::unlimited(Role::Mdm, "x");
+        assert_eq!(outside(&unlimited, &v1::PublishPolicyRevisionRequest::default()), None);
         let open = |source: &str| v1::OpenSessionRequest {
             source: source.into(),
             ..Default::default()
         };
-        assert!(within(&by, &open("vpn-1")).is_ok());
-        assert!(within(&by, &open("vpn-2")).is_err());
+        assert_eq!(outside(&by, &open("vpn-1")), None);
+        assert!(outside(&by, &open("vpn-2")).is_some());
     }
 
     #[test]
@@ -263,7 +301,11 @@ mod tests {
         let r = v1::GetDeviceRequest {
             device_id: "\u{1b}[2J".repeat(1000),
         };
-        let e = within(&limited(), &r).unwrap_err();
+        let found = outside(&limited(), &r).unwrap();
+        assert_eq!((found.what.chars().count(), found.device), (MAX_SHOWN, None));
+        let e = crate::api::status::refused(&Refusal::OutsideScope(found.what));
+        let info = e.get_details_error_info().unwrap();
+        assert_eq!((e.code(), info.reason.as_str()), (Code::PermissionDenied, "OUTSIDE_SCOPE"));
         assert!(e.message().len() < 2000 && !e.message().contains('\u{1b}'), "{}", e.message());
     }
 }

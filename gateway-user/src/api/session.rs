@@ -7,7 +7,7 @@ use tonic::{Request, Response, Status};
 
 use super::{
     command, page, parse, render,
-    scope::{self, identity},
+    scope::{self, Outside, identity},
 };
 use crate::{
     config::Config,
@@ -28,7 +28,7 @@ impl Sessions {
     }
 
     /// A session's number and source never change, so that what is found here holds when the session ends.
-    async fn check_owner(&self, by: &Identity, session: SessionId) -> Result<(), Status> {
+    async fn check_owner(&self, by: &Identity, request: &str, session: SessionId) -> Result<(), Status> {
         if by.scope.sources.is_none() {
             return Ok(());
         }
@@ -36,7 +36,8 @@ impl Sessions {
         let found = self.controller.sessions(before, 1).await?;
         match found.first() {
             Some(view) if view.session.id == session && !scope::sees_source(by, view.session.source.as_str()) => {
-                Err(scope::refused(&format!("session {session}")))
+                let outside = Outside::new(&format!("session {session}"), None);
+                Err(scope::refused(&self.controller, by, "CloseSession", request, outside).await)
             }
             _ => Ok(()),
         }
@@ -46,7 +47,7 @@ impl Sessions {
 #[tonic::async_trait]
 impl SessionService for Sessions {
     async fn open_session(&self, request: Request<v1::OpenSessionRequest>) -> Result<Response<v1::OpenSessionResponse>, Status> {
-        let (r, caller) = command::taken(request)?;
+        let (r, caller) = command::taken(request, &self.controller).await?;
         let (context, source, report) = parse::open_session(r, caller)?;
         let id = context.request.clone();
         let told = self.controller.open_session(context.clone(), source, report).await;
@@ -59,9 +60,9 @@ impl SessionService for Sessions {
         &self,
         request: Request<v1::CloseSessionRequest>,
     ) -> Result<Response<v1::CloseSessionResponse>, Status> {
-        let (r, caller) = command::taken(request)?;
+        let (r, caller) = command::taken(request, &self.controller).await?;
         let (context, session) = parse::close_session(r, caller)?;
-        self.check_owner(&context.by, session).await?;
+        self.check_owner(&context.by, context.request.as_str(), session).await?;
         let id = context.request.clone();
         let told = self.controller.close_session(context.clone(), session).await;
         command::response(&self.controller, context, told, false, |o| render::closed(&id, o))
@@ -71,7 +72,7 @@ impl SessionService for Sessions {
         &self,
         request: Request<v1::SynchroniseSessionsRequest>,
     ) -> Result<Response<v1::SynchroniseSessionsResponse>, Status> {
-        let (r, caller) = command::taken(request)?;
+        let (r, caller) = command::taken(request, &self.controller).await?;
         let (context, source, reports) = parse::synchronise(r, caller)?;
         let id = context.request.clone();
         let told = self.controller.synchronise_sessions(context.clone(), source, reports).await;
@@ -83,7 +84,7 @@ impl SessionService for Sessions {
         request: Request<v1::ListSessionsRequest>,
     ) -> Result<Response<v1::ListSessionsResponse>, Status> {
         const LIST: &str = "sessions";
-        let by = identity(&request)?;
+        let by = identity(&request, &self.controller).await?;
         let r = request.into_inner();
         let page = page::parse(LIST, r.page_size, &r.page_token)?;
         let mut after: Option<SessionId> = page

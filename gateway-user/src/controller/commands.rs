@@ -6,8 +6,9 @@ use std::time::Duration;
 use tokio::sync::oneshot;
 
 use super::{
-    AcknowledgeOutcome, Answer, CloseOutcome, Controller, DeviceView, OfferOutcome, OpenOutcome, PolicyKey, PublicationOutcome,
-    Refusal, Refused, Registration, RenewOutcome, SessionReport, SignalContext, SignalOutcome, SynchroniseOutcome,
+    AcknowledgeOutcome, Answer, CloseOutcome, Controller, DeviceView, Note, OfferOutcome, OpenOutcome, PolicyKey,
+    PublicationOutcome, Refusal, Refused, Registration, RenewOutcome, SessionReport, SignalContext, SignalOutcome,
+    SynchroniseOutcome,
     batch::{About, Ask, Decided},
     writer::{Job, Writer},
 };
@@ -235,6 +236,25 @@ impl Controller {
         // By the queue that is served first: who has his answer and asks again shall find it. With the queue full it is forgotten, and the
         // answer to the same request will be what is so then.
         let _ = self.urgent.try_send(job);
+    }
+
+    /// Gives an entry of the audit to what was refused before it came here.
+    pub async fn note_refusal(&self, note: Note, refusal: Refusal) -> Refused {
+        let told = refusal.clone();
+        let noted = self.ask(move |w| w.note_refusal(&note, told));
+        noted.await.unwrap_or_else(|busy| {
+            tracing::warn!("a refusal has no entry in the audit: {busy}");
+            Refused::from(refusal)
+        })
+    }
+
+    /// Gives an entry of the audit to what was done or refused elsewhere; its number. `words` are before and after.
+    pub async fn note(&self, note: Note, words: [String; 2], reason: String, result: &'static str) -> Option<u64> {
+        let noted = self.ask(move |w| w.note_entry(note, words, reason, result));
+        noted
+            .await
+            .inspect_err(|busy| tracing::warn!("something has no entry in the audit: {busy}"))
+            .ok()
     }
 
     async fn command<T: Send + 'static>(

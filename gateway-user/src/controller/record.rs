@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use tracing::{info, warn};
 
 use super::{
-    Refusal, Refused,
+    Note, Refusal, Refused,
     batch::{About, Cause},
     writer::Writer,
 };
@@ -225,6 +225,39 @@ impl Trail {
 const STORE_UNAVAILABLE: &str = "STORE_UNAVAILABLE";
 
 impl Writer {
+    /// Gives an entry to what was refused elsewhere.
+    pub(super) fn note_refusal(&mut self, note: &Note, refusal: Refusal) -> Refused {
+        let cause = Cause {
+            by: &note.by,
+            action: note.action,
+            request: &note.request,
+            note: "",
+        };
+        let about = About {
+            device: note.device.clone(),
+            subject: note.subject.clone(),
+        };
+        self.refuse(refusal, cause, &about)
+    }
+
+    /// Gives an entry to what was done or refused elsewhere; its number.
+    pub(super) fn note_entry(&mut self, note: Note, [before, after]: [String; 2], reason: String, result: &'static str) -> u64 {
+        let at = self.clock.now().wall;
+        self.audit.add(Entry {
+            number: 0,
+            at,
+            by: note.by,
+            action: note.action.to_owned(),
+            device: note.device,
+            subject: note.subject,
+            before,
+            after,
+            reason,
+            request: note.request,
+            result: result.to_owned(),
+        })
+    }
+
     /// Gives a refusal its number.
     pub(super) fn refuse(&mut self, refusal: Refusal, cause: Cause<'_>, about: &About) -> Refused {
         let reference = self.audit.refusal(&refusal, self.clock.now().wall, cause, about);

@@ -62,6 +62,21 @@ impl<T> Answer<T> {
     }
 }
 
+/// What was asked of something else than the controller, for the audit.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Note {
+    /// Who asked.
+    pub by: String,
+    /// The RPC.
+    pub action: &'static str,
+    /// The caller's request id; may be empty.
+    pub request: String,
+    /// On what.
+    pub subject: String,
+    /// On which device, known or not.
+    pub device: Option<DeviceId>,
+}
+
 /// A command that was refused, with its place in the audit.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{refusal}")]

@@ -25,6 +25,9 @@ const PATIENCE: Duration = Duration::from_secs(1);
 /// How long someone waits who asks how interfaces and floor stand. A hung `nft` is given up after 3 s.
 const ANSWER: Duration = Duration::from_secs(4);
 
+/// See [`Places::read_back`].
+type Backs = Result<Vec<Vec<ReadBack>>, KernelError>;
+
 /// The threads, as the controller's has them. They end with it, or as soon as the kernel lets them.
 pub(super) struct Upkeep {
     places: Arc<dyn Places>,
@@ -32,7 +35,7 @@ pub(super) struct Upkeep {
     /// The interfaces of a round that has not begun.
     next: Arc<Mutex<Option<Vec<Link>>>>,
     reader: Sender<Vec<IpAddr>>,
-    answers: Receiver<Result<Vec<Vec<ReadBack>>, KernelError>>,
+    answers: Receiver<Backs>,
     /// An answer that nobody waits for any more is yet to come.
     owed: bool,
     hurry: Hurry,

@@ -12,6 +12,7 @@ mod mtls;
 mod raw;
 mod reload;
 mod reports;
+mod retirement;
 mod roles;
 mod scope;
 mod socket;

@@ -5,8 +5,12 @@ use gateway_user::{
     model::Role,
     pki::{self, IssueArgs},
 };
-use lazaret_proto::v1::{self, device_service_client::DeviceServiceClient, session_service_client::SessionServiceClient};
+use lazaret_proto::v1::{
+    self, device_service_client::DeviceServiceClient, operator_service_client::OperatorServiceClient,
+    session_service_client::SessionServiceClient,
+};
 use tonic::{Code, Status, transport::Channel};
+use tonic_types::StatusExt as _;
 
 use crate::gateway::{Gateway, Pki, context, device, reason};
 
@@ -210,6 +214,38 @@ async fn an_mdm_acts_on_its_own_devices() {
     }
     let everyone = all.list_devices(v1::ListDevicesRequest::default()).await.unwrap();
     assert_eq!(everyone.into_inner().devices.len(), 6, "nothing of what was refused happened");
+
+    // Each refusal has an entry: who, what, on which device; and the caller gets its reference.
+    let refused = berlin.retire_device(retire("a-2")).await.unwrap_err();
+    let reference = refused.get_details_error_info().unwrap().metadata["reference"].clone();
+    let mut operator = OperatorServiceClient::new(gateway.channel(Role::Operator).await);
+    let number = reference.strip_prefix('A').unwrap().parse().unwrap();
+    let entry = operator.get_audit_entry(v1::GetAuditEntryRequest { number }).await.unwrap();
+    let entry = entry.into_inner().entry.unwrap();
+    assert_eq!(
+        (entry.action.as_str(), entry.device_id.as_str(), entry.result.as_str()),
+        ("RetireDevice", "a-2", "OUTSIDE_SCOPE")
+    );
+    assert!(
+        entry.by.starts_with("berlin (serial ") && entry.request_id.starts_with("r-retire"),
+        "{entry:?}"
+    );
+    let about = v1::ListAuditEntriesRequest {
+        page_size: 100,
+        device_id: "a-1".into(),
+        ..Default::default()
+    };
+    let entries = operator.list_audit_entries(about).await.unwrap().into_inner().entries;
+    let mut refused: Vec<_> = entries
+        .iter()
+        .filter(|e| e.result == "OUTSIDE_SCOPE")
+        .map(|e| e.action.as_str())
+        .collect();
+    refused.sort_unstable();
+    assert_eq!(
+        refused,
+        ["GetDevice", "ReportPolicyApplied", "ReportPolicyRevoked", "RetireDevice"]
+    );
     gateway.stop().await;
 }
 

@@ -313,3 +313,6 @@ fn span(ms: i64) -> String {
     let text = humantime::format_duration(Duration::from_secs(seconds)).to_string();
     text.split(' ').take(2).collect::<Vec<_>>().join(" ")
 }
+
+#[cfg(test)]
+mod tests;

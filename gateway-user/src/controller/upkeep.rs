@@ -48,8 +48,11 @@ pub(super) struct Keeper(Sender<Errand>);
 /// Something for the thread that looks after interfaces.
 enum Errand {
     Keep,
-    Tell(Box<dyn FnOnce(&dyn Places) + Send>),
+    Tell(Question),
 }
+
+/// What is asked of what is there; it answers by itself.
+type Question = Box<dyn FnOnce(&dyn Places) + Send>;
 
 /// How many restrictions wait for the controller's thread.
 #[derive(Clone, Debug, Default)]

@@ -102,6 +102,7 @@ impl Teller {
 
     /// The last denials that match, oldest first.
     pub(super) async fn last(&self, denials: &Denials, filter: &Filter, wanted: usize) -> Result<Vec<v1::Denial>, Status> {
+        self.check(filter).await?;
         let last = denials.last(filter.searched(wanted), |e| filter.matches(e));
         Ok(filter.last_of_device(wanted, self.tell(&last).await?))
     }
@@ -178,6 +179,7 @@ pub(super) async fn watch(
     stopped: watch::Receiver<bool>,
     permit: OwnedSemaphorePermit,
 ) -> Result<Answers<v1::WatchDenialsResponse>, Status> {
+    teller.check(&filter).await?;
     let wanted = limit(wanted, 0, u32::try_from(KEPT).unwrap_or(u32::MAX)) as usize;
     let (last, live) = denials.follow(filter.searched(wanted), |e| filter.matches(e));
     let totals = teller.losses().await?;

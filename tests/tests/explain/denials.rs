@@ -48,9 +48,11 @@ fn denials_are_followed_as_they_happen() {
         assert!(d.is_null() || d["device_id"] == "phone" && d["reason"] == "no_rule", "{line}");
     }
     assert!(!nobody.log().contains("no_rule"), "{}", nobody.log());
-    let (code, why) = stage.refused("denials --follow --device stranger");
-    assert_eq!(code, 1, "{why}");
-    assert!(why.contains("UNKNOWN_DEVICE"), "{why}");
+    for words in ["denials --device stranger", "denials --follow --device stranger"] {
+        let (code, why) = stage.refused(words);
+        assert_eq!(code, 1, "{why}");
+        assert!(why.contains("UNKNOWN_DEVICE"), "{why}");
+    }
 
     // What is listed afterwards is filtered alike.
     for (words, some) in [

@@ -3,8 +3,9 @@
 //! Whatever changes here changes [`VERSION`]; pinned maps of another version are not adopted.
 
 mod fragments;
+mod plain;
 
-pub use self::fragments::*;
+pub use self::{fragments::*, plain::*};
 
 /// Version of everything in this module. It is part of the pin directory's name and stands in [`Control::abi`].
 pub const VERSION: u32 = 4;
@@ -99,24 +100,6 @@ pub const ENTRY_LEASED: ClassEntry = 1 << 40;
 
 /// The class is that of a whole IPv6 /64 which one session has: the key of its address in [`map::COLD`] is [`delegated`].
 pub const ENTRY_DELEGATED: ClassEntry = 1 << 41;
-
-/// The pool number in a class byte of [`plain_classes`].
-pub const CLASS_POOL: Class = 0x3f;
-/// The lease bit in a class byte of [`plain_classes`].
-pub const CLASS_LEASED: Class = 0x80;
-
-/// The simplest numbering: pool n at rest, or bound to no interface, is n; with a lease, n and [`CLASS_LEASED`].
-#[must_use]
-pub const fn plain_classes() -> [ClassEntry; CLASSES] {
-    let mut classes = [0; CLASSES];
-    let mut n = 1;
-    while n <= MAX_POOLS {
-        classes[n as usize] = class_entry(n, false, 0);
-        classes[(n | CLASS_LEASED) as usize] = class_entry(n, true, 0);
-        n += 1;
-    }
-    classes
-}
 
 /// Makes an entry; `ifindex` 0: any interface.
 #[must_use]
@@ -235,23 +218,6 @@ pub struct Control {
     pub classes: [ClassEntry; CLASSES],
 }
 const _: () = assert!(size_of::<Control>() == 40 + 8 * CLASSES);
-
-/// All zeros, but for [`plain_classes`].
-impl Default for Control {
-    fn default() -> Self {
-        Self {
-            abi: 0,
-            flags: 0,
-            generation: 0,
-            hash6_bits: 0,
-            earliest_lease_end: 0,
-            config_digest: 0,
-            fragment_bits: 0,
-            meta_key: 0,
-            classes: plain_classes(),
-        }
-    }
-}
 
 /// What [`map::INTERFACES`] says of one interface.
 #[repr(C)]

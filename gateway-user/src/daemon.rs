@@ -70,9 +70,11 @@ async fn serve(config: Arc<Config>, opened: Opened) -> Result<()> {
     // Its rules have the numbers that the kernel counts by.
     let config = Arc::new(live.config().clone());
     let denials = Denials::default();
-    let pump = tokio::spawn(dataplane::pump(live.denials()?, denials.clone()));
-    let (ring, captures) = live.captures()?;
-    let capturing = tokio::spawn(dataplane::pump_captures(ring, captures.clone()));
+    let (denied, to) = (live.denials()?, denials.clone());
+    let pump = tokio::spawn(denied.pump(move |record| to.push(record.into())));
+    let (captured, captures) = live.captures()?;
+    let to = captures.clone();
+    let capturing = tokio::spawn(captured.pump(move |packet| to.push(packet)));
     let views = api::Views {
         denials,
         captures,

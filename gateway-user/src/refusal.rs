@@ -131,6 +131,11 @@ pub enum Refusal {
     /// No room in the kernel's tables, or for one more address.
     #[error("the gateway's address table is full; raise tables.addresses")]
     TableFull,
+    /// Live sessions use every number that a combination of pool, lease and interface can have.
+    #[error(
+        "live sessions use all 192 combinations of pool, lease and interface that there can be; end those on interfaces that are gone, or let devices share interfaces"
+    )]
+    ClassesFull,
     /// The store cannot be written. Nothing that loosens was done.
     #[error("the store cannot be written: {0}")]
     StoreUnavailable(String),
@@ -187,6 +192,7 @@ impl Refusal {
             Self::SessionLimit { .. } => "SESSION_LIMIT",
             Self::FingerprintMismatch(_) => "FINGERPRINT_MISMATCH",
             Self::TableFull => "TABLE_FULL",
+            Self::ClassesFull => "CLASSES_FULL",
             Self::StoreUnavailable(_) => "STORE_UNAVAILABLE",
             Self::RevisionTooOld { .. } => "REVISION_TOO_OLD",
             Self::Kernel(_) => "KERNEL",

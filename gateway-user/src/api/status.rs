@@ -125,6 +125,7 @@ fn entry(refusal: &Refusal) -> Entry {
         Refusal::SessionLimit { live, .. } => (Code::ResourceExhausted, about("live", live)),
         Refusal::FingerprintMismatch(d) => (Code::PermissionDenied, about("device", d)),
         Refusal::TableFull => (Code::ResourceExhausted, about("setting", &"tables.addresses")),
+        Refusal::ClassesFull => (Code::ResourceExhausted, about("part", &"classes")),
         Refusal::StoreUnavailable(_) => (Code::Unavailable, about("part", &"store")),
         Refusal::RevisionTooOld { now, .. } => (Code::OutOfRange, about("now", now)),
         Refusal::Kernel(_) => (Code::Internal, about("part", &"kernel")),
@@ -199,6 +200,7 @@ mod tests {
                 "FINGERPRINT_MISMATCH",
             ),
             (Refusal::TableFull, Code::ResourceExhausted, "TABLE_FULL"),
+            (Refusal::ClassesFull, Code::ResourceExhausted, "CLASSES_FULL"),
             (
                 Refusal::StoreUnavailable("full".into()),
                 Code::Unavailable,

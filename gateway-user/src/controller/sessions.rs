@@ -390,6 +390,7 @@ fn refusal(error: KernelError) -> Refusal {
     match error {
         KernelError::TableFull => Refusal::TableFull,
         KernelError::OutsidePools(address) => Refusal::AddressOutsidePools(address),
-        KernelError::ClassesFull | KernelError::Late | KernelError::System { .. } => Refusal::Kernel(error.to_string()),
+        KernelError::ClassesFull => Refusal::ClassesFull,
+        KernelError::Late | KernelError::System { .. } => Refusal::Kernel(error.to_string()),
     }
 }

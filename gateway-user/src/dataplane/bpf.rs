@@ -429,7 +429,7 @@ impl Map {
 ///
 /// # Safety
 /// The implementor is such a type.
-pub(super) unsafe trait Plain: Sized {}
+pub unsafe trait Plain: Sized {}
 
 // SAFETY: integers, arrays of them, and `repr(C)` structs of them whose sizes `gateway_ebpf::abi` asserts to be without padding.
 unsafe impl Plain for gateway_ebpf::abi::Control {}

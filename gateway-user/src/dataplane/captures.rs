@@ -1,5 +1,4 @@
-//! The ring buffer of denied packets with their first bytes, from the kernel into [`crate::events`]; and the word that tells the programs
-//! whether anyone wants them.
+//! Denied packets with their first bytes: their ring, and the word that tells the programs whether anyone wants them.
 
 use std::{
     io,
@@ -7,60 +6,28 @@ use std::{
     sync::atomic::{AtomicU32, Ordering},
 };
 
-use aya::maps::{Map as AyaMap, MapData, RingBuf};
 use gateway_ebpf::abi::{Captured, Control, FLAG_CAPTURE, map};
 use memmap2::{MmapOptions, MmapRaw};
-use tokio::io::{Interest, unix::AsyncFd};
 
 use super::{
-    bpf::{self, Map, Plain},
-    environment::{self, Error},
+    bpf::{Map, Plain},
+    environment::Error,
     live::Live,
+    ring::Ring,
 };
 use crate::events::Captures;
 
-/// The user end of the ring. One reader at a time.
-pub struct CaptureRing(RingBuf<MapData>);
-
 impl Live {
-    /// The ring buffer of captured packets, for [`pump_captures`], and who switches capturing on and off. It is off now, whatever an earlier
-    /// process left.
+    /// The ring of captured packets, and who switches capturing on and off. It is off now, whatever an earlier process left.
     ///
     /// # Errors
     /// The ring or the control word cannot be mapped.
-    pub fn captures(&self) -> Result<(CaptureRing, Captures), Error> {
-        let fd = |name| self.maps().get(name).and_then(|m| m.fd.try_clone());
-        let ring = fd(map::CAPTURES).map_err(Error::system("CAPTURES"))?;
-        let data = MapData::from_fd(ring).map_err(environment::load_error)?;
-        let ring = AyaMap::RingBuf(data).try_into().map_err(environment::load_error)?;
+    pub fn captures(&self) -> Result<(Ring<Captured>, Captures), Error> {
+        let ring = Ring::open(self.maps(), map::CAPTURES)?;
         let control = self.maps().get(map::CONTROL).map_err(Error::system("CONTROL"))?;
         let flags = Flags::new(control).map_err(Error::system("mapping CONTROL"))?;
         flags.capture(false);
-        Ok((CaptureRing(ring), Captures::new(move |on| flags.capture(on))))
-    }
-}
-
-/// Moves captured packets from the ring to those who capture, for as long as it is polled. Returns why it cannot go on.
-pub async fn pump_captures(ring: CaptureRing, into: Captures) -> io::Error {
-    // SAFETY: a `RingBuf` owns its map's descriptor, which stays open and the same for as long as it lives.
-    let mut ring = match unsafe { AsyncFd::register_with_interest(ring.0, Interest::READABLE) } {
-        Ok(r) => r,
-        Err(e) => return e.into(),
-    };
-    loop {
-        let mut ready = match ring.readable_mut().await {
-            Ok(r) => r,
-            Err(e) => return e,
-        };
-        while let Some(item) = ready.get_inner_mut().next() {
-            // A record of another size is of another program's making; the ring is ours alone.
-            if item.len() >= size_of::<Captured>() {
-                into.push(*bpf::read_plain::<Captured>(&item));
-            }
-        }
-        ready.clear_ready();
-        // Under a flood the ring is never empty for long; who reads the streams has to run, too.
-        tokio::task::yield_now().await;
+        Ok((ring, Captures::new(move |on| flags.capture(on))))
     }
 }
 

@@ -6,11 +6,7 @@
 
 use std::{collections::HashMap, net::IpAddr, os::fd::AsFd, path::PathBuf, sync::Arc};
 
-use aya::{
-    Ebpf, EbpfLoader,
-    maps::{Map as AyaMap, MapData},
-    programs::Program as AyaProgram,
-};
+use aya::{Ebpf, EbpfLoader, maps::Map as AyaMap, programs::Program as AyaProgram};
 use gateway_ebpf::{
     abi::{self, Answers, Count, MAX_POOLS, MAX_RULES, REASONS, RuleCount, ShadowCount, VERSION, map},
     reason::Reason,
@@ -18,7 +14,6 @@ use gateway_ebpf::{
 
 use super::{
     bpf::Map,
-    denials::Ring,
     environment::{self, Error},
     force::{self, Policies},
     hooks::{Hooks, PROGRAMS, Program},
@@ -26,6 +21,7 @@ use super::{
     maps::{self, Maps},
     memory, numbers, object, policy,
     readback::{self, pool_now},
+    ring::Ring,
     tables::{self, Tables, TablesError, system},
     upkeep::{Parts, Upkeep},
 };
@@ -186,18 +182,12 @@ impl Live {
         &mut self.tables
     }
 
-    /// The ring buffer of denied packets, for [`super::pump`].
+    /// The ring of denied packets.
     ///
     /// # Errors
-    /// The ring cannot be mapped.
-    pub fn denials(&self) -> Result<Ring, Error> {
-        let ring = self
-            .maps
-            .get(map::DENIALS)
-            .and_then(|m| m.fd.try_clone())
-            .map_err(Error::system("DENIALS"))?;
-        let data = MapData::from_fd(ring).map_err(environment::load_error)?;
-        AyaMap::RingBuf(data).try_into().map(Ring).map_err(environment::load_error)
+    /// It cannot be mapped.
+    pub fn denials(&self) -> Result<Ring<abi::Denial>, Error> {
+        Ring::open(&self.maps, map::DENIALS)
     }
 
     pub(super) fn maps(&self) -> &Maps {
@@ -286,10 +276,6 @@ impl Kernel for Live {
         self.pool_numbers().map(one).collect()
     }
 
-    fn events_lost(&self) -> Result<(u64, u64), KernelError> {
-        self.losses().map(|l| (l.suppressed, l.lost))
-    }
-
     fn rule_counters(&self) -> Result<Vec<(u16, RuleCount)>, KernelError> {
         let one = |number: u16| {
             let w: Box<[u64; 4]> = self.summed(map::RULES, u32::from(number))?;
@@ -336,10 +322,6 @@ impl Kernel for Live {
             Ok((pool, Answers { sent, limited }))
         };
         self.pool_numbers().map(one).collect()
-    }
-
-    fn set_capture(&mut self, on: bool) {
-        self.tables.set_flag(abi::FLAG_CAPTURE, on);
     }
 
     fn mode(&self) -> Mode {

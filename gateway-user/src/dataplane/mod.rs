@@ -7,7 +7,6 @@
 mod bpf;
 mod captures;
 mod classes;
-mod denials;
 mod detach;
 mod environment;
 mod force;
@@ -25,6 +24,7 @@ pub mod object;
 pub mod policy;
 mod probe;
 mod readback;
+mod ring;
 mod survey;
 mod table6;
 mod tables;
@@ -33,8 +33,6 @@ mod upkeep;
 #[cfg(test)]
 pub(crate) mod fixtures;
 
-pub use captures::{CaptureRing, pump_captures};
-pub use denials::{Ring, pump};
 pub use detach::{detach, stay_closed};
 pub use environment::Error;
 pub use live::Live;
@@ -43,3 +41,4 @@ pub use memory::memory;
 pub use mover::{Bound, LoadError, Mover};
 pub use policy::{CompileError, compile};
 pub use probe::Twin;
+pub use ring::Ring;

@@ -3,7 +3,7 @@
 //! to the real kernel by a test of the data plane.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, HashSet},
     io,
     net::IpAddr,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -16,7 +16,7 @@ use super::{
     ReadBack, Survey,
 };
 use crate::{
-    config::{Config, InterfaceRole, Mode},
+    config::{Config, InterfaceRole, Mode, PoolKind},
     model::{BootTime, PoolId, prefix},
 };
 
@@ -50,6 +50,8 @@ pub struct State {
     pub stuck: bool,
     /// Most assigned addresses.
     pub capacity: usize,
+    /// Most combinations of pool, lease and interface at a time; `None`: any number.
+    pub classes: Option<usize>,
     /// The next calls of assign and clear fail: so many.
     pub failing: u32,
     /// How often it was asked what is attached, to read back.
@@ -62,8 +64,6 @@ pub struct State {
     pub rules: BTreeMap<u16, RuleCount>,
     /// Likewise, by pool.
     pub shadow: BTreeMap<u8, ShadowCount>,
-    /// As last set.
-    pub capture: bool,
     /// Answer of [`Kernel::losses`].
     pub losses: Losses,
     /// Answer of [`Kernel::answers`].
@@ -140,6 +140,20 @@ impl FakeKernel {
         let home = self.config.home(address)?;
         Some(state.held(address).map_or_else(|| self.config.resting(home), |a| a.pool))
     }
+
+    /// It needs another combination than others have, and no more can be told apart; what restricts an address needs none.
+    fn lacks_class(&self, state: &State, address: &IpAddr, to: &Assignment) -> bool {
+        let Some(most) = state.classes else { return false };
+        let class = |a: &Assignment| (a.pool, a.lease.is_some(), a.interface.clone());
+        let others = state.assigned.iter().filter(|(a, _)| *a != address);
+        let used: HashSet<_> = others.map(|(_, a)| class(a)).collect();
+        let full_service = self
+            .config
+            .pool_by_id(to.pool)
+            .is_some_and(|p| p.kind == PoolKind::FullService);
+        let restricts = state.assigned.contains_key(address) && !full_service && to.lease.is_none();
+        !restricts && !used.contains(&class(to)) && used.len() >= most
+    }
 }
 
 impl State {
@@ -170,6 +184,9 @@ impl Kernel for FakeKernel {
         state.fails()?;
         if !state.assigned.contains_key(&address) && state.assigned.len() >= state.capacity {
             return Err(KernelError::TableFull);
+        }
+        if self.lacks_class(&state, &address, &to) {
+            return Err(KernelError::ClassesFull);
         }
         state.calls.push(Call::Assign(address, to.clone()));
         state.assigned.insert(address, to);
@@ -237,20 +254,12 @@ impl Kernel for FakeKernel {
         Ok(self.state().counters.iter().map(|(pool, c)| (*pool, c.clone())).collect())
     }
 
-    fn events_lost(&self) -> Result<(u64, u64), KernelError> {
-        Ok((0, 0))
-    }
-
     fn rule_counters(&self) -> Result<Vec<(u16, RuleCount)>, KernelError> {
         Ok(self.state().rules.iter().map(|(n, c)| (*n, *c)).collect())
     }
 
     fn shadow_counters(&self) -> Result<Vec<(u8, ShadowCount)>, KernelError> {
         Ok(self.state().shadow.iter().map(|(n, c)| (*n, *c)).collect())
-    }
-
-    fn set_capture(&mut self, on: bool) {
-        self.state().capture = on;
     }
 
     fn losses(&self) -> Result<Losses, KernelError> {

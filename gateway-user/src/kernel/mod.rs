@@ -246,15 +246,6 @@ pub trait Kernel: Send {
     /// See [`KernelError`].
     fn shadow_counters(&self) -> Result<Vec<(u8, ShadowCount)>, KernelError>;
 
-    /// Has the programs hand over denied packets, or no longer.
-    fn set_capture(&mut self, on: bool);
-
-    /// Denial events suppressed by the rate limit, and lost to a full ring.
-    ///
-    /// # Errors
-    /// See [`KernelError`].
-    fn events_lost(&self) -> Result<(u64, u64), KernelError>;
-
     /// Everything that was denied and not told of, or not handed over.
     ///
     /// # Errors

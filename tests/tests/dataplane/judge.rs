@@ -302,10 +302,8 @@ fn denials_come_through_the_ring() {
     let denials = gateway_user::events::Denials::default();
     assert!(!g.reaches(&tun, DEVICE6, MAIL6, 2525));
     runtime.block_on(async {
-        let pump = tokio::time::timeout(
-            Duration::from_millis(300),
-            gateway_user::dataplane::pump(ring, denials.clone()),
-        );
+        let pump = ring.pump(|record| denials.push(record.into()));
+        let pump = tokio::time::timeout(Duration::from_millis(300), pump);
         assert!(pump.await.is_err(), "it goes on");
     });
     let found = denials.last(10, |e| e.record.dport == 2525);

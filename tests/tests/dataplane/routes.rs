@@ -85,5 +85,5 @@ fn a_pool_without_table_leaves_no_rule() {
     assert!(!g.site.gw.ip("rule show").unwrap().contains("0x1a82"));
     g.assign(DEVICE, STAFF);
     assert!(g.reaches(&tun, DEVICE, MAIL, 25));
-    assert_eq!(g.live(|l| l.events_lost()).unwrap().1, 0);
+    assert_eq!(g.live(|l| l.losses()).unwrap().lost, 0);
 }

@@ -252,6 +252,27 @@ async fn a_full_table_leaves_nothing_behind() {
 }
 
 #[tokio::test]
+async fn without_a_free_class_a_session_is_refused_by_name_and_a_release_is_not_in_force() {
+    let g = Gateway::new().await;
+    for device in ["one", "two"] {
+        g.register(device, "office").await;
+    }
+    g.kernel.state().classes = Some(0);
+    assert_eq!(g.open("one", &["10.66.0.5"]).await.map(|_| ()), Err(Refusal::ClassesFull));
+    assert!(g.kernel.state().assigned.is_empty());
+    g.kernel.state().classes = Some(1);
+    g.open("one", &["10.66.0.5"]).await.unwrap();
+    g.open("two", &["10.66.0.6"]).await.unwrap();
+    // A release needs another; it is not answered as what it is not.
+    assert_eq!(enforcement(g.applied("one").await), Enforcement::Committed);
+    assert_eq!(g.judged("10.66.0.5"), QUARANTINE);
+    assert_eq!(enforcement(g.revoked("one").await), Enforcement::Enforced);
+    g.kernel.state().classes = None;
+    g.clock.advance_ms(1);
+    assert_eq!(enforcement(g.applied("one").await), Enforcement::Enforced);
+}
+
+#[tokio::test]
 async fn closing_takes_the_release_away_from_the_address() {
     let g = Gateway::new().await;
     g.register("one", "office").await;

@@ -17,12 +17,12 @@ pub enum Refusal {
     #[error("{0} is not a pool of kind full-service in the gateway's configuration")]
     UnknownPool(String),
     /// Another device has this common name or certificate.
-    #[error("alias {alias} belongs to device {owner}")]
+    #[error("alias {alias} belongs to {}", owner.as_ref().map_or_else(|| "another device".to_owned(), |d| format!("device {d}")))]
     AliasTaken {
         /// Which.
         alias: String,
-        /// Whose.
-        owner: DeviceId,
+        /// Whose; `None`: of one that the caller may not know of.
+        owner: Option<DeviceId>,
     },
     /// Observed no later than the last restriction.
     #[error("the signal was observed no later than the device's last restriction")]

@@ -2,9 +2,10 @@
 //! body is read. It also bounds how many requests of a role are taken in at a time.
 
 use std::{
+    collections::HashMap,
     future::Future,
     pin::Pin,
-    sync::Arc,
+    sync::{Arc, Mutex, PoisonError},
     task::{Context, Poll},
     time::{Instant, SystemTime},
 };
@@ -25,20 +26,64 @@ use super::{
     roles::{self, Rpc, allowed},
     transport::{self, AnswerBy},
 };
-use crate::model::Identity;
+use crate::model::{Identity, Role};
 
 /// Requests of one role that are read and worked on at a time; more wait. With the size of a message, this bounds memory. Each role has its
 /// own places, so that readers do not keep the MDM waiting; so have its restrictions, so that releases do not keep them waiting.
-const IN_FLIGHT: usize = 64;
+const IN_FLIGHT: usize = 128;
+/// Of these, those of one client: one MDM does not keep another waiting.
+const OF_ONE_CLIENT: usize = 64;
 
 /// Puts a [`Gated`] in front of a service.
 #[derive(Clone, Debug)]
-pub struct Gate([[Arc<Semaphore>; 2]; 4]);
+pub struct Gate {
+    roles: [[Arc<Semaphore>; 2]; 4],
+    clients: Clients,
+}
 
 impl Default for Gate {
     fn default() -> Self {
         let places = || Arc::new(Semaphore::new(IN_FLIGHT));
-        Self(std::array::from_fn(|_| [places(), places()]))
+        Self {
+            roles: std::array::from_fn(|_| [places(), places()]),
+            clients: Clients::default(),
+        }
+    }
+}
+
+/// The places of clients that have requests now, by client, role, and whether they restrict.
+#[derive(Clone, Debug, Default)]
+struct Clients(Arc<Mutex<HashMap<Client, Arc<Semaphore>>>>);
+
+type Client = (Arc<str>, Role, bool);
+
+/// One client's places, for as long as a request of it needs them.
+struct Places {
+    all: Clients,
+    client: Client,
+    places: Arc<Semaphore>,
+}
+
+impl Clients {
+    fn of(&self, client: Client) -> Places {
+        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let new = || Arc::new(Semaphore::new(OF_ONE_CLIENT));
+        let places = Arc::clone(all.entry(client.clone()).or_insert_with(new));
+        Places {
+            all: self.clone(),
+            client,
+            places,
+        }
+    }
+}
+
+impl Drop for Places {
+    fn drop(&mut self) {
+        let mut all = self.all.0.lock().unwrap_or_else(PoisonError::into_inner);
+        // Nobody else has it but the table; who wants it waits for the table.
+        if Arc::strong_count(&self.places) == 2 {
+            all.remove(&self.client);
+        }
     }
 }
 
@@ -86,7 +131,8 @@ where
                 return Box::pin(std::future::ready(Ok(status.into_http())));
             }
         };
-        let slots = self.gate.0[identity.role as usize][usize::from(rpc.restricts)].clone();
+        let slots = self.gate.roles[identity.role as usize][usize::from(rpc.restricts)].clone();
+        let own = self.gate.clients.of((identity.client.clone(), identity.role, rpc.restricts));
         let time = transport::allowed(request.headers());
         request.extensions_mut().insert(identity);
         request.extensions_mut().insert(rpc);
@@ -95,7 +141,8 @@ where
         let fresh = self.inner.clone();
         let mut ready = std::mem::replace(&mut self.inner, fresh);
         Box::pin(transport::answered(time, async move {
-            let Ok(_slot) = slots.acquire().await else {
+            // Its own first: whoever waits for that takes no place from others.
+            let (Ok(_own), Ok(_slot)) = (own.places.acquire().await, slots.acquire().await) else {
                 return Ok(status(Code::Unavailable, "BUSY", [], "the gateway is shutting down").into_http());
             };
             // The call goes on for as long as its answer does.
@@ -151,7 +198,24 @@ mod tests {
     use tonic_types::StatusExt as _;
 
     use super::{super::peer::Shown, *};
-    use crate::model::Role;
+
+    #[test]
+    fn a_client_has_its_own_places_for_as_long_as_it_needs_them() {
+        let clients = Clients::default();
+        let of = |name: &str, restricts| clients.of((name.into(), Role::Mdm, restricts));
+        let (one, again, restriction, other) = (of("a", false), of("a", false), of("a", true), of("b", false));
+        let held: Vec<_> = (0..OF_ONE_CLIENT).map(|_| one.places.try_acquire().unwrap()).collect();
+        assert!(again.places.try_acquire().is_err());
+        assert!(restriction.places.try_acquire().is_ok() && other.places.try_acquire().is_ok());
+        drop(held);
+        assert!(again.places.try_acquire().is_ok());
+        let known = || clients.0.lock().unwrap().len();
+        assert_eq!(known(), 3);
+        drop((one, other));
+        assert_eq!(known(), 2, "another request of the first still needs its own");
+        drop((again, restriction));
+        assert_eq!(known(), 0, "nothing is kept of who has gone");
+    }
 
     #[test]
     fn judged_by_table_identity_and_time() {

@@ -63,6 +63,7 @@ impl DeviceService for Devices {
         let (r, caller) = command::taken(request, &self.controller).await?;
         let (context, devices) = parse::register(r, caller)?;
         let told = self.controller.register(context.clone(), devices).await;
+        let told = told.map_err(|e| scope::seen_by(&context.by, e));
         let request_id = context.request.to_string();
         command::response(&self.controller, context, told, false, |(devices, revision)| {
             v1::RegisterDevicesResponse {
@@ -118,19 +119,10 @@ impl DeviceService for Devices {
         let state = parse::state_filter(r.state)?;
         let list = format!("devices/{}", r.state);
         let page = page::parse(&list, r.page_size, &r.page_token)?;
-        let mut after: Option<DeviceId> = page.after.map(DeviceId::try_from).transpose().map_err(|_| page::invalid())?;
+        let after: Option<DeviceId> = page.after.map(DeviceId::try_from).transpose().map_err(|_| page::invalid())?;
         // One more than is answered tells whether there is a next page. What is outside the caller's scope makes no page shorter.
         let size = page.size as usize;
-        let mut views = Vec::new();
-        while views.len() <= size {
-            let found = self.controller.devices(after, page.size + 1, state).await?;
-            let all = found.len() <= size;
-            after = found.last().map(|d| d.device.id.clone());
-            views.extend(found.into_iter().filter(|d| scope::sees_device(&by, d.device.id.as_str())));
-            if all {
-                break;
-            }
-        }
+        let mut views = self.controller.devices(after, page.size + 1, state, by.scope).await?;
         let more = views.len() > size;
         views.truncate(size);
         let next_page_token = match views.last() {

@@ -97,6 +97,14 @@ pub(super) fn sees_source(by: &Identity, source: &str) -> bool {
     by.scope.has_source(source)
 }
 
+/// A refusal as he may see it: whose an alias is that belongs to a device outside his scope is not told.
+pub(super) fn seen_by(by: &Identity, mut refused: Refused) -> Refused {
+    if let Refusal::AliasTaken { owner, .. } = &mut refused.refusal {
+        *owner = owner.take().filter(|owner| by.scope.has_device(owner.as_str()));
+    }
+    refused
+}
+
 /// OUTSIDE_SCOPE, with its entry in the audit.
 pub(super) async fn refused(
     controller: &Controller,

@@ -98,7 +98,8 @@ fn entry(refusal: &Refusal) -> Entry {
         Refusal::UnknownDevice(d) => (Code::NotFound, about("device", d)),
         Refusal::DeviceRetired(d) => (Code::FailedPrecondition, about("device", d)),
         Refusal::UnknownPool(p) => (Code::InvalidArgument, about("pool", p)),
-        Refusal::AliasTaken { owner, .. } => (Code::AlreadyExists, about("owner", owner)),
+        Refusal::AliasTaken { owner: Some(d), .. } => (Code::AlreadyExists, about("owner", d)),
+        Refusal::AliasTaken { alias, owner: None } => (Code::AlreadyExists, about("alias", alias)),
         Refusal::SignalTooOld { most_s, .. } => (Code::FailedPrecondition, about("most_s", most_s)),
         Refusal::EnrolmentNotOpen(d) => (Code::FailedPrecondition, about("device", d)),
         Refusal::EnrolmentClosed(d) => (Code::FailedPrecondition, about("device", d)),
@@ -173,7 +174,10 @@ mod tests {
             (Refusal::DeviceRetired(device()), Code::FailedPrecondition, "DEVICE_RETIRED"),
             (Refusal::UnknownPool("p".into()), Code::InvalidArgument, "UNKNOWN_POOL"),
             (
-                Refusal::AliasTaken { alias, owner: device() },
+                Refusal::AliasTaken {
+                    alias,
+                    owner: Some(device()),
+                },
                 Code::AlreadyExists,
                 "ALIAS_TAKEN",
             ),

@@ -13,12 +13,15 @@ use crate::{
     config::{Config, InterfaceRole, Mode},
     kernel::{HookPoint, InterfaceState, Link, Losses, ReadBack},
     model::{
-        BootTime, Device, DeviceId, DeviceState, InterfaceName, Now, PoolId, Revision, Session, SessionId, UriChange, WallTime,
+        BootTime, Device, DeviceId, DeviceState, InterfaceName, Now, PoolId, Revision, Scope, Session, SessionId, UriChange,
+        WallTime,
     },
     reconcile::assignment,
     transition::{Directory as _, deadline_end, full_service, lease_end, release_end},
 };
 
+/// Devices that a question looks at.
+const SLICE: usize = 5_000;
 /// How long `status` shows a conflict, milliseconds.
 const CONFLICTS_SHOWN_MS: i64 = 3_600_000;
 
@@ -93,15 +96,30 @@ impl Writer {
         Ok(self.view(device, &self.clock.now()))
     }
 
-    pub(super) fn devices(&self, after: Option<&DeviceId>, limit: u32, state: Option<DeviceState>) -> Vec<DeviceView> {
+    /// At most so many, and the last that was looked at, if there may be more.
+    pub(super) fn devices(
+        &self,
+        after: Option<&DeviceId>,
+        limit: usize,
+        state: Option<DeviceState>,
+        scope: &Scope,
+    ) -> (Vec<DeviceView>, Option<DeviceId>) {
         let now = self.clock.now();
-        let wanted = |d: &&Device| state.is_none_or(|s| s == d.state);
-        self.registry
-            .devices_after(after)
-            .filter(wanted)
-            .take(limit as usize)
-            .map(|d| self.view(d, &now))
-            .collect()
+        let (mut views, mut looked, mut last) = (Vec::new(), 0, after);
+        for beginning in scope.beginnings() {
+            let devices = self.registry.devices_from(last, beginning.as_ref());
+            for device in devices.take_while(|d| scope.has_device(d.id.as_str())) {
+                if views.len() == limit || looked == SLICE {
+                    return (views, last.cloned());
+                }
+                looked += 1;
+                last = Some(&device.id);
+                if state.is_none_or(|s| s == device.state) {
+                    views.push(self.view(device, &now));
+                }
+            }
+        }
+        (views, None)
     }
 
     pub(super) fn sessions(&self, after: Option<SessionId>, limit: u32) -> Vec<SessionView> {

@@ -11,7 +11,7 @@ use super::{
 use crate::{
     audit::{Head, Sealed},
     kernel::{KernelError, Losses},
-    model::{Device, DeviceId, DeviceState, Revision, SessionId, UriChange},
+    model::{Device, DeviceId, DeviceState, Revision, Scope, SessionId, UriChange},
     store::AuditQuery,
     transition::Context,
 };
@@ -25,17 +25,27 @@ impl Controller {
         self.ask(move |w| w.device(&device)).await?
     }
 
-    /// By id, ascending, after `after`.
+    /// By id, ascending, after `after`; those of a state, if one is given, and within a scope. In slices, so that nobody waits for it.
     ///
     /// # Errors
     /// [`Refusal::Busy`].
     pub async fn devices(
         &self,
-        after: Option<DeviceId>,
+        mut after: Option<DeviceId>,
         limit: u32,
         state: Option<DeviceState>,
+        scope: Scope,
     ) -> Result<Vec<DeviceView>, Refusal> {
-        self.ask(move |w| w.devices(after.as_ref(), limit, state)).await
+        let (limit, mut found) = (limit as usize, Vec::new());
+        loop {
+            let (left, scope) = (limit - found.len(), scope.clone());
+            let (views, last) = self.ask(move |w| w.devices(after.as_ref(), left, state, &scope)).await?;
+            found.extend(views);
+            match last {
+                Some(_) if found.len() < limit => after = last,
+                _ => return Ok(found),
+            }
+        }
     }
 
     /// Changes after a revision that are kept, and those to come. `None`: only those to come. A watcher that falls more than 4,096 changes

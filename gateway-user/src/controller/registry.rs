@@ -364,6 +364,19 @@ impl Registry {
         self.sessions.range((from, Bound::Unbounded)).map(|(_, s)| s)
     }
 
+    /// Those after one whose ids are not before another.
+    pub(super) fn devices_from(&self, after: Option<&DeviceId>, from: Option<&DeviceId>) -> impl Iterator<Item = &Device> {
+        let begin = match (after, from) {
+            (Some(after), Some(from)) if after < from => Bound::Included(from),
+            (Some(after), _) => Bound::Excluded(after),
+            (None, Some(from)) => Bound::Included(from),
+            (None, None) => Bound::Unbounded,
+        };
+        self.devices
+            .range::<DeviceId, _>((begin, Bound::Unbounded))
+            .map(|h| &h.0.device)
+    }
+
     pub(super) fn devices_after(&self, after: Option<&DeviceId>) -> impl Iterator<Item = &Device> {
         let from = after.map_or(Bound::Unbounded, Bound::Excluded);
         self.devices

@@ -67,6 +67,15 @@ impl Scope {
     pub fn has_device(&self, name: &str) -> bool {
         self.devices.as_ref().is_none_or(|d| d.iter().any(|p| p.matches(name)))
     }
+    /// Where its devices begin, ascending; `None`: at the first of all. From each on they follow one another.
+    #[must_use]
+    pub fn beginnings(&self) -> Vec<Option<DeviceId>> {
+        let Some(patterns) = &self.devices else { return vec![None] };
+        let mut all: Vec<Option<DeviceId>> = patterns.iter().map(|p| p.text.parse().ok()).collect();
+        all.sort();
+        all.dedup();
+        all
+    }
     /// Whether every device is.
     #[must_use]
     pub fn has_all_devices(&self) -> bool {

@@ -160,6 +160,6 @@ fn unique(directory: &impl Directory, steps: &BTreeMap<&DeviceId, Step>) -> Resu
 fn taken(alias: &impl ToString, owner: &DeviceId) -> Refusal {
     Refusal::AliasTaken {
         alias: alias.to_string(),
-        owner: owner.clone(),
+        owner: Some(owner.clone()),
     }
 }

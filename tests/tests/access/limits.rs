@@ -2,11 +2,14 @@
 
 use std::time::{Duration, Instant};
 
-use gateway_user::model::Role;
-use lazaret_proto::v1::{self, inspect_service_client::InspectServiceClient};
+use gateway_user::{
+    model::Role,
+    pki::{self, IssueArgs},
+};
+use lazaret_proto::v1::{self, device_service_client::DeviceServiceClient, inspect_service_client::InspectServiceClient};
 
 use crate::{
-    gateway::{Gateway, Pki},
+    gateway::{Gateway, Pki, context, device},
     raw::{
         CONTINUATION, DATA, END_HEADERS, END_STREAM, ENHANCE_YOUR_CALM, Frame, GOAWAY, HEADERS, Http2, OtherCa, RST_STREAM,
         SETTINGS, call_fields, fields, params, status,
@@ -247,5 +250,40 @@ async fn connections_of_one_client() {
         assert!(Instant::now() < deadline, "a place comes free");
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
+    gateway.stop().await;
+}
+
+/// One MDM begins more calls than are worked on, and never ends them: another is served.
+#[tokio::test]
+async fn one_client_does_not_keep_another_waiting() {
+    let gateway = Gateway::new("hog").await;
+    let mut hogs = Vec::new();
+    for _ in 0..2 {
+        let mut http2 = Http2::connect(&gateway, Role::Mdm).await;
+        for stream in (1..200).step_by(2) {
+            http2
+                .send(HEADERS, END_HEADERS, stream, &call_fields(REGISTER))
+                .await
+                .unwrap();
+            http2.send(DATA, 0, stream, &[0, 0, 1, 0, 0]).await.unwrap();
+        }
+        hogs.push(http2);
+    }
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    let made = pki::issue(&IssueArgs {
+        role: Some(Role::Mdm),
+        ..gateway.pki.args("another")
+    })
+    .unwrap();
+    let read = |path| std::fs::read(path).unwrap();
+    let identity = tonic::transport::Identity::from_pem(read(made.certificate), read(made.key));
+    let mut other = DeviceServiceClient::new(gateway.endpoint(Some(identity)).connect().await.unwrap());
+    let request = v1::RegisterDevicesRequest {
+        context: context("r"),
+        devices: vec![device("phone")],
+    };
+    let served = tokio::time::timeout(Duration::from_secs(3), other.register_devices(request)).await;
+    served.expect("at once").unwrap();
+    drop(hogs);
     gateway.stop().await;
 }

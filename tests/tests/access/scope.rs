@@ -158,6 +158,37 @@ async fn an_mdm_acts_on_its_own_devices() {
     });
     outside(berlin.register_devices(alias).await);
 
+    // Whose an alias is, it is told of its own only.
+    let taken = async |alias: &str| {
+        let mut wanted = register(&["b-5"]);
+        wanted.devices[0].aliases = Some(v1::Aliases {
+            certificate_sha256: vec![alias.into()],
+            ..Default::default()
+        });
+        let e = berlin.clone().register_devices(wanted).await.unwrap_err();
+        assert_eq!(reason(&e), "ALIAS_TAKEN");
+        (e.message().to_owned(), e.get_details_error_info().unwrap().metadata)
+    };
+    let (foreign, own) = ("aa".repeat(32), "bb".repeat(32));
+    for (id, alias) in [("a-1", &foreign), ("b-1", &own)] {
+        let mut r = register(&[id]);
+        r.devices[0].aliases = Some(v1::Aliases {
+            certificate_sha256: vec![alias.clone()],
+            ..Default::default()
+        });
+        all.register_devices(r).await.unwrap();
+    }
+    let (message, metadata) = taken(&foreign).await;
+    assert!(
+        !message.contains("a-1") && metadata.values().all(|v| v != "a-1"),
+        "{message} {metadata:?}"
+    );
+    let (message, metadata) = taken(&own).await;
+    assert!(
+        message.contains("b-1") && metadata["owner"] == "b-1",
+        "{message} {metadata:?}"
+    );
+
     let applied = |id: &str| v1::ReportPolicyAppliedRequest {
         context: context("r-applied"),
         device_id: id.into(),

@@ -14,7 +14,7 @@ use super::kit::*;
 use crate::{
     controller::{Acknowledge, Enforcement, Refusal, SignalContext},
     kernel::fake::Call,
-    model::{DeviceState, PoolId},
+    model::{DeviceState, PoolId, Scope},
 };
 
 /// Keeps the controller at the kernel until the guard's time is over, so that what is asked meanwhile waits together.
@@ -310,12 +310,16 @@ async fn whatever_fails_memory_kernel_and_store_agree() {
         };
         check(&g, "after the faults");
         let (devices, sessions) = (
-            g.controller().devices(None, 100, None).await.unwrap(),
+            g.controller().devices(None, 100, None, Scope::default()).await.unwrap(),
             g.controller().sessions(None, 100).await.unwrap(),
         );
         g.restart().await;
         check(&g, "after a restart");
-        assert_eq!(g.controller().devices(None, 100, None).await.unwrap(), devices, "seed {seed}");
+        assert_eq!(
+            g.controller().devices(None, 100, None, Scope::default()).await.unwrap(),
+            devices,
+            "seed {seed}"
+        );
         assert_eq!(g.controller().sessions(None, 100).await.unwrap(), sessions, "seed {seed}");
     }
 }

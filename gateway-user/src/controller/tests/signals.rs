@@ -4,7 +4,7 @@ use super::kit::*;
 use crate::{
     controller::{Enforcement, Refusal},
     kernel::{HookPoint, fake::Call},
-    model::{DeviceState, Revision},
+    model::{DeviceState, Revision, Scope},
 };
 
 #[tokio::test]
@@ -210,7 +210,7 @@ async fn registering_is_all_or_none_and_aliases_belong_to_one_device() {
     g.tell().register(g.seen(0), vec![one.clone()]).await.unwrap();
     let taken = |alias: &str| Refusal::AliasTaken {
         alias: alias.to_owned(),
-        owner: id("one"),
+        owner: Some(id("one")),
     };
     let mut two = registration("two", "office");
     two.common_names = vec![id("cn-1")];
@@ -233,11 +233,14 @@ async fn registering_is_all_or_none_and_aliases_belong_to_one_device() {
     let mut no_pool = registration("three", "office");
     no_pool.full_service_pool = None;
     assert_eq!(register(vec![no_pool]).await, unknown("(none named)"));
-    assert_eq!(g.controller().devices(None, 10, None).await.unwrap().len(), 1);
+    assert_eq!(
+        g.controller().devices(None, 10, None, Scope::default()).await.unwrap().len(),
+        1
+    );
     // In one list an alias may move from a device to another.
     one.certificates.clear();
     register(vec![two, one]).await.unwrap();
-    let holders = g.controller().devices(None, 10, None).await.unwrap();
+    let holders = g.controller().devices(None, 10, None, Scope::default()).await.unwrap();
     assert_eq!(
         holders
             .iter()
@@ -281,11 +284,51 @@ async fn lists_go_on_where_they_ended() {
     assert_eq!(revision, Revision(1));
     g.applied("c").await.unwrap();
     let ids = async |after: Option<&str>, limit, state| {
-        let found = g.controller().devices(after.map(id), limit, state).await.unwrap();
+        let found = g
+            .controller()
+            .devices(after.map(id), limit, state, Scope::default())
+            .await
+            .unwrap();
         found.into_iter().map(|d| d.device.id.to_string()).collect::<Vec<_>>()
     };
     assert_eq!(ids(None, 2, None).await, ["a", "b"]);
     assert_eq!(ids(Some("b"), 9, None).await, ["c", "d"]);
     assert_eq!(ids(Some("d"), 9, None).await, [""; 0]);
     assert_eq!(ids(None, 9, Some(DeviceState::Released)).await, ["c"]);
+}
+
+#[tokio::test]
+async fn a_list_of_a_scope_looks_at_nothing_else() {
+    let g = Gateway::new().await;
+    let names = ["a-1", "a-2", "a1", "b", "b-1", "b-2", "c", "spare", "spare2"];
+    g.tell()
+        .register(g.seen(0), names.map(|d| registration(d, "office")).to_vec())
+        .await
+        .unwrap();
+    for patterns in [
+        &["b-*", "spare"][..],
+        &["spare", "a-*", "a-2", "b-1", "b-*"],
+        &["*", "a-1"],
+        &["none", "zz*"],
+        &[],
+    ] {
+        let scope = Scope {
+            devices: Some(patterns.iter().map(|p| p.parse().unwrap()).collect()),
+            ..Scope::default()
+        };
+        let want: Vec<&str> = names.into_iter().filter(|n| scope.has_device(n)).collect();
+        for limit in [1, 2, 100] {
+            let (mut found, mut after) = (Vec::new(), None);
+            loop {
+                let page = g.controller().devices(after, limit, None, scope.clone()).await.unwrap();
+                assert!(page.len() <= limit as usize);
+                after = page.last().map(|d| d.device.id.clone());
+                found.extend(page.into_iter().map(|d| d.device.id.to_string()));
+                if after.is_none() {
+                    break;
+                }
+            }
+            assert_eq!(found, want, "{patterns:?} by {limit}");
+        }
+    }
 }

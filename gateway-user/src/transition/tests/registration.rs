@@ -35,7 +35,7 @@ fn a_vpn_key_belongs_to_one_device() {
         refusal,
         Refusal::AliasTaken {
             alias: "BwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwc=".to_owned(),
-            owner: "phone".parse().unwrap()
+            owner: Some("phone".parse().unwrap())
         }
     );
     // It may move within a list.

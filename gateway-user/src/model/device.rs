@@ -255,7 +255,7 @@ pub struct Window {
 pub struct Release {
     /// When the source observed the last restriction; a release must be newer.
     pub restricted_at: Option<WallTime>,
-    /// When the proof that it stands on was accepted; boot clock and boot are those of the last start in another boot at which it was still
+    /// When the proof that it stands on was accepted, or seen, if the source's clock is ahead; boot clock and boot are those of the last start in another boot at which it was still
     /// good. `None`: none has been accepted since the last restriction.
     pub proved: Option<Now>,
     /// Lease of the release by proof; `None`: without end, or not released by proof.

@@ -121,13 +121,27 @@ pub(super) fn applied(
         device.enrolment.deadline = None;
     }
     device.policy_revision = Some(context.policies.known(revision).unwrap_or(revision).clone());
-    device.release.proved = Some(context.now);
+    // Dated ahead by a clock that differs, it is not to be proof once more after what ends this release.
+    let wall = context
+        .now
+        .wall
+        .max(observed_at.unwrap_or(context.now.wall))
+        .max(spent(device, &context.now));
+    device.release.proved = Some(Now { wall, ..context.now });
     device.release.lease = pool.lease.map(|length| lease(length, context.now));
     if device.state != DeviceState::Released || by_exception(device) {
         device.exception = None;
         enter(device, DeviceState::Released, StateReason::PolicyApplied, &context.now);
     }
     Ok(())
+}
+
+/// Where a proof that the release stands on is dated ahead: up to when what was seen is no proof once more. A clock that was set back must not
+/// keep out what it lets come.
+pub(super) fn spent(device: &Device, now: &Now) -> WallTime {
+    let ahead = WallTime(now.wall.0.saturating_add(FUTURE_TOLERANCE_MS));
+    let dated = device.release.proved.map(|p| p.wall).filter(|dated| *dated > now.wall);
+    dated.map_or(WallTime(i64::MIN), |dated| dated.min(ahead))
 }
 
 pub(super) fn renew(device: &mut Device, context: &Context<'_>) -> Result<(), Refusal> {

@@ -1,6 +1,6 @@
 //! What restricts. No device that is not retired refuses any of it; a retired one is restricted for ever.
 
-use super::{Context, arrival, by_exception, enter, full_service, held_back, lease, release_end, span};
+use super::{Context, arrival, by_exception, enter, full_service, held_back, lease, proof, release_end, span};
 use crate::{
     config::{AfterDeadline, Pool},
     model::{Device, DeviceState, Handshake, Lease, Now, Rare, StateReason, WallTime},
@@ -13,7 +13,7 @@ pub(super) fn revoked(device: &mut Device, observed_at: Option<WallTime>, contex
     }
     let now = context.now.wall;
     // A restriction dated ahead would lock out the releases that follow it.
-    restricted(device, observed_at.map_or(now, |t| t.min(now)));
+    restricted(device, observed_at.map_or(now, |t| t.min(now)), &context.now);
     // Blocked is tighter than quarantined, and no revocation loosens.
     if device.state != DeviceState::Blocked {
         quarantine(device, StateReason::PolicyRevoked, context);
@@ -49,7 +49,7 @@ pub(super) fn lease_ended(device: &mut Device, context: &Context<'_>) {
 
 pub(super) fn retire(device: &mut Device, context: &Context<'_>) {
     if device.state != DeviceState::Retired {
-        restricted(device, context.now.wall);
+        restricted(device, context.now.wall, &context.now);
         take_keys(device);
         end_release(device);
         device.exception = None;
@@ -61,7 +61,7 @@ pub(super) fn restored(device: &mut Device, context: &Context<'_>) {
     if device.state == DeviceState::Retired {
         return;
     }
-    restricted(device, context.now.wall);
+    restricted(device, context.now.wall, &context.now);
     if matches!(device.state, DeviceState::Registered | DeviceState::Blocked) {
         take_keys(device);
     } else {
@@ -74,7 +74,7 @@ pub(super) fn restored(device: &mut Device, context: &Context<'_>) {
 pub(super) fn start(device: &mut Device, context: &Context<'_>) {
     let now = &context.now;
     if device.state == DeviceState::Released && full_service(device, context.config).is_none() {
-        restricted(device, now.wall);
+        restricted(device, now.wall, now);
         quarantine(device, StateReason::PoolRemoved, context);
     }
     if !held_back(device, context) && release_end(device, now).is_some_and(|end| end <= now.boot) {
@@ -119,15 +119,16 @@ pub(super) fn quarantine(device: &mut Device, reason: StateReason, context: &Con
     arrival::rest(device, reason, context);
 }
 
-/// No proof seen until then releases any more.
-pub(super) fn restricted(device: &mut Device, seen: WallTime) {
-    device.release.restricted_at = device.release.restricted_at.max(Some(seen));
+/// No proof seen until then releases any more; nor does the one that released it.
+pub(super) fn restricted(device: &mut Device, seen: WallTime, now: &Now) {
+    let until = seen.max(proof::spent(device, now));
+    device.release.restricted_at = device.release.restricted_at.max(Some(until));
 }
 
 /// The same, of something that had begun then.
 pub(super) fn restricted_since(device: &mut Device, begun: Option<Now>, context: &Context<'_>) {
     let now = context.now.wall;
-    restricted(device, begun.map_or(now, |b| b.wall.min(now)));
+    restricted(device, begun.map_or(now, |b| b.wall.min(now)), &context.now);
 }
 
 pub(super) fn take_keys(device: &mut Device) {

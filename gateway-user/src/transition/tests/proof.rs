@@ -158,6 +158,39 @@ fn the_proof_of_a_lease_that_ended_does_not_begin_another() {
 }
 
 #[test]
+fn a_proof_that_is_dated_ahead_releases_once() {
+    let r = "r1".parse().unwrap();
+    let ahead = |desk: &Desk| WallTime(desk.now.wall.0 + FUTURE_TOLERANCE_MS);
+    // A lease that ends within the two minutes, a revocation, and one after a second proof that is dated rightly.
+    for ends in [Signal::LeaseEnded, REVOKED] {
+        for again in [false, true] {
+            let mut desk = Desk::new("lab");
+            let seen = ahead(&desk);
+            desk.tell(proof(&r, seen)).pass(1000);
+            if again {
+                let now = desk.now.wall;
+                desk.tell(proof(&r, now)).pass(1000);
+            }
+            desk.tell(ends);
+            assert_eq!(desk.refused(proof(&r, seen)), "STALE_SIGNAL", "{ends:?}, {again}");
+            desk.pass(2);
+            let next = ahead(&desk);
+            desk.tell(proof(&r, next));
+            assert!(desk.released());
+        }
+    }
+    // A clock that is set back keeps nothing out for longer than that.
+    let mut desk = Desk::new("lab");
+    let seen = ahead(&desk);
+    desk.tell(proof(&r, seen));
+    desk.now.wall.0 -= 1_000_000;
+    desk.tell(REVOKED).pass(2);
+    let next = ahead(&desk);
+    desk.tell(proof(&r, next));
+    assert!(desk.released());
+}
+
+#[test]
 fn a_device_whose_pool_is_gone_can_be_restricted_but_not_released() {
     let mut desk = Desk::new("office");
     desk.proof("r1");

@@ -20,8 +20,8 @@ use crate::{
     model::{DeviceId, Identity},
 };
 
-/// Signals of one stream that are under way at a time.
-pub(super) const MOST_UNDER_WAY: usize = 512;
+/// Signals of one stream that are under way at a time: what one commit takes in, and as many that arrive and are checked meanwhile.
+pub(super) const MOST_UNDER_WAY: usize = 1024;
 /// How long a signal waits when the controller's queue is full, before it is tried again.
 const BUSY_WAIT: Duration = Duration::from_millis(2);
 /// And how often; then it is refused as BUSY.

@@ -304,8 +304,8 @@ fn find(
     };
     let text = "SELECT client, id, digest, at, answer, number FROM requests
         WHERE number >> 14 = ?1 AND key = ?2 AND client = ?3 AND id = ?4";
-    let mut statement = connection.prepare_cached(text)?;
     for chapter in seen.chapters(key) {
+        let mut statement = connection.prepare_cached(text)?;
         let row = |r: &Row<'_>| Ok((r.get(5)?, rows::request(r)?));
         let found = statement
             .query_row(params![signed(chapter), key, client, id.as_str()], row)

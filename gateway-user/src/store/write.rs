@@ -2,7 +2,7 @@
 
 use std::sync::LazyLock;
 
-use rusqlite::{Connection, OptionalExtension as _, Row, Transaction, TransactionBehavior, params};
+use rusqlite::{Connection, OptionalExtension as _, Row, Statement, Transaction, TransactionBehavior, params};
 
 use super::{
     ChangeSet, Committed, StoreError,
@@ -97,6 +97,7 @@ impl Aliases {
 fn devices(t: &Transaction<'_>, changes: &ChangeSet, revision: Revision, last: &mut LastEntries<'_>) -> rusqlite::Result<()> {
     let mut old = t.prepare_cached("SELECT common_names, certificates, vpn_keys, last_audit FROM devices WHERE id = ?1")?;
     let mut remove = t.prepare_cached("DELETE FROM aliases WHERE kind = ?1 AND alias = ?2")?;
+    let mut upsert = t.prepare_cached(&UPSERT)?;
     // All aliases that go are gone before the first comes: one may move from a device to another in the same change.
     let mut fresh = Vec::new();
     for device in changes.devices.values() {
@@ -111,7 +112,7 @@ fn devices(t: &Transaction<'_>, changes: &ChangeSet, revision: Revision, last: &
         let (before, entry) = old.query_row([device.id.as_str()], of_row).optional()?.unzip();
         let after = Aliases::of(device);
         let entry = last.replaces(&device.id, entry.unwrap_or(0));
-        put(t, device, &after, revision, entry)?;
+        put(&mut upsert, device, &after, revision, entry)?;
         if before.as_ref() != Some(&after) {
             for (kind, alias) in before.iter().flat_map(Aliases::rows) {
                 remove.execute(params![kind, alias])?;
@@ -128,9 +129,9 @@ fn devices(t: &Transaction<'_>, changes: &ChangeSet, revision: Revision, last: &
     Ok(())
 }
 
-fn put(t: &Transaction<'_>, d: &Device, aliases: &Aliases, revision: Revision, entry: u64) -> rusqlite::Result<()> {
+fn put(upsert: &mut Statement<'_>, d: &Device, aliases: &Aliases, revision: Revision, entry: u64) -> rusqlite::Result<()> {
     let (offer, key, exception) = (d.keys.offer.as_ref(), d.keys.final_key.as_ref(), d.exception.as_ref());
-    t.prepare_cached(&UPSERT)?.execute(params![
+    upsert.execute(params![
         d.id.as_str(),
         d.owner,
         d.full_service_pool.as_str(),

@@ -14,7 +14,7 @@ use tonic::transport::Channel;
 use super::fleet::{self, Fleet};
 
 /// Signals of the stream that are sent and not yet answered.
-const WINDOW: usize = 512;
+const WINDOW: usize = 1024;
 /// Calls at a time.
 const CALLS: usize = 64;
 

@@ -1,6 +1,8 @@
 //! Every device looked at again: after a start, when another publication is in force, when the clock has come right. What must be so before
 //! anything is answered is found at once; the rest comes in slices, with everyone else's turn in between.
 
+use std::time::Instant;
+
 use tracing::warn;
 
 use super::{
@@ -67,6 +69,10 @@ impl Writer {
 
     /// The next slice.
     pub(super) fn review_slice(&mut self) {
+        let instant = Instant::now();
+        if self.review_due(instant).is_none_or(|at| at > instant) {
+            return;
+        }
         let Some(review) = self.reviewing.take() else { return };
         let now = self.clock.now();
         let most = if review.steps { STEPPED } else { PLACED };
@@ -98,6 +104,13 @@ impl Writer {
                 ..review
             });
         }
+    }
+
+    /// When the next slice may come. While nothing can be committed, what is in force and waits for that must not become more and more.
+    pub(super) fn review_due(&self, instant: Instant) -> Option<Instant> {
+        let waits = |review: &Review| review.steps && self.store_problem.is_some();
+        let review = self.reviewing.as_ref()?;
+        Some(if waits(review) { self.next_retry } else { instant })
     }
 
     /// What a start has to put right before anything is answered: releases that are over, or whose pools are gone or grant them less now, and

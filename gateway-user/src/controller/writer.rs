@@ -263,7 +263,7 @@ impl Writer {
                 self.links = links.borrow_and_update().clone();
                 self.next_check = Instant::now();
             }
-            let wake = if self.lists.is_empty() && self.questions.is_empty() && self.reviewing.is_none() {
+            let wake = if self.lists.is_empty() && self.questions.is_empty() {
                 self.wake()
             } else {
                 Duration::ZERO
@@ -475,7 +475,8 @@ impl Writer {
         let instant = Instant::now();
         let mut wake = self.next_check.saturating_duration_since(instant);
         wake = wake.min(self.comparison.next.saturating_duration_since(instant));
-        for at in [self.commit_due(), (!self.parked.is_empty()).then_some(self.next_again)] {
+        let again = (!self.parked.is_empty()).then_some(self.next_again);
+        for at in [self.commit_due(), again, self.review_due(instant)] {
             wake = at.map_or(wake, |at| wake.min(at.saturating_duration_since(instant)));
         }
         if let Some(at) = self.next_time() {

@@ -1,12 +1,14 @@
 //! What a start makes of store and kernel.
 
+use std::{collections::BTreeMap, time::Duration};
+
 use super::kit::*;
 use crate::{
     config::PoolKind,
     controller::{Enforcement, StartError},
     kernel::{Assignment, Kernel as _, fake::Call},
-    model::{BootTime, DeviceState, Now, SessionId},
-    store::{Store as _, StoreError},
+    model::{BootTime, Device, DeviceState, Lease, Now, Rare, Release, SessionId, StateReason},
+    store::{ChangeSet, SqliteStore, Store as _, StoreError},
 };
 
 #[tokio::test]
@@ -190,4 +192,65 @@ async fn a_store_that_cannot_be_read_stops_the_start_and_leaves_the_kernel() {
     let before = g.kernel.state().assigned.clone();
     assert!(matches!(g.start().await, Err(StartError::Store(StoreError::Corrupt(_)))));
     assert_eq!(g.kernel.state().assigned, before);
+}
+
+/// Devices with leases of the first boot, more than a slice has, as they are in the store.
+fn leased(g: &Gateway, boot_id: Option<u64>) -> usize {
+    let mut store = SqliteStore::open(&g.state_directory()).unwrap();
+    let found = store.load().unwrap();
+    if let Some(boot_id) = boot_id {
+        let of = |d: &&Device| d.release.lease.is_some_and(|l| l.given.boot_id == boot_id);
+        return found.devices.iter().filter(of).count();
+    }
+    let device = |n: u32| Device {
+        state: DeviceState::Released,
+        state_reason: StateReason::PolicyApplied,
+        gateway_uri: "lab.vpn.example".into(),
+        release: Rare::new(Release {
+            proved: Some(START),
+            lease: Some(Lease {
+                given: START,
+                length_ms: 60_000,
+            }),
+            ..Release::default()
+        }),
+        ..Device::new(id(&format!("phone-{n:04}")), "lab".parse().unwrap(), START.wall)
+    };
+    let devices: BTreeMap<_, _> = (0..1000).map(device).map(|d| (d.id.clone(), d)).collect();
+    let changes = ChangeSet {
+        devices,
+        ..ChangeSet::default()
+    };
+    store.commit(&changes, found.revision, START.wall).unwrap();
+    1000
+}
+
+#[tokio::test]
+async fn what_another_boot_changes_does_not_heap_up_before_a_full_disk() {
+    let mut g = Gateway::new().await;
+    g.stop().await;
+    let all = leased(&g, None);
+    g.reboot(Now {
+        boot: BootTime(7),
+        boot_id: 2,
+        ..START
+    });
+    g.disk.fill();
+    g.start().await.unwrap();
+    for _ in 0..20 {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+        let waiting = g.controller().status().await.unwrap().not_durable;
+        // Two slices are decided before the first commit is seen to fail.
+        assert!((1..=512).contains(&waiting), "{waiting}");
+    }
+    g.disk.free();
+    let revision = async |g: &Gateway| g.controller().status().await.unwrap().revision;
+    g.until("all of it", async |g| {
+        let before = revision(g).await;
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        g.controller().status().await.unwrap().not_durable == 0 && revision(g).await == before
+    })
+    .await;
+    g.stop().await;
+    assert_eq!((leased(&g, Some(START.boot_id)), leased(&g, Some(2))), (0, all));
 }

@@ -3,12 +3,13 @@
 //! Whatever changes here changes [`VERSION`]; pinned maps of another version are not adopted.
 
 mod fragments;
+mod homes;
 mod plain;
 
-pub use self::{fragments::*, plain::*};
+pub use self::{fragments::*, homes::*, plain::*};
 
 /// Version of everything in this module. It is part of the pin directory's name and stands in [`Control::abi`].
-pub const VERSION: u32 = 4;
+pub const VERSION: u32 = 5;
 
 /// Names of the maps in the BPF object, as `bpftool map` shows them.
 pub mod map {
@@ -26,8 +27,8 @@ pub mod map {
     /// `[u8; 16]` (IPv6, or v4-mapped, network order) to [`super::Cold`]. Hash without preallocation: an entry for each address of a
     /// live session. Full: the daemon refuses to open the session.
     pub const COLD: &str = "COLD";
-    /// Two [`super::Policy`] generations, of which [`super::Control::generation`] names the one in force, and behind them the shadow
-    /// policy ([`super::POLICY_SHADOW`]). Array, mmap-able.
+    /// One `[Policy; POLICIES]`: two [`super::Policy`] generations, of which [`super::Control::generation`] names the one in force, and
+    /// behind them the shadow policy ([`super::POLICY_SHADOW`]). Array, mmap-able.
     pub const POLICY: &str = "POLICY";
     /// Interface index to [`super::Interface`]. Hash. An interface without entry has no VLANs and, while [`super::FLAG_INTERFACE_POOLS`] is
     /// set, no pools.
@@ -35,10 +36,9 @@ pub mod map {
     /// [`super::FragmentBucket`]s: the datagrams in fragments whose first one passed. Array, a power of two, sized by the daemon; written by the
     /// programs only. Full: the first fragment of one more is dropped; what is there stays.
     pub const FRAGMENTS: &str = "FRAGMENTS";
-    /// `[Count; REASONS]` for each pool number (0: no pool). Per-CPU array: exact.
+    /// One `[CpuCounts; CPUS]`, by CPU number: [`super::CpuCounts`]. Array, mmap-able; sized by who loads the object to the CPUs that there can be
+    /// ([`super::CPUS`]). Exact, and read without a system call.
     pub const COUNTERS: &str = "COUNTERS";
-    /// [`super::RuleCount`] by rule number; 0 is what no rule passed, without the reason `all`, which [`COUNTERS`] has. Per-CPU array: exact.
-    pub const RULES: &str = "RULES";
     /// One `[u64; MAX_RULES]`: by rule number, a digest of the rule that has it, 0: free. Array; the daemon's own, so that a rule
     /// keeps its number, and its counter, over changes of the policy.
     pub const RULE_IDS: &str = "RULE_IDS";
@@ -57,6 +57,10 @@ pub mod map {
     pub const ANSWERS: &str = "ANSWERS";
     /// One [`super::Trace`]: what the probing twin of a program found. Array; each load of the object has its own.
     pub const TRACE: &str = "TRACE";
+
+    /// Maps whose one element the programs address directly, without a look-up: whoever loads the object turns each reference to one of
+    /// them into a reference to its element.
+    pub const DIRECT: [&str; 5] = [CONTROL, DIR4, HOMES6, POLICY, COUNTERS];
 }
 
 /// Names of the programs in the BPF object.
@@ -187,9 +191,9 @@ pub const FLAG_CAPTURE: u32 = 8;
 /// [`Control::flags`]: some session has a whole IPv6 /64: [`map::HASH6`] may hold an address under [`delegated`]. Set before there is one.
 pub const FLAG_DELEGATED: u32 = 16;
 
-/// Index of the shadow policy in [`map::POLICY`].
+/// Place of the shadow policy in [`map::POLICY`].
 pub const POLICY_SHADOW: u32 = 2;
-/// Elements of [`map::POLICY`].
+/// Policies in [`map::POLICY`].
 pub const POLICIES: u32 = 3;
 
 /// The hot words.
@@ -200,7 +204,7 @@ pub struct Control {
     pub abi: u32,
     /// [`FLAG_OBSERVE`].
     pub flags: u32,
-    /// Index into [`map::POLICY`] of the generation in force: 0 or 1.
+    /// Place in [`map::POLICY`] of the generation in force: 0 or 1.
     pub generation: u32,
     /// log2 of the number of buckets in [`map::HASH6`].
     pub hash6_bits: u32,
@@ -265,33 +269,6 @@ pub const fn delegated(hi: u64) -> [u64; 2] {
     [hi, DELEGATED]
 }
 
-/// Most IPv6 prefixes over all pools.
-pub const MAX_HOMES6: usize = 64;
-
-/// One IPv6 prefix of a pool. The first match counts; prefixes of pools do not overlap, reserved addresses (class 0) come first.
-#[repr(C)]
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Home6 {
-    /// Prefix, as loaded from memory.
-    pub prefix: [u64; 2],
-    /// Mask, as loaded from memory.
-    pub mask: [u64; 2],
-    /// Class of an address that is not in [`map::HASH6`].
-    pub class: u64,
-}
-const _: () = assert!(size_of::<Home6>() == 40);
-
-/// The IPv6 prefixes of the pools.
-#[repr(C)]
-#[derive(Clone, Copy, Debug)]
-pub struct Homes6 {
-    /// How many of `homes` count.
-    pub count: u64,
-    /// In order of search.
-    pub homes: [Home6; MAX_HOMES6],
-}
-const _: () = assert!(size_of::<Homes6>() == 8 + 64 * 40);
-
 /// What the program needs of an address only rarely, and what a person wants to know of it.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -354,7 +331,7 @@ const _: () = assert!(size_of::<Dst6>() == 40);
 /// Rule number by port group, group and pool. Few port groups are in use, and pools are next to each other: what is read is dense, and in cache.
 pub type Matrix = [[[u16; POOLS]; GROUPS]; PORT_GROUPS];
 /// Pool numbers, 0 for none included.
-const POOLS: usize = MAX_POOLS as usize + 1;
+pub const POOLS: usize = MAX_POOLS as usize + 1;
 
 /// A policy generation: recursive flow classification. Destination to group, (protocol, port) to port group, and a matrix of
 /// (port group, group, pool) to rule number; 0 is "no rule".
@@ -388,7 +365,7 @@ const _: () = assert!(size_of::<Policy>() == 512 + 3 * 131_072 + 2 * 65_536 + 25
 /// Highest rule number + 1. Numbers are unique over all policies, the shadow's included.
 pub const MAX_RULES: usize = 4096;
 
-/// Reasons that [`map::COUNTERS`] has room for. An odd number of cache lines: a power of two would put the counters that many pools have in
+/// Reasons that [`CpuCounts`] has room for. An odd number of cache lines: a power of two would put the counters that many pools have in
 /// common into the same few sets of a cache.
 pub const REASONS: usize = 132;
 const _: () = assert!(REASONS * size_of::<Count>() / 64 % 2 == 1);
@@ -402,6 +379,22 @@ pub struct Count {
     /// Bytes from the IP header on; for a frame without one, of the frame.
     pub bytes: u64,
 }
+
+/// What one CPU has counted, and what it keeps beside. Only programs on that CPU write it, but for the counters of rules that nothing names.
+#[repr(C)]
+pub struct CpuCounts {
+    /// By pool number, 0 for none, and reason.
+    pub pools: [[Count; REASONS]; POOLS],
+    /// What rules passed, by rule number; 0 is what no rule passed, without the reason `all`, which `pools` has.
+    pub rules: [Count; MAX_RULES],
+    /// That of it which the shadow policy would have dropped.
+    pub shadow_drops: [Count; MAX_RULES],
+    /// The programs' own: [`crate::clock::BootClock`].
+    pub clock: crate::clock::BootClock,
+    /// Unused, 0: the next CPU's begin in a page of their own.
+    pub spare: [u64; 510],
+}
+const _: () = assert!(size_of::<CpuCounts>() == 66 * 4096);
 
 /// What one rule passed.
 #[repr(C)]
@@ -439,6 +432,10 @@ pub const ANSWERS_A_SECOND: u64 = 10;
 /// Name of the read-only variable that makes a load of the object the probing twin, if it is not 0: the same verdicts from the same maps,
 /// but it counts nothing, tells nothing, answers nothing, captures nothing and remembers nothing, and writes [`Trace`] to [`map::TRACE`].
 pub const PROBE: &str = "PROBE";
+
+/// Name of the read-only variable that says how many [`CpuCounts`] there are: one more than the highest number of a CPU. A packet on another is
+/// judged, and not counted.
+pub const CPUS: &str = "CPUS";
 
 /// Where a packet was judged, in [`Denial::hook`].
 pub mod hook {

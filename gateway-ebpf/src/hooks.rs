@@ -1,7 +1,7 @@
 //! The kernel entry points. Each parses, asks [`decide`], and does what its verdict table says: [`xdp_verdict`] or [`tc_verdict`].
 //!
-//! Three ways lead there. IPv4 without anything rare: parsed and decided inline, by direct packet access. IPv6: parsed inline, decided in
-//! a called function. The rest: parsed by helpers in one called function, decided in the other. Between functions the headers are kept
+//! Three ways lead there. What is common is left to `short`, which decides it or leaves it to the others. What is plain: parsed inline, decided in a
+//! called function. The rest: parsed by helpers in one called function, decided in the other. Between functions the headers are kept
 //! in a map, not on the stack: the verifier then follows one state from there on, not one for each thing that the parser can say.
 
 use aya_ebpf::{
@@ -11,13 +11,12 @@ use aya_ebpf::{
 };
 use gateway_ebpf::{
     abi::{
-        FLAG_CAPTURE, FLAG_DELEGATED, FLAG_INTERFACE_POOLS, FLAG_OBSERVE, FLAG_SHADOW, MARK_ANSWER, MARK_GRANT, MARK_GRANT_MASK,
-        MARK_OURS, MARK_RESERVED, MARK_RESERVED_MASK, MAX_POOLS, META_VLAN, hook,
+        FLAG_CAPTURE, FLAG_OBSERVE, FLAG_SHADOW, MARK_ANSWER, MARK_GRANT, MARK_GRANT_MASK, MARK_OURS, MARK_RESERVED,
+        MARK_RESERVED_MASK, MAX_POOLS, META_VLAN, hook,
     },
     decide::{Direction, Outcome, Place, Role, Verdict, shadow},
     headers::{Headers, Judged},
-    parse::{Parsed, parse_common, parse_fast, parse_full},
-    quick::quick,
+    parse::{Parsed, parse_fast, parse_full},
     rare::{decide_rare, wrong_vlan},
     reason::Reason,
     tables::{Tables, read},
@@ -26,14 +25,14 @@ use gateway_ebpf::{
 use crate::{
     access::{Direct, SkbBytes, XdpBytes},
     answer, capture,
-    maps::{Kernel, keep, keep_plain, kept_rare, probing},
+    maps::{KERNEL, keep, keep_plain, kept_rare, own, probing},
     note::{is_tagged, leave_word, metadata, tag, vlan},
     report::{self, Denied},
-    trace,
+    short, trace,
 };
 
 /// The next program on the hook, or the stack. TC_ACT_OK would keep the programs behind ours from running.
-const TCX_NEXT: i32 = -1;
+pub(crate) const TCX_NEXT: i32 = -1;
 
 #[xdp(frags)]
 fn xdp_device(ctx: XdpContext) -> u32 {
@@ -217,7 +216,9 @@ fn account<const KEPT: bool>(flags: u32, place: u8, ifindex: u32, hook: u8, verd
         }
         return;
     }
-    report::count(verdict, h.length);
+    if let Some(own) = own() {
+        report::count(own, verdict, h.length);
+    }
     if score && (KEPT || keep(h)) {
         let passed = verdict.reason.passes();
         report::differ(
@@ -240,55 +241,26 @@ extern "C" fn write_trace(mark: u32, what: u32, rule: u32, would: u32) -> u64 {
 #[inline(never)]
 extern "C" fn would(place: u32, ifindex: u32) -> u32 {
     match kept_rare() {
-        Some((h, rare)) => shadow(&Kernel, at(place as u8, ifindex), h, Some(rare)),
+        Some((h, rare)) => shadow(&KERNEL, at(place as u8, ifindex), h, Some(rare)),
         None => 0,
     }
 }
 
 #[inline(always)]
 fn xdp_judge<const DEVICE: bool>(ctx: *mut xdp_md) -> u32 {
-    let frame = Direct::xdp(ctx);
-    let kept = if let Some(h) = parse_common::<_, true>(&frame) {
-        // SAFETY: the kernel gives a valid context.
-        let ifindex = unsafe { (*ctx).ingress_ifindex };
-        if let Some(verdict) = judge_quickly(xdp_place::<DEVICE>(ifindex), &h) {
-            return match verdict.outcome() {
-                Outcome::Grant => {
-                    leave_word(ctx, ifindex, verdict.mark);
-                    xdp_action::XDP_PASS
-                }
-                _ => xdp_action::XDP_DROP,
-            };
-        }
-        keep_plain(&h)
-    } else {
-        let mut h = Headers::default();
-        match parse_fast::<_, true>(&frame, &mut h) {
-            Parsed::Done => keep_plain(&h),
-            Parsed::Rare => xdp_read(ctx) != 0,
-        }
+    if let Some(action) = short::xdp::<DEVICE>(ctx) {
+        return action;
+    }
+    let mut h = Headers::default();
+    let kept = match parse_fast::<_, true>(&Direct::xdp(ctx), &mut h) {
+        Parsed::Done => keep_plain(&h),
+        Parsed::Rare => xdp_read(ctx) != 0,
     };
     match (kept, DEVICE) {
         (false, _) => xdp_action::XDP_DROP,
         (true, true) => xdp_kept_device(ctx),
         (true, false) => xdp_kept_core(ctx),
     }
-}
-
-/// The verdict on a common packet, counted, and told of if it is a denial; `None`: the long way. While the mode, the shadow policy or a
-/// capture wants to know more, every packet goes that way.
-#[inline(always)]
-fn judge_quickly(place: Place, h: &Headers) -> Option<Verdict> {
-    let control = Kernel.control()?;
-    if probing() || read(&control.flags) & !(FLAG_INTERFACE_POOLS | FLAG_DELEGATED) != 0 {
-        return None;
-    }
-    let verdict = quick(&Kernel, control, place, h)?;
-    report::count(&verdict, h.length);
-    if !verdict.reason.passes() && report::may_tell() && keep(h) {
-        report::tell(Denied::new(&verdict, place.hook, false).word(), place.ifindex);
-    }
-    Some(verdict)
 }
 
 #[unsafe(no_mangle)]
@@ -319,12 +291,12 @@ fn xdp_kept<const DEVICE: bool>(ctx: *mut xdp_md) -> u32 {
     // SAFETY: the kernel gives a valid context.
     let ifindex = unsafe { (*ctx).ingress_ifindex };
     let place = xdp_place::<DEVICE>(ifindex);
-    let verdict = decide_rare(&Kernel, place, h, rare);
+    let verdict = decide_rare(&KERNEL, place, h, rare);
     xdp_verdict::<true>(ctx, ifindex, place.hook, &verdict, h)
 }
 
 #[inline(always)]
-const fn xdp_place<const DEVICE: bool>(ifindex: u32) -> Place {
+pub(crate) const fn xdp_place<const DEVICE: bool>(ifindex: u32) -> Place {
     let (place, hook) = if DEVICE {
         (DEVICE_ETH, hook::XDP_DEVICE)
     } else {
@@ -351,7 +323,7 @@ fn tc_companion<const PLACE: u8>(skb: *mut __sk_buff) -> i32 {
         }
         Some(word) if PLACE == DEVICE_ETH => tc_retagged_device(skb, word),
         Some(word) => tc_retagged_core(skb, word),
-        None => tc_fast::<PLACE, true>(skb, ifindex),
+        None => tc_fast::<PLACE, true>(skb),
     }
 }
 
@@ -375,7 +347,7 @@ fn tc_retagged<const PLACE: u8>(skb: *mut __sk_buff, word: u32) -> i32 {
     let Some((h, rare)) = kept_rare() else { return TC_ACT_SHOT };
     let ifindex = ifindex(skb);
     let denied = word & MARK_GRANT_MASK == MARK_ANSWER;
-    match wrong_vlan(&Kernel, at(PLACE, ifindex), h, rare) {
+    match wrong_vlan(&KERNEL, at(PLACE, ifindex), h, rare) {
         // A denial is counted already.
         Some(_) if denied => TC_ACT_SHOT,
         Some(verdict) => {
@@ -399,34 +371,25 @@ fn tc_judge<const PLACE: u8, const ETHERNET: bool>(skb: *mut __sk_buff) -> i32 {
             return TCX_NEXT;
         }
     }
-    tc_fast::<PLACE, ETHERNET>(skb, ifindex)
+    tc_fast::<PLACE, ETHERNET>(skb)
 }
 
 #[inline(always)]
-fn tc_fast<const PLACE: u8, const ETHERNET: bool>(skb: *mut __sk_buff, ifindex: u32) -> i32 {
-    let packet = Direct::skb(skb);
+fn tc_fast<const PLACE: u8, const ETHERNET: bool>(skb: *mut __sk_buff) -> i32 {
     let tagged = is_tagged(skb);
-    let common = if tagged { None } else { parse_common::<_, ETHERNET>(&packet) };
-    let kept = if let Some(h) = common {
-        if let Some(verdict) = judge_quickly(at(PLACE, ifindex), &h) {
-            return match verdict.outcome() {
-                Outcome::Grant => set_mark(skb, verdict.mark),
-                _ => TC_ACT_SHOT,
-            };
-        }
-        keep_plain(&h)
+    if !tagged && let Some(action) = short::tc::<PLACE, ETHERNET>(skb) {
+        return action;
+    }
+    let mut h = Headers::default();
+    let parsed = if tagged {
+        Parsed::Rare
     } else {
-        let mut h = Headers::default();
-        let parsed = if tagged {
-            Parsed::Rare
-        } else {
-            parse_fast::<_, ETHERNET>(&packet, &mut h)
-        };
-        match parsed {
-            Parsed::Done => keep_plain(&h),
-            Parsed::Rare if ETHERNET => tc_read_eth(skb) != 0,
-            Parsed::Rare => tc_read_ip(skb) != 0,
-        }
+        parse_fast::<_, ETHERNET>(&Direct::skb(skb), &mut h)
+    };
+    let kept = match parsed {
+        Parsed::Done => keep_plain(&h),
+        Parsed::Rare if ETHERNET => tc_read_eth(skb) != 0,
+        Parsed::Rare => tc_read_ip(skb) != 0,
     };
     if !kept {
         return TC_ACT_SHOT;
@@ -498,7 +461,7 @@ fn tc_kept<const PLACE: u8>(skb: *mut __sk_buff) -> i32 {
     let Some((h, rare)) = kept_rare() else { return TC_ACT_SHOT };
     let ifindex = ifindex(skb);
     let place = at(PLACE, ifindex);
-    let verdict = decide_rare(&Kernel, place, h, rare);
+    let verdict = decide_rare(&KERNEL, place, h, rare);
     tc_verdict::<PLACE, true>(skb, ifindex, place.hook, &verdict, h)
 }
 
@@ -511,20 +474,22 @@ fn guard(skb: *mut __sk_buff) -> i32 {
     if mark & MARK_GRANT_MASK == MARK_GRANT {
         return TCX_NEXT;
     }
-    report::tally(Reason::Unjudged, 0, length);
+    if let Some(own) = own() {
+        report::tally(own, Reason::Unjudged, 0, length);
+    }
     if flags() & FLAG_OBSERVE != 0 { TCX_NEXT } else { TC_ACT_SHOT }
 }
 
-const DEVICE_ETH: u8 = 0;
-const CORE_ETH: u8 = 1;
-const DEVICE_IP: u8 = 2;
-const CORE_IP: u8 = 3;
-const EGRESS_ETH: u8 = 4;
-const EGRESS_IP: u8 = 5;
+pub(crate) const DEVICE_ETH: u8 = 0;
+pub(crate) const CORE_ETH: u8 = 1;
+pub(crate) const DEVICE_IP: u8 = 2;
+pub(crate) const CORE_IP: u8 = 3;
+pub(crate) const EGRESS_ETH: u8 = 4;
+pub(crate) const EGRESS_IP: u8 = 5;
 
 /// The place behind a number, which a const parameter can be.
 #[inline(always)]
-const fn at(place: u8, ifindex: u32) -> Place {
+pub(crate) const fn at(place: u8, ifindex: u32) -> Place {
     let (role, direction, hook) = match place {
         DEVICE_ETH | DEVICE_IP => (Role::Device, Direction::Ingress, hook::TC_DEVICE),
         CORE_ETH | CORE_IP => (Role::Core, Direction::Ingress, hook::TC_CORE),
@@ -542,18 +507,18 @@ const fn at(place: u8, ifindex: u32) -> Place {
 /// [`gateway_ebpf::abi::Control::flags`]. A control word that cannot be read enforces.
 #[inline(always)]
 fn flags() -> u32 {
-    Kernel.control().map_or(0, |c| read(&c.flags))
+    KERNEL.control().map_or(0, |c| read(&c.flags))
 }
 
 #[inline(always)]
-fn ifindex(skb: *mut __sk_buff) -> u32 {
+pub(crate) fn ifindex(skb: *mut __sk_buff) -> u32 {
     // SAFETY: the kernel gives a valid context.
     unsafe { (*skb).ifindex }
 }
 
 /// Passes a packet with a grant, or with 0 without one: other people's marks stay, unless they look like one of ours.
 #[inline(always)]
-fn set_mark(skb: *mut __sk_buff, grant: u32) -> i32 {
+pub(crate) fn set_mark(skb: *mut __sk_buff, grant: u32) -> i32 {
     // SAFETY: the kernel gives a valid context, in which the mark may be written.
     unsafe {
         let mark = (*skb).mark;

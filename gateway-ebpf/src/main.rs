@@ -19,6 +19,8 @@ mod rate;
 #[cfg(target_arch = "bpf")]
 mod report;
 #[cfg(target_arch = "bpf")]
+mod short;
+#[cfg(target_arch = "bpf")]
 mod trace;
 
 #[cfg(not(target_arch = "bpf"))]

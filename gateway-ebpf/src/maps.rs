@@ -5,16 +5,15 @@ use core::arch::asm;
 
 use aya_ebpf::{
     bindings::BPF_F_NO_PREALLOC,
-    helpers::generated::{bpf_jiffies64, bpf_ktime_get_boot_ns, bpf_ktime_get_coarse_ns},
+    helpers::generated::{bpf_get_smp_processor_id, bpf_jiffies64, bpf_ktime_get_boot_ns, bpf_ktime_get_coarse_ns},
     macros::map,
     maps::{Array, HashMap, PerCpuArray, RingBuf},
 };
 use gateway_ebpf::{
     abi::{
-        Answers, Bucket6, Class, Cold, ColdKey, Control, Count, FragmentBucket, Homes6, Interface, MAX_INTERFACES, MAX_POOLS,
-        MAX_RULES, POLICIES, Policy, REASONS, RuleCount, ShadowCount, Shared, Trace,
+        Answers, Bucket6, Class, Cold, ColdKey, Control, CpuCounts, FragmentBucket, Homes6, Interface, MAX_INTERFACES, MAX_POOLS,
+        MAX_RULES, POLICIES, Policy, ShadowCount, Shared, Trace,
     },
-    clock::BootClock,
     headers::{Headers, Rare},
     tables::{Tables, read},
 };
@@ -49,10 +48,10 @@ static HOMES6: Array<Homes6> = Array::with_max_entries(1, MMAPABLE);
 #[map]
 static COLD: HashMap<ColdKey, Cold> = HashMap::with_max_entries(65536, BPF_F_NO_PREALLOC);
 
-/// By generation: [`Policy`]; the last is the shadow's. The daemon writes the generation that is not in force, then switches
+/// Key 0: by generation, [`Policy`]; the last is the shadow's. The daemon writes the generation that is not in force, then switches
 /// [`Control::generation`].
 #[map]
-static POLICY: Array<Policy> = Array::with_max_entries(POLICIES, MMAPABLE);
+static POLICY: Array<[Policy; POLICIES as usize]> = Array::with_max_entries(1, MMAPABLE);
 
 /// By interface index: [`Interface`]. Written by the daemon before a program is attached there; an entry goes with its interface. Read only
 /// for VLANs, and while an interface has pools of its own. Full: one more has no VLANs and no pools, and the status says so.
@@ -64,21 +63,18 @@ static INTERFACES: HashMap<u32, Interface> = HashMap::with_max_entries(MAX_INTER
 #[map]
 static FRAGMENTS: Array<FragmentBucket> = Array::with_max_entries(1, 0);
 
-/// Key 0: [`BootClock`]. Written and read here only, each CPU its own.
-#[map]
-static BOOT_CLOCK: PerCpuArray<BootClock> = PerCpuArray::with_max_entries(1, 0);
-
 /// Key 0: by rule number, the digest of the rule that has it. The daemon's own memory of the numbers in [`RULES`].
 #[map]
 static RULE_IDS: Array<[u64; MAX_RULES]> = Array::with_max_entries(1, 0);
 
-/// By pool number, 0 for none: [`Count`] by reason. Written here, each CPU its own; read by the daemon.
+/// Key 0: by CPU number, [`CpuCounts`]. Written here, each CPU its own; read by the daemon. Whoever loads the object makes it as large as [`CPUS`] says.
+/// No per-CPU array: those are of small values, and each look-up of one goes by a pointer of its own.
 #[map]
-pub(crate) static COUNTERS: PerCpuArray<[Count; REASONS]> = PerCpuArray::with_max_entries(MAX_POOLS as u32 + 1, 0);
+static COUNTERS: Array<CpuCounts> = Array::with_max_entries(1, MMAPABLE);
 
-/// By rule number, 0 for what no rule passed but for the reason `all`: [`RuleCount`]. Written here, each CPU its own; read by the daemon.
-#[map]
-pub(crate) static RULES: PerCpuArray<RuleCount> = PerCpuArray::with_max_entries(MAX_RULES as u32, 0);
+/// [`gateway_ebpf::abi::CPUS`]. The kernel knows its value when it verifies.
+#[unsafe(no_mangle)]
+static CPUS: u32 = 1;
 
 /// By pool number: [`ShadowCount`]. Written here while there is a shadow policy, each CPU its own; read by the daemon.
 #[map]
@@ -182,17 +178,47 @@ pub(crate) fn kept_rare() -> Option<(&'static mut Headers, &'static mut Rare)> {
     Some(unsafe { (&mut *h, &mut *rare) })
 }
 
-/// The kernel's tables and clocks.
-pub(crate) struct Kernel;
+/// The only element of a map of [`gateway_ebpf::abi::map::DIRECT`].
+#[inline(always)]
+fn only<T>(map: &'static Array<T>) -> &'static T {
+    // SAFETY: the element is there as long as the map, which the program holds; what the daemon writes meanwhile is read by volatile loads.
+    unsafe { &*element(map) }
+}
+
+#[inline(always)]
+fn element<T>(map: &'static Array<T>) -> *mut T {
+    let mut at = core::ptr::from_ref(map).cast::<T>().cast_mut();
+    // SAFETY: a register, as it is. The instruction that loads the map's address is made to load the element's when the programs are loaded; the
+    // compiler must not conclude anything from what lies at that address in the object.
+    unsafe { asm!("// {at}", at = inout(reg) at, options(pure, nomem, nostack, preserves_flags)) };
+    at
+}
+
+/// This CPU's counters. The result is no reference: two may be asked for.
+#[inline(always)]
+pub(crate) fn own() -> Option<*mut CpuCounts> {
+    // SAFETY: a helper without arguments, which the kernel replaces by a load (Linux 6.10, x86-64).
+    let cpu = unsafe { bpf_get_smp_processor_id() };
+    // SAFETY: the map has room for so many.
+    (cpu < read(&CPUS)).then(|| unsafe { element(&COUNTERS).add(cpu as usize) })
+}
+
+/// The kernel's tables and clocks; with this CPU's counters, if they are known already.
+pub(crate) struct Kernel {
+    pub(crate) own: Option<*mut CpuCounts>,
+}
+
+/// Without the counters.
+pub(crate) const KERNEL: Kernel = Kernel { own: None };
 
 impl Tables for Kernel {
     #[inline(always)]
     fn control(&self) -> Option<&Control> {
-        CONTROL.get(0)
+        Some(only(&CONTROL))
     }
     #[inline(always)]
     fn directory4(&self) -> Option<&[u16; 65536]> {
-        DIR4.get(0)
+        Some(only(&DIR4))
     }
     #[inline(always)]
     fn chunk4(&self, chunk: u16, lower: u16) -> Option<Class> {
@@ -204,11 +230,11 @@ impl Tables for Kernel {
     }
     #[inline(always)]
     fn homes6(&self) -> Option<&Homes6> {
-        HOMES6.get(0)
+        Some(only(&HOMES6))
     }
     #[inline(always)]
     fn policy(&self, index: u32) -> Option<&Policy> {
-        POLICY.get(index)
+        only(&POLICY).get(index as usize)
     }
     #[inline(always)]
     fn interface(&self, ifindex: u32) -> Option<&Interface> {
@@ -249,9 +275,9 @@ impl Tables for Kernel {
     }
     #[inline(always)]
     fn about_boot_now(&self) -> u64 {
-        match BOOT_CLOCK.get_ptr_mut(0) {
-            // SAFETY: the map's value of this CPU, which nobody else holds; a helper without arguments, which the kernel replaces by a load.
-            Some(clock) => unsafe { (*clock).about(bpf_jiffies64(), || self.boot_now()) },
+        match self.own.or_else(own) {
+            // SAFETY: this CPU's, which nobody else holds; a helper without arguments, which the kernel replaces by a load.
+            Some(own) => unsafe { (*own).clock.about(bpf_jiffies64(), || self.boot_now()) },
             None => self.boot_now(),
         }
     }

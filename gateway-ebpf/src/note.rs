@@ -12,7 +12,7 @@ use gateway_ebpf::{
     wire::{Ethernet, Vlan},
 };
 
-use crate::{access::Direct, maps::Kernel};
+use crate::{access::Direct, maps::KERNEL};
 
 #[inline(always)]
 pub(crate) fn is_tagged(skb: *mut __sk_buff) -> bool {
@@ -82,5 +82,5 @@ pub(crate) fn metadata(skb: *mut __sk_buff, ifindex: u32) -> Option<u32> {
 
 #[inline(always)]
 fn key() -> Option<u32> {
-    Kernel.control().map(|c| read(&c.meta_key))
+    KERNEL.control().map(|c| read(&c.meta_key))
 }

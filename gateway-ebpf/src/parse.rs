@@ -11,7 +11,10 @@ mod chain;
 mod common;
 mod quote;
 
-pub use {chain::walk_options, common::parse_common};
+pub use {
+    chain::walk_options,
+    common::{is_six, parse_common, parse_common6},
+};
 
 use crate::{
     headers::{ArpForm, Fragment, FragmentKind, Headers, Rare, protocol},

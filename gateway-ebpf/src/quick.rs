@@ -1,24 +1,24 @@
-//! The short way through the decision, for the packets that are most of the traffic: IPv4 without anything rare, one end in a pool, named by
+//! The short way through the decision, for the packets that are most of the traffic: nothing rare about them, one end in a pool, named by
 //! a from-device rule, or by none, or allowed everything. It is made of the decision's own look-ups, in a straight line; whatever else a packet
 //! or a table has, it says `None`, and [`crate::decide`] is asked. What it does say, the decision says too: tests compare.
 
 use crate::{
     abi::{
-        Control, ENTRY_LEASED, FLAG_INTERFACE_POOLS, MAX_POOLS, POOL_ALL, POOL_BLOCKED, POOL_REJECT, POOL_TO_DEVICE,
+        Class, Control, ENTRY_LEASED, FLAG_INTERFACE_POOLS, MAX_POOLS, POOL_ALL, POOL_BLOCKED, POOL_REJECT, POOL_TO_DEVICE,
         entry_ifindex, entry_pool, mark,
     },
     clock::TOLERANCE,
     decide::{Direction, Place, Role, Verdict, because},
-    headers::{Headers, protocol},
+    headers::{Headers, protocol, words},
     reason::Reason,
     special::special,
-    tables::{Tables, class4, from_device, group, port_group, read},
+    tables::{Tables, class4, class6_near, from_device, group, is_far, port_group, read},
 };
 
 /// What the decision says of a common packet; `None`: ask it.
 #[inline(always)]
 pub fn quick<T: Tables>(t: &T, control: &Control, place: Place, h: &Headers) -> Option<Verdict> {
-    if h.version != 4 || h.problem.is_some() || h.rare || matches!(h.protocol, protocol::ICMP | protocol::ICMPV6) {
+    if !matches!(h.version, 4 | 6) || h.problem.is_some() || h.rare || matches!(h.protocol, protocol::ICMP | protocol::ICMPV6) {
         return None;
     }
     // The end whose policy is asked; the other one is in no pool.
@@ -28,11 +28,21 @@ pub fn quick<T: Tables>(t: &T, control: &Control, place: Place, h: &Headers) -> 
     } else {
         (h.destination, h.source)
     };
-    let directory = t.directory4()?;
-    if class4(t, directory, u32::from_be(other[0]))? != 0 {
-        return None;
-    }
-    let class = class4(t, directory, u32::from_be(own[0]))?;
+    let class = if h.version == 4 {
+        let directory = t.directory4()?;
+        if class4(t, directory, u32::from_be(other[0]))? != 0 {
+            return None;
+        }
+        class4(t, directory, u32::from_be(own[0]))?
+    } else {
+        let bits = read(&control.hash6_bits);
+        let ([hi, lo], [other_hi, _]) = (words(own), words(other));
+        // Between pools that have little in common, and to their neighbours, the long way.
+        if !is_far(t, other_hi)? || is_far(t, hi)? {
+            return None;
+        }
+        Class::try_from(class6_near(t, bits, hi, lo)).ok()?
+    };
     let entry = read(&control.classes[class as usize]);
     let pool = entry_pool(entry);
     if pool == 0 {
@@ -56,7 +66,12 @@ pub fn quick<T: Tables>(t: &T, control: &Control, place: Place, h: &Headers) -> 
         (Reason::All, 0)
     } else {
         let port = if from { h.destination_port } else { h.source_port };
-        let number = from_device(policy, pool, group(policy, 4, other), port_group(policy, h.protocol, port));
+        let number = from_device(
+            policy,
+            pool,
+            group(policy, h.version, other),
+            port_group(policy, h.protocol, port),
+        );
         if number == 0 {
             if flags & (POOL_TO_DEVICE | POOL_REJECT) != 0 {
                 return None;
@@ -71,7 +86,7 @@ pub fn quick<T: Tables>(t: &T, control: &Control, place: Place, h: &Headers) -> 
         }
     };
     // What a rule names is not asked what it is, but for a source.
-    if (!from || rule == 0) && special(4, other).is_some() {
+    if (!from || rule == 0) && special(h.version, other).is_some() {
         return None;
     }
     Some(Verdict {
@@ -103,25 +118,44 @@ mod tests {
         [u32::from_be_bytes(octets).to_be(), 0, 0, 0]
     }
 
+    /// An IPv6 address.
+    fn v6(text: &str) -> Address {
+        let octets = text.parse::<std::net::Ipv6Addr>().unwrap().octets();
+        std::array::from_fn(|i| u32::from_ne_bytes(std::array::from_fn(|j| octets[4 * i + j])))
+    }
+
+    /// Ends of every kind.
+    fn ends(version: u8) -> Vec<Address> {
+        let pools = [RULES, ALL, BLOCKED, 200].map(|p| address(version, p)).into_iter();
+        if version == 6 {
+            let others = [
+                "2001:db8::1",
+                "ff02::1",
+                "::1",
+                "::",
+                "fe80::1",
+                "::ffff:1.2.3.4",
+                "2002::1",
+                "64:ff9b::1",
+            ];
+            return pools.chain(others.map(v6)).collect();
+        }
+        let others = [
+            [8, 8, 8, 8],
+            [224, 0, 0, 1],
+            [127, 0, 0, 1],
+            [0, 0, 0, 0],
+            [169, 254, 0, 1],
+            [255, 255, 255, 255],
+            [240, 0, 0, 1],
+            [192, 88, 99, 1],
+        ];
+        pools.chain(others.map(v4)).collect()
+    }
+
     /// Compares on every packet of a small world; how often the short way was taken, by reason.
-    fn compare(memory: &Memory, now: u64, taken: &mut BTreeMap<&'static str, u32>) {
-        let ends: Vec<Address> = [RULES, ALL, BLOCKED, 200]
-            .map(|p| address(4, p))
-            .into_iter()
-            .chain(
-                [
-                    [8, 8, 8, 8],
-                    [224, 0, 0, 1],
-                    [127, 0, 0, 1],
-                    [0, 0, 0, 0],
-                    [169, 254, 0, 1],
-                    [255, 255, 255, 255],
-                    [240, 0, 0, 1],
-                    [192, 88, 99, 1],
-                ]
-                .map(v4),
-            )
-            .collect();
+    fn compare(memory: &Memory, version: u8, now: u64, taken: &mut BTreeMap<&'static str, u32>) {
+        let ends = ends(version);
         let places = [
             (Role::Device, Direction::Ingress),
             (Role::Core, Direction::Ingress),
@@ -141,7 +175,7 @@ mod tests {
                         for tcp_flags in [0x02, 0x12, 0x10, 0x04] {
                             let ported = matches!(protocol, 6 | 17);
                             let h = Headers {
-                                version: 4,
+                                version,
                                 source,
                                 destination,
                                 protocol,
@@ -180,13 +214,21 @@ mod tests {
                         memory.control.classes[usize::from(leased)] = class_entry(ALL, true, ifindex);
                         memory.control.classes[100] = class_entry(RULES, false, ifindex);
                         memory.set(4, address(4, ALL), class);
+                        memory.set(6, address(6, ALL), class);
+                        if ifindex == HERE {
+                            // All pools are in fd66::/32.
+                            memory.homes6.common_mask = u64::from(u32::MAX);
+                            memory.homes6.common = words(address(6, 0))[0];
+                        }
                         memory.policy.pools[usize::from(RULES)].flags = pool_flags;
                         memory.policy.udp[443] = 7;
                         memory.policy.protocols[47] = 7;
                         memory.policy.to_device[9][0][usize::from(RULES)] = 3;
                         memory.policy.tcp[25] = 9;
                         for now in [99, 100] {
-                            compare(&memory, now, &mut taken);
+                            for version in [4, 6] {
+                                compare(&memory, version, now, &mut taken);
+                            }
                         }
                     }
                 }
@@ -218,7 +260,7 @@ mod tests {
         };
         let asked = |h: &Headers| memory.with(None, 0, |t| quick(t, &memory.control, place, h).map(|v| v.reason));
         assert_eq!(asked(&common), Some(Reason::Rule));
-        assert_eq!(asked(&Headers { version: 6, ..common }), None);
+        assert_eq!(asked(&Headers { version: 0, ..common }), None);
         assert_eq!(asked(&Headers { rare: true, ..common }), None);
         assert_eq!(
             asked(&Headers {

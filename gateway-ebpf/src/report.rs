@@ -2,7 +2,7 @@
 
 use aya_ebpf::helpers::generated::{bpf_ktime_get_boot_ns, bpf_ktime_get_coarse_ns};
 use gateway_ebpf::{
-    abi::{Count, Denial, MAX_RULES, REASONS, mix6},
+    abi::{Count, CpuCounts, Denial, MAX_RULES, POOLS, REASONS, mix6},
     decide::{Outcome, Verdict},
     headers::{Headers, cold_key, words},
     reason::Reason,
@@ -10,7 +10,7 @@ use gateway_ebpf::{
 };
 
 use crate::{
-    maps::{COUNTERS, DENIALS, EVENTS_LOST, RULES, SHADOW, TOLD as TOLD_MAP, kept},
+    maps::{DENIALS, EVENTS_LOST, SHADOW, TOLD as TOLD_MAP, kept, own},
     rate::{self, EVENTS},
 };
 
@@ -79,32 +79,27 @@ impl Denied {
 }
 
 /// Counts a judged packet: by pool and reason, and what is granted by rule. What `all` passed has no rule and is counted once: whoever reads
-/// [`RULES`] adds it to rule 0.
+/// the rules' counters adds it to rule 0. `own`: of this CPU.
 #[inline(always)]
-pub(crate) fn count(verdict: &Verdict, length: u32) {
-    tally(verdict.reason, verdict.pool, length);
-    if verdict.reason != Reason::All
-        && matches!(verdict.outcome(), Outcome::Grant)
-        && let Some(rule) = RULES.get_ptr_mut(u32::from(verdict.rule) % MAX_RULES as u32)
-    {
-        // SAFETY: the map's value of this CPU, which no other program interrupts: all hooks run with bottom halves off.
-        unsafe { add(&raw mut (*rule).passed, length) };
+pub(crate) fn count(own: *mut CpuCounts, verdict: &Verdict, length: u32) {
+    tally(own, verdict.reason, verdict.pool, length);
+    if verdict.reason != Reason::All && matches!(verdict.outcome(), Outcome::Grant) {
+        let rule = usize::from(verdict.rule) % MAX_RULES;
+        // SAFETY: this CPU's, which no other program interrupts: all hooks run with bottom halves off.
+        unsafe { add(&raw mut (*own).rules[rule], length) };
     }
 }
 
 /// Counts by pool and reason.
 #[inline(always)]
-pub(crate) fn tally(reason: Reason, pool: u8, length: u32) {
-    let Some(counts) = COUNTERS.get_ptr_mut(pool.into()) else {
-        return;
-    };
+pub(crate) fn tally(own: *mut CpuCounts, reason: Reason, pool: u8, length: u32) {
     // The compiler knows which numbers there are and drops the bound; the verifier does not, and wants it. `read` hides them.
     let i = read(&(reason as u8)) as usize;
     if i >= REASONS {
         return;
     }
     // SAFETY: as in `count`.
-    unsafe { add(&raw mut (*counts)[i], length) };
+    unsafe { add(&raw mut (*own).pools[pool as usize % POOLS][i], length) };
 }
 
 /// Counts how the shadow policy differs about the packet whose headers were kept last. `passed`: 1, the policy in force passed it; `would`: 1,
@@ -118,9 +113,9 @@ pub(crate) extern "C" fn differ(passed: u32, would: u32, rule: u32, pool: u32) -
     if passed != 0 && would == 2 {
         // SAFETY: as in `count`.
         unsafe { add(&raw mut (*shadow).would_drop, h.length) };
-        if let Some(rule) = RULES.get_ptr_mut(rule % MAX_RULES as u32) {
+        if let Some(own) = own() {
             // SAFETY: as in `count`.
-            unsafe { add(&raw mut (*rule).shadow_drops, h.length) };
+            unsafe { add(&raw mut (*own).shadow_drops[rule as usize % MAX_RULES], h.length) };
         }
     } else if passed == 0 && would == 1 {
         // SAFETY: as in `count`.

@@ -89,6 +89,24 @@ const UNREADABLE: u32 = 0x100;
 /// A called function in the kernel: it keeps the IPv4 path small.
 #[inline(never)]
 fn class6<T: Tables>(t: &T, hash6_bits: u32, hi: u64, lo: u64) -> u32 {
+    // What is far from every pool is looked for nowhere else.
+    match is_far(t, hi) {
+        None => UNREADABLE,
+        Some(true) => 0,
+        Some(false) => class6_near(t, hash6_bits, hi, lo),
+    }
+}
+
+/// Whether an IPv6 address is far from every pool, as is most of what devices talk to; `None`: a table cannot be read.
+#[inline(always)]
+pub(crate) fn is_far<T: Tables>(t: &T, hi: u64) -> Option<bool> {
+    let homes = t.homes6()?;
+    Some((hi ^ read(&homes.common)) & read(&homes.common_mask) != 0)
+}
+
+/// The class of an IPv6 address that is not far from every pool; above 255: a table cannot be read.
+#[inline(always)]
+pub(crate) fn class6_near<T: Tables>(t: &T, hash6_bits: u32, hi: u64, lo: u64) -> u32 {
     match t.single6(hash6_bits, hi, lo) {
         Single6::Class(class) => class as u32,
         Single6::Unreadable => UNREADABLE,

@@ -7,7 +7,7 @@ use gateway_ebpf::{
     tables::{Tables, classes, read},
 };
 
-use crate::maps::{Kernel, TRACE, kept};
+use crate::maps::{KERNEL, TRACE, kept};
 
 /// A verdict in the words that a called function takes.
 #[inline(always)]
@@ -21,7 +21,7 @@ pub(crate) fn packed(verdict: &Verdict, hook: u8) -> (u32, u32) {
 /// Writes the record of the packet whose headers were kept last. The rest: [`packed`].
 #[inline(always)]
 pub(crate) fn write(mark: u32, what: u32, rule: u32, shadow: u8) -> u64 {
-    let (Some(h), Some(trace), Some(control)) = (kept(), TRACE.get_ptr_mut(0), Kernel.control()) else {
+    let (Some(h), Some(trace), Some(control)) = (kept(), TRACE.get_ptr_mut(0), KERNEL.control()) else {
         return 0;
     };
     let [reason, pool, hook, answer] = what.to_ne_bytes();
@@ -54,7 +54,7 @@ fn ends(h: &Headers) -> [Class; 2] {
     if h.version == 0 {
         return [0; 2];
     }
-    match Kernel.control().and_then(|control| classes(&Kernel, control, h)) {
+    match KERNEL.control().and_then(|control| classes(&KERNEL, control, h)) {
         Some((source, destination)) => [source, destination],
         None => [0; 2],
     }

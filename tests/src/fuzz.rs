@@ -6,7 +6,7 @@ use std::{cell::RefCell, sync::LazyLock};
 use gateway_ebpf::{
     abi::{Captured, Denial, SNAP},
     headers::{Headers, Rare},
-    parse::{Parsed, parse_common, parse_fast, parse_full},
+    parse::{Parsed, parse_common, parse_common6, parse_fast, parse_full},
 };
 use gateway_user::{api, config::Config};
 
@@ -43,7 +43,10 @@ fn forms<const ETHERNET: bool>(bytes: &[u8]) -> (Headers, Option<Headers>) {
     let (mut full, mut fast) = (Headers::default(), Headers::default());
     parse_full::<_, ETHERNET>(bytes, None, &mut full, &mut Rare::default());
     let done = parse_fast::<_, ETHERNET>(bytes, &mut fast) == Parsed::Done;
-    if let Some(common) = parse_common::<_, ETHERNET>(bytes) {
+    for common in [parse_common::<_, ETHERNET>(bytes), parse_common6::<_, ETHERNET>(bytes)]
+        .into_iter()
+        .flatten()
+    {
         assert_eq!(common, full, "the common form");
     }
     (full, done.then_some(fast))

@@ -4,6 +4,7 @@
 pub mod api;
 pub mod bulk;
 pub mod differential;
+pub mod elements;
 pub mod flows;
 pub mod fuzz;
 pub mod gateway;

@@ -1,29 +1,24 @@
 //! The counters as the kernel keeps them, read from a gateway's pins: also with its daemon dead.
 
+use std::os::fd::AsFd as _;
+
 use anyhow::{Context as _, Result};
 use aya::maps::{Map, MapData, PerCpuArray};
 use gateway_ebpf::{
-    abi::{self, Count, REASONS, ShadowCount},
+    abi::{self, ShadowCount},
     reason::Reason,
 };
 
-use crate::gateway::Gateway;
-
-#[derive(Clone, Copy)]
-#[repr(transparent)]
-struct Counts([Count; REASONS]);
-
-// SAFETY: an array of structs of two u64 each: no padding, and every bit pattern is valid.
-unsafe impl aya::Pod for Counts {}
+use crate::{elements, gateway::Gateway};
 
 /// Packets that a reason has counted so far, in one pool (0: none).
 ///
 /// # Errors
 /// Nothing is pinned, or it cannot be read.
 pub fn counted(gateway: &Gateway, pool: u8, reason: Reason) -> Result<u64> {
-    let counters: PerCpuArray<_, Counts> = PerCpuArray::try_from(Map::PerCpuArray(pinned(gateway, abi::map::COUNTERS)?))?;
-    let values = counters.get(&u32::from(pool), 0)?;
-    Ok(values.iter().map(|counts| counts.0[reason as usize].packets).sum())
+    let map = pinned(gateway, abi::map::COUNTERS)?;
+    let counts = elements::counts(map.fd().as_fd())?;
+    Ok(counts.pools[usize::from(pool)][reason as usize].packets)
 }
 
 #[derive(Clone, Copy)]

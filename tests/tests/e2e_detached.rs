@@ -6,7 +6,7 @@ use std::{process::Command, thread, time::Duration};
 
 use aya::programs::{Xdp, XdpMode};
 use gateway_ebpf::abi::{VERSION, program};
-use gateway_user::dataplane::object::OBJECT;
+use gateway_user::dataplane::object::Loading;
 use lazaret_proto::v1::Enforcement;
 use lazaret_tests::{
     gateway::Gateway,
@@ -46,7 +46,9 @@ fn a_release_is_not_enforced_where_a_foreign_program_holds_the_hook() {
     gateway.daemon().unwrap().signal(SIGSTOP).unwrap();
     detach(&gateway, "core0", "xdp");
     let ifindex = site.gw.ifindex("core0").unwrap();
-    let mut foreign = aya::Ebpf::load(OBJECT).unwrap();
+    let loading = Loading::new().unwrap();
+    let mut foreign = aya::Ebpf::load(loading.bytes()).unwrap();
+    loading.bind(&foreign).unwrap();
     site.gw.run(|| {
         let xdp: &mut Xdp = foreign.program_mut(program::XDP_CORE).unwrap().try_into().unwrap();
         xdp.load().unwrap();

@@ -77,7 +77,7 @@ static CONTROL: Array<Control> = Array::with_max_entries(1, MMAPABLE);
 #[map]
 static HOMES6: Array<Homes6> = Array::with_max_entries(1, MMAPABLE);
 #[map]
-static POLICY: Array<Policy> = Array::with_max_entries(POLICIES, MMAPABLE);
+static POLICY: Array<[Policy; POLICIES as usize]> = Array::with_max_entries(1, MMAPABLE);
 const MMAPABLE: u32 = 1 << 10;
 
 /// The shipping decision, asked through [`Hashed`].
@@ -138,7 +138,7 @@ impl Tables for Hashed {
     }
     #[inline(always)]
     fn policy(&self, index: u32) -> Option<&Policy> {
-        POLICY.get(index)
+        POLICY.get(0)?.get(index as usize)
     }
     #[inline(always)]
     fn interface(&self, _: u32) -> Option<&Interface> {

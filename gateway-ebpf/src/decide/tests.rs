@@ -62,8 +62,8 @@ pub(crate) fn memory() -> Memory {
         chunks4: vec![[0; 65536]; 2],
         hash6: vec![Bucket6::default(); 4],
         homes6: Homes6 {
-            count: 0,
-            homes: [crate::abi::Home6::default(); 64],
+            common_mask: 0,
+            ..Homes6::new(&[])
         },
         policy,
         shadow: zeroed(),

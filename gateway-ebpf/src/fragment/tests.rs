@@ -414,11 +414,7 @@ fn a_busy_or_missing_bucket_counts_as_full() {
 fn several_cpus_at_one_bucket() {
     let shared = memory();
     let (control, fragments, policy) = (&shared.control, &shared.fragments, &*shared.policy);
-    let homes6 = Homes6 {
-        count: 0,
-        homes: [crate::abi::Home6::default(); 64],
-    };
-    let homes6 = &homes6;
+    let homes6 = &Homes6::new(&[]);
     thread::scope(|scope| {
         for thread in 0..4_u32 {
             scope.spawn(move || {

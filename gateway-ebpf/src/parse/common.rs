@@ -1,14 +1,14 @@
-//! The shortest way to the headers of what is most of the traffic: IPv4 without options and not in fragments, TCP or UDP, plain. Whatever is
-//! otherwise is left to the fast form and the full one, so nothing is refused here.
+//! The shortest way to the headers of what is most of the traffic: IPv4 without options and not in fragments, IPv6 without extension headers, TCP or
+//! UDP, plain. Whatever is otherwise is left to the fast form and the full one, so nothing is refused here.
 
 use super::{ETHERNET_HEADER, FRAGMENT, fits};
 use crate::{
-    headers::{Headers, protocol},
+    headers::{Address, Headers, protocol},
     packet::Packet,
-    wire::{Ipv4, Tcp, Udp},
+    wire::{Ipv4, Ipv6, Tcp, Udp},
 };
 
-/// What the full form says of a common packet; `None`: ask another form. `ETHERNET`: an Ethernet header comes first, otherwise the IP header.
+/// What the full form says of a common packet over IPv4; `None`: ask another form. `ETHERNET`: an Ethernet header comes first, otherwise the IP header.
 #[inline(always)]
 pub fn parse_common<P: Packet + ?Sized, const ETHERNET: bool>(p: &P) -> Option<Headers> {
     const HEADER: usize = size_of::<Ipv4>();
@@ -38,15 +38,81 @@ pub fn parse_common<P: Packet + ?Sized, const ETHERNET: bool>(p: &P) -> Option<H
         length: total as u32,
         ..Headers::default()
     };
+    plain_transport::<P, HEADER>(p, transport, total, &mut h)?;
+    Some(h)
+}
+
+/// The same over IPv6.
+#[inline(always)]
+pub fn parse_common6<P: Packet + ?Sized, const ETHERNET: bool>(p: &P) -> Option<Headers> {
+    const HEADER: usize = size_of::<Ipv6>();
+    let at = if ETHERNET { ETHERNET_HEADER } else { 0 };
+    // As above.
+    p.load::<u32>(at + HEADER + size_of::<Udp>() - size_of::<u32>())?;
+    if !is_six::<P, ETHERNET>(p) || p.load::<u32>(at)? & SIX_MASK != SIX {
+        return None;
+    }
+    let total = HEADER + u16::from_be(p.load(at + 4)?) as usize;
+    if !fits::<ETHERNET, false>(at + total, p.size()) {
+        return None;
+    }
+    let mut h = Headers {
+        version: 6,
+        source: load_address(p, at + 8)?,
+        destination: load_address(p, at + 24)?,
+        hop_limit: p.load(at + 7)?,
+        protocol: p.load(at + 6)?,
+        length: total as u32,
+        ..Headers::default()
+    };
+    plain_transport::<P, HEADER>(p, at + HEADER, total, &mut h)?;
+    Some(h)
+}
+
+/// Whether a packet says first that it is IPv6.
+#[inline(always)]
+pub fn is_six<P: Packet + ?Sized, const ETHERNET: bool>(p: &P) -> bool {
+    if ETHERNET {
+        p.load::<u16>(ETHERNET_HEADER - 2) == Some(0x86dd_u16.to_be())
+    } else {
+        // A word, not a byte: see the full form.
+        p.load::<u32>(0).is_some_and(|first| first & SIX_MASK == SIX)
+    }
+}
+
+/// The version, in the first word of an IPv6 header.
+const SIX_MASK: u32 = u32::from_ne_bytes([0xf0, 0, 0, 0]);
+const SIX: u32 = u32::from_ne_bytes([0x60, 0, 0, 0]);
+
+#[inline(always)]
+fn load_address<P: Packet + ?Sized>(p: &P, at: usize) -> Option<Address> {
+    let [a, b] = halves(p.load(at)?);
+    let [c, d] = halves(p.load(at + 8)?);
+    Some([a, b, c, d])
+}
+
+/// Two words in the order in which they lie in memory.
+#[inline(always)]
+const fn halves(both: u64) -> [u32; 2] {
+    if cfg!(target_endian = "little") {
+        [both as u32, (both >> 32) as u32]
+    } else {
+        [(both >> 32) as u32, both as u32]
+    }
+}
+
+/// Ports and flags of TCP or UDP, behind an IP header of `HEADER` bytes, in a packet of `total` bytes from that on.
+#[inline(always)]
+fn plain_transport<P: Packet + ?Sized, const HEADER: usize>(p: &P, at: usize, total: usize, h: &mut Headers) -> Option<()> {
     match h.protocol {
         protocol::UDP => {
-            let said = u16::from_be(p.load(transport + 4)?) as usize;
+            let said = u16::from_be(p.load(at + 4)?) as usize;
             if said < size_of::<Udp>() || HEADER + said > total {
                 return None;
             }
         }
         protocol::TCP => {
-            let tcp = p.load::<Tcp>(transport)?;
+            let tcp = p.load::<Tcp>(at)?;
             let header = (tcp.offset >> 4) as usize * 4;
             if header < size_of::<Tcp>() || HEADER + header > total {
                 return None;
@@ -55,9 +121,9 @@ pub fn parse_common<P: Packet + ?Sized, const ETHERNET: bool>(p: &P) -> Option<H
         }
         _ => return None,
     }
-    h.source_port = u16::from_be(p.load(transport)?);
-    h.destination_port = u16::from_be(p.load(transport + 2)?);
-    Some(h)
+    h.source_port = u16::from_be(p.load(at)?);
+    h.destination_port = u16::from_be(p.load(at + 2)?);
+    Some(())
 }
 
 /// The bits of the first eight bytes that tell a common packet: version and header length, and the fragment's.

@@ -7,13 +7,12 @@ use std::{
     sync::atomic::{Ordering, fence},
 };
 
-use gateway_ebpf::abi::{self, POLICY_SHADOW, Policy, RuleCount};
+use gateway_ebpf::abi::{self, POLICY_SHADOW, Policy};
 
 use super::{
     bpf,
     maps::Maps,
     numbers::{Digests, Numbers},
-    readback,
     tables::Tables,
 };
 
@@ -53,10 +52,8 @@ pub(super) fn grace() {
 
 /// Brings policies into force beside what is: the enforced one by one word. Counters of rules that stay go on.
 pub(super) fn switch(tables: &Tables, maps: &Maps, policies: &Policies) -> io::Result<()> {
-    let rules = maps.get(abi::map::RULES)?;
-    let zeros = vec![0; size_of::<RuleCount>() * readback::cpus()?];
     for number in &policies.numbers.fresh {
-        bpf::update(rules.fd.as_fd(), &u32::from(*number).to_ne_bytes(), &zeros)?;
+        tables.counts.forget(*number);
     }
     // Whatever happens in between, no number that counts is given to another rule.
     write_ids(maps, &policies.numbers.both)?;

@@ -142,17 +142,14 @@ pub(super) fn homes6(config: &Config) -> Result<Box<Homes6>, CompileError> {
             });
         }
     }
-    let mut all = Box::new(Homes6 {
-        count: homes.len() as u64,
-        homes: [Home6::default(); MAX_HOMES6],
-    });
-    let short = CompileError::Limit {
-        what: "IPv6 prefixes and reserved addresses in pools",
-        limit: "MAX_HOMES6",
-        most: MAX_HOMES6,
-    };
-    all.homes.get_mut(..homes.len()).ok_or(short)?.copy_from_slice(&homes);
-    Ok(all)
+    if homes.len() > MAX_HOMES6 {
+        return Err(CompileError::Limit {
+            what: "IPv6 prefixes and reserved addresses in pools",
+            limit: "MAX_HOMES6",
+            most: MAX_HOMES6,
+        });
+    }
+    Ok(Box::new(Homes6::new(&homes)))
 }
 
 /// An address as the tables hold it: two words as loaded from memory.

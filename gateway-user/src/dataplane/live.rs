@@ -268,30 +268,24 @@ impl Kernel for Live {
     }
 
     fn counters(&self) -> Result<Vec<(u8, Box<[Count; REASONS]>)>, KernelError> {
-        let one = |pool: u8| {
-            let words: Box<[u64; 2 * REASONS]> = self.summed(map::COUNTERS, u32::from(pool))?;
-            let counts = std::array::from_fn(|i| count(words[2 * i], words[2 * i + 1]));
-            Ok((pool, Box::new(counts)))
-        };
-        self.pool_numbers().map(one).collect()
+        let one = |pool| (pool, Box::new(self.tables.counts.pool(pool)));
+        Ok(self.pool_numbers().map(one).collect())
     }
 
     fn rule_counters(&self) -> Result<Vec<(u16, RuleCount)>, KernelError> {
         let one = |number: u16| {
-            let w: Box<[u64; 4]> = self.summed(map::RULES, u32::from(number))?;
-            let mut passed = count(w[0], w[1]);
+            let mut counted = self.tables.counts.rule(number);
             if number == 0 {
                 // What `all` passed is counted by pool only.
                 for pool in 0..=MAX_POOLS {
-                    let words: Box<[u64; 2 * REASONS]> = self.summed(map::COUNTERS, u32::from(pool))?;
-                    passed.packets += words[2 * Reason::All as usize];
-                    passed.bytes += words[2 * Reason::All as usize + 1];
+                    let all = self.tables.counts.pool(pool)[Reason::All as usize];
+                    counted.passed.packets += all.packets;
+                    counted.passed.bytes += all.bytes;
                 }
             }
-            let shadow_drops = count(w[2], w[3]);
-            Ok((number, RuleCount { passed, shadow_drops }))
+            (number, counted)
         };
-        numbers::all(&self.config).into_iter().map(one).collect()
+        Ok(numbers::all(&self.config).into_iter().map(one).collect())
     }
 
     fn shadow_counters(&self) -> Result<Vec<(u8, ShadowCount)>, KernelError> {
@@ -337,6 +331,7 @@ const fn count(packets: u64, bytes: u64) -> Count {
 fn load(config: &Config, adopt: Option<&PathBuf>) -> Result<(Maps, HashMap<&'static str, Program>), Error> {
     let chunks = Layout4::new(config)?.chunks();
     let paths: Vec<_> = maps::NAMES.into_iter().filter_map(|n| Some((n, adopt?.join(n)))).collect();
+    let loading = object::Loading::new().map_err(Error::system("preparing the BPF object"))?;
     let mut loader = EbpfLoader::new();
     loader
         // At most MAX_CHUNKS + 1.
@@ -349,7 +344,10 @@ fn load(config: &Config, adopt: Option<&PathBuf>) -> Result<(Maps, HashMap<&'sta
     for (name, path) in &paths {
         loader.map_pin_path(name, path.as_path());
     }
-    let mut object = loader.load(object::OBJECT).map_err(environment::load_error)?;
+    let mut object = loader.load(loading.bytes()).map_err(environment::load_error)?;
+    loading
+        .bind(&object)
+        .map_err(Error::system("pointing the programs at their maps"))?;
     let mut programs = HashMap::new();
     for name in PROGRAMS {
         programs.insert(name, load_program(&mut object, name)?);

@@ -8,7 +8,7 @@ use gateway_ebpf::abi::map;
 use super::bpf::{self, Map};
 
 /// Every map of the object that programs of one start share with those of the next. What a program keeps for itself is not pinned.
-pub const NAMES: [&str; 18] = [
+pub const NAMES: [&str; 17] = [
     map::CONTROL,
     map::DIR4,
     map::CHUNKS4,
@@ -19,7 +19,6 @@ pub const NAMES: [&str; 18] = [
     map::INTERFACES,
     map::FRAGMENTS,
     map::COUNTERS,
-    map::RULES,
     map::RULE_IDS,
     map::SHADOW,
     map::ANSWERS,

@@ -2,8 +2,8 @@
 //! account (`memlock` in fdinfo, Linux 6.4 and later); 64-bit, 4 KiB pages.
 
 use gateway_ebpf::abi::{
-    Answers, Cold, ColdKey, Control, Count, FragmentBucket, Homes6, Interface, MAX_INTERFACES, MAX_POOLS, MAX_RULES, POLICIES,
-    Policy, REASONS, RuleCount, ShadowCount, map,
+    Answers, Cold, ColdKey, Control, CpuCounts, FragmentBucket, Homes6, Interface, MAX_INTERFACES, MAX_POOLS, MAX_RULES,
+    POLICIES, Policy, ShadowCount, map,
 };
 
 use super::{
@@ -49,8 +49,7 @@ pub fn memory(config: &Config, cpus: usize) -> Result<Vec<(&'static str, u64)>, 
             map::FRAGMENTS,
             u64::from(layout::fragment_buckets(config)) * size_of::<FragmentBucket>() as u64,
         ),
-        (map::COUNTERS, per_cpu(pools, REASONS * size_of::<Count>())),
-        (map::RULES, per_cpu(MAX_RULES as u64, size_of::<RuleCount>())),
+        (map::COUNTERS, mapped(cpus as u64 * size_of::<CpuCounts>() as u64)),
         (map::RULE_IDS, MAX_RULES as u64 * 8),
         (map::SHADOW, per_cpu(pools, size_of::<ShadowCount>())),
         (map::ANSWERS, per_cpu(pools, size_of::<Answers>())),

@@ -7,6 +7,7 @@
 mod bpf;
 mod captures;
 mod classes;
+mod counts;
 mod detach;
 mod environment;
 mod force;

@@ -115,6 +115,8 @@ fn programs(probe: &Probe) -> (Option<&'static str>, &'static str) {
 
 struct Loaded {
     object: Ebpf,
+    /// Programs are loaded when they are first asked for.
+    _loading: object::Loading,
     ready: HashSet<&'static str>,
     trace: Map,
 }
@@ -134,6 +136,7 @@ impl Loaded {
             .iter()
             .try_for_each(|(name, fd)| bpf::pin(fd.as_fd(), &pins.join(name)))
             .map_err(failed("pinning"));
+        let loading = object::Loading::new().map_err(failed("preparing the BPF object"))?;
         let object = pinned.and_then(|()| {
             let paths: Vec<_> = shared.iter().map(|(name, _)| (*name, pins.join(name))).collect();
             let mut loader = EbpfLoader::new();
@@ -142,13 +145,14 @@ impl Loaded {
                 loader.map_pin_path(name, path.as_path());
             }
             loader
-                .load(object::OBJECT)
+                .load(loading.bytes())
                 .map_err(|e| ProbeError::Load(load_error(e).to_string()))
         });
         if let Err(e) = maps::remove(pins) {
             tracing::warn!("removing {}: {e}", pins.display());
         }
         let object = object?;
+        loading.bind(&object).map_err(failed("pointing the programs at their maps"))?;
         let trace = match object.map(map::TRACE) {
             Some(AyaMap::Array(m)) => m.fd().as_fd().try_clone_to_owned().and_then(Map::new),
             _ => Err(io::Error::new(io::ErrorKind::NotFound, "the BPF object has no map TRACE")),
@@ -156,6 +160,7 @@ impl Loaded {
         Ok(Self {
             trace: trace.map_err(failed("TRACE"))?,
             object,
+            _loading: loading,
             ready: HashSet::new(),
         })
     }

@@ -236,6 +236,20 @@ pub(super) fn cpus() -> io::Result<usize> {
     aya::util::nr_cpus().map_err(|(what, e)| io::Error::new(e.kind(), format!("{what}: {e}")))
 }
 
+/// One more than the highest number that a CPU can have.
+pub(super) fn cpu_numbers() -> io::Result<usize> {
+    // Ranges in order, like "0-3,8-11".
+    let possible = std::fs::read_to_string("/sys/devices/system/cpu/possible")?;
+    let highest = possible
+        .trim()
+        .rsplit([',', '-'])
+        .next()
+        .and_then(|n| n.parse::<usize>().ok());
+    highest
+        .map(|n| n + 1)
+        .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, format!("possible CPUs: {possible}")))
+}
+
 /// Sums a per-CPU array's element over the CPUs.
 pub(super) fn per_cpu<const N: usize>(map: &Map, index: u32) -> io::Result<Box<[u64; N]>> {
     let cpus = cpus()?;

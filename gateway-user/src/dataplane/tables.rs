@@ -14,6 +14,7 @@ use gateway_ebpf::abi::{self, Class, ClassEntry, Cold, Control, ENTRY_LEASED, Ho
 use super::{
     bpf::{self, Map},
     classes::{self, Classes, Key},
+    counts::Counts,
     force::{self, Policies, SHADOW_AT, grace},
     layout::{self, CHUNK, Layout4},
     many,
@@ -40,6 +41,7 @@ pub(super) struct Tables {
     pub(super) chunks: Mapping,
     hash6: Mapping,
     pub(super) policy: Mapping,
+    pub(super) counts: Counts,
     pub(super) classes: Classes,
     /// As last told.
     indexes: HashMap<InterfaceName, u32>,
@@ -58,6 +60,7 @@ impl Tables {
                 layout::buckets6(config) as usize * size_of::<SharedBucket>(),
             )?,
             policy: Mapping::new(maps.get(abi::map::POLICY)?, POLICIES as usize * size_of::<Policy>())?,
+            counts: Counts::new(maps)?,
             classes: Classes::new(config),
             indexes: HashMap::new(),
             config: config.clone(),

@@ -69,10 +69,7 @@ impl Host {
             directory4: Box::new([0; 65536]),
             chunks4: vec![[0; 65536]],
             hash6: vec![Bucket6::default(); 16],
-            homes6: Box::new(Homes6 {
-                count: 0,
-                homes: [Home6::default(); 64],
-            }),
+            homes6: Box::new(Homes6::new(&[])),
             policy,
             cold: HashMap::new(),
             interfaces: Vec::new(),
@@ -212,12 +209,14 @@ impl Host {
     }
 
     fn home6(&mut self, prefix: [u64; 2], mask: [u64; 2], class: u8) {
-        self.homes6.homes[self.homes6.count as usize] = Home6 {
+        let count = self.homes6.count as usize;
+        let mut homes = self.homes6.homes[..count].to_vec();
+        homes.push(Home6 {
             prefix,
             mask,
             class: class.into(),
-        };
-        self.homes6.count += 1;
+        });
+        *self.homes6 = Homes6::new(&homes);
     }
 
     fn class4(&mut self, [a, b, c, d]: [u8; 4]) -> &mut u8 {

@@ -165,7 +165,9 @@ fn a_foreign_program_survives_and_one_before_ours_is_reported() {
     // It stands for a foreign one: loaded on maps of its own. One in front of ours, one behind.
     let load = |order| {
         g.site.gw.run(|| {
-            let mut object = aya::Ebpf::load(gateway_user::dataplane::object::OBJECT).unwrap();
+            let loading = gateway_user::dataplane::object::Loading::new().unwrap();
+            let mut object = aya::Ebpf::load(loading.bytes()).unwrap();
+            loading.bind(&object).unwrap();
             let program: &mut aya::programs::SchedClassifier = object.program_mut("tc_guard").unwrap().try_into().unwrap();
             program.load().unwrap();
             let options = aya::programs::tc::TcAttachOptions::TcxOrder(order);

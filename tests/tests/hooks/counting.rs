@@ -27,7 +27,7 @@ fn start(test: &str) -> Option<Kernel> {
 
 /// What a rule passed, over all CPUs.
 fn passed(kernel: &Kernel, rule: u16) -> Count {
-    let [mut packets, mut bytes, ..] = kernel.sum::<4>(map::RULES, rule.into());
+    let [mut packets, mut bytes, ..] = kernel.by_rule(rule);
     if rule == 0 {
         // What `all` passed is counted by pool.
         for all in (0..64).map(|pool| kernel.counted(pool, Reason::All)) {

@@ -15,8 +15,9 @@ use aya::{
         tc::{TcAttachOptions, TcAttachType},
     },
 };
-use gateway_ebpf::abi::{self, Count, Denial, REASONS, map};
-use gateway_user::dataplane::object::OBJECT;
+use gateway_ebpf::abi::{self, Count, Denial, Policy, REASONS, map};
+use gateway_user::dataplane::object::Loading;
+use lazaret_tests::elements;
 
 /// Index of the loopback interface, on which a test run takes place.
 pub(crate) const IFINDEX: u32 = 1;
@@ -30,7 +31,7 @@ pub(crate) const XDP_DROP: i32 = 1;
 pub(crate) const XDP_PASS: i32 = 2;
 
 /// The maps that a probing twin shares with the programs that are attached: all but its own.
-pub(crate) const SHARED: [&str; 19] = [
+pub(crate) const SHARED: [&str; 18] = [
     map::CONTROL,
     map::DIR4,
     map::CHUNKS4,
@@ -41,7 +42,6 @@ pub(crate) const SHARED: [&str; 19] = [
     map::COLD,
     map::POLICY,
     map::COUNTERS,
-    map::RULES,
     map::SHADOW,
     map::EVENTS_LOST,
     map::DENIALS,
@@ -85,7 +85,9 @@ impl Kernel {
     }
 
     fn load_by(loader: &mut EbpfLoader<'_>) -> Self {
-        let mut ebpf = loader.load(OBJECT).unwrap_or_else(|e| panic!("{e:#?}"));
+        let loading = Loading::new().unwrap();
+        let mut ebpf = loader.load(loading.bytes()).unwrap_or_else(|e| panic!("{e:#?}"));
+        loading.bind(&ebpf).unwrap();
         let programs: Vec<String> = ebpf.programs().map(|(n, _)| n.to_owned()).collect();
         for name in programs {
             let loaded = match ebpf.program_mut(&name).unwrap() {
@@ -195,16 +197,28 @@ impl Kernel {
 
     /// What was counted by a pool and a reason.
     pub(crate) fn counted(&self, pool: u8, reason: gateway_ebpf::reason::Reason) -> Count {
-        let words: [u64; 2 * REASONS] = self.sum(map::COUNTERS, pool.into());
-        Count {
-            packets: words[2 * reason as usize],
-            bytes: words[2 * reason as usize + 1],
-        }
+        self.counts().pools[usize::from(pool)][reason as usize]
     }
 
     /// Everything that was counted.
-    pub(crate) fn all_counters(&self) -> Vec<[u64; 2 * REASONS]> {
-        (0..64).map(|pool| self.sum(map::COUNTERS, pool)).collect()
+    pub(crate) fn all_counters(&self) -> Vec<[Count; REASONS]> {
+        self.counts().pools
+    }
+
+    /// What was counted by a rule: packets and bytes that it passed, and those of them that the shadow policy would have dropped.
+    pub(crate) fn by_rule(&self, rule: u16) -> [u64; 4] {
+        let counts = self.counts();
+        let (passed, drops) = (counts.rules[usize::from(rule)], counts.shadow_drops[usize::from(rule)]);
+        [passed.packets, passed.bytes, drops.packets, drops.bytes]
+    }
+
+    fn counts(&self) -> elements::Counts {
+        elements::counts(self.fd(map::COUNTERS)).unwrap()
+    }
+
+    /// Writes one policy.
+    pub(crate) fn set_policy(&self, place: u32, policy: &Policy) {
+        elements::write_policy(self.fd(map::POLICY), place, policy).unwrap();
     }
 
     /// The denials that are in the ring now, taken out of it.

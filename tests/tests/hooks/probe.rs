@@ -71,7 +71,7 @@ fn the_twin_judges_alike_and_leaves_no_trace() {
             assert_eq!(trace.judged, judged);
             reasons.push((trace.pool, trace.reason));
             let before = (kernel.all_counters(), kernel.sum::<3>(map::EVENTS_LOST, 0));
-            assert_eq!(before.0.iter().flatten().sum::<u64>(), 0, "the twin has counted");
+            assert!(before.0.iter().flatten().all(|c| c.packets == 0), "the twin has counted");
             assert_eq!(before.1, [0; 3]);
             assert!(Reason::from_number(trace.reason).is_some());
             assert_eq!(
@@ -82,8 +82,8 @@ fn the_twin_judges_alike_and_leaves_no_trace() {
         }
     }
     assert!(kernel.denials().is_empty() && kernel.take::<Captured>(map::CAPTURES).is_empty());
-    for rule in 0..4096 {
-        assert_eq!(kernel.sum::<4>(map::RULES, rule), [0; 4]);
+    for rule in (0..4096).step_by(97).chain([1, world::RULE]) {
+        assert_eq!(kernel.by_rule(rule), [0; 4]);
     }
     let mut reasons = reasons.into_iter();
     for program in programs {
@@ -93,10 +93,10 @@ fn the_twin_judges_alike_and_leaves_no_trace() {
             let own = kernel.run(program, &packet, 0x4455);
             let (pool, reason) = reasons.next().unwrap();
             let after = kernel.all_counters();
-            let counter = 2 * usize::from(reason);
+            let counter = usize::from(reason);
             assert_eq!(
-                after[usize::from(pool)][counter],
-                before[usize::from(pool)][counter] + 1,
+                after[usize::from(pool)][counter].packets,
+                before[usize::from(pool)][counter].packets + 1,
                 "{program}: the twin said {reason} in pool {pool}"
             );
             assert_eq!(

@@ -53,7 +53,7 @@ fn differences_are_counted_exactly() {
     };
     all(program::XDP_DEVICE);
     assert_eq!(differences(&kernel), [[0; 4]; 3], "without the flag nothing is scored");
-    assert_eq!(kernel.sum::<4>(map::RULES, RULE.into())[2..], [0, 0]);
+    assert_eq!(kernel.by_rule(RULE)[2..], [0, 0]);
 
     // Where rule 7 passes: two segments, a fragment of 92 bytes and a quote in 60. Where nothing does: two to port 25.
     let (dropped, passed) = ([4, 40 + 60 + 92 + 60], [2, 40 + 60]);
@@ -75,9 +75,9 @@ fn differences_are_counted_exactly() {
             expected.map(|p| p.map(|n| n * times)),
             "{program}, {flags}"
         );
-        let rule = kernel.sum::<4>(map::RULES, RULE.into());
+        let rule = kernel.by_rule(RULE);
         assert_eq!(rule[2..], dropped.map(|n| n * times), "{program}, {flags}");
-        assert_eq!(kernel.sum::<4>(map::RULES, 0)[2..], [times, 30 * times]);
+        assert_eq!(kernel.by_rule(0)[2..], [times, 30 * times]);
     }
 }
 

@@ -117,10 +117,7 @@ impl Site {
         let listed = self.gateway.exec("nft list table netdev seen").unwrap();
         let packets = listed.split("counter packets ").nth(1).unwrap().split(' ').next().unwrap();
         let counted = |reason| (0..4).map(|pool| self.kernel.counted(pool, reason).packets).sum();
-        assert_eq!(
-            self.kernel.sum::<4>(map::RULES, RULE.into())[0],
-            self.kernel.counted(1, Reason::Rule).packets
-        );
+        assert_eq!(self.kernel.by_rule(RULE)[0], self.kernel.counted(1, Reason::Rule).packets);
         Seen {
             rule: counted(Reason::Rule),
             vlan: counted(Reason::Vlan),

@@ -13,21 +13,18 @@ pub(crate) const RULE: u16 = 7;
 /// Writes it, with these [`Control::flags`]; `reject`: denials are answered.
 pub(crate) fn write(kernel: &Kernel, flags: u32, reject: bool) {
     let mut directory = Box::new([0_u16; 65536]);
-    let mut homes = Homes6 {
-        count: 3,
-        homes: [Home6::default(); 64],
-    };
+    let mut homes = [Home6::default(); 3];
     for pool in 1..=3_u16 {
         directory[usize::from(0x0a00 + 65 + pool)] = pool;
         kernel.set(map::CHUNKS4, &u32::from(pool), &[pool as u8; 65536]);
-        homes.homes[usize::from(pool) - 1] = Home6 {
+        homes[usize::from(pool) - 1] = Home6 {
             prefix: [high(0xfd65 + pool), 0],
             mask: [u64::MAX, 0],
             class: pool.into(),
         };
     }
     kernel.set(map::DIR4, &0_u32, &*directory);
-    kernel.set(map::HOMES6, &0_u32, &homes);
+    kernel.set(map::HOMES6, &0_u32, &Homes6::new(&homes));
 
     let mut policy = zeroed();
     let answered = if reject { POOL_REJECT } else { 0 };
@@ -44,7 +41,7 @@ pub(crate) fn write(kernel: &Kernel, flags: u32, reject: bool) {
     policy.tcp[443] = 1;
     policy.udp[53] = 1;
     policy.rules[1][1][1] = RULE;
-    kernel.set(map::POLICY, &0_u32, &*policy);
+    kernel.set_policy(0, &policy);
     set_flags(kernel, flags);
 }
 
@@ -62,7 +59,7 @@ pub(crate) fn shadow(kernel: &Kernel) {
     };
     policy.tcp[25] = 1;
     policy.rules[1][1][1] = 9;
-    kernel.set(map::POLICY, &POLICY_SHADOW, &*policy);
+    kernel.set_policy(POLICY_SHADOW, &policy);
 }
 
 fn zeroed() -> Box<Policy> {

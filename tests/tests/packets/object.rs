@@ -11,9 +11,12 @@ use aya::{
     maps::{Map, RingBuf},
     programs::{Program, ProgramInfo},
 };
-use gateway_ebpf::abi::{Count, Denial, REASONS, map};
-use gateway_user::dataplane::object::OBJECT;
-use lazaret_tests::require::{Need, or_skip};
+use gateway_ebpf::abi::{Count, Denial, Policy, REASONS, map};
+use gateway_user::dataplane::object::{Loading, OBJECT};
+use lazaret_tests::{
+    elements,
+    require::{Need, or_skip},
+};
 
 /// Every program of the object.
 pub(crate) const PROGRAMS: [&str; 9] = {
@@ -37,7 +40,7 @@ pub(crate) const IFINDEX: u32 = 1;
 pub(crate) const META_KEY: u32 = 0x51f0_77aa;
 
 /// The loaded object.
-pub(crate) struct Object(Ebpf);
+pub(crate) struct Object(Ebpf, Loading);
 
 /// What a program did.
 #[derive(Debug, PartialEq, Eq)]
@@ -58,12 +61,14 @@ pub(crate) fn open(test: &str) -> Option<Object> {
 impl Object {
     /// Loads every program, with room for 8 chunks of IPv4 addresses and a ring of this many bytes.
     pub(crate) fn load(ring: u32) -> Self {
+        let loading = Loading::of(object().into_owned()).unwrap();
         let mut ebpf = EbpfLoader::new()
             .map_max_entries(map::CHUNKS4, 8)
             .map_max_entries(map::DENIALS, ring)
             .map_max_entries(map::FRAGMENTS, 16)
-            .load(&object())
+            .load(loading.bytes())
             .unwrap_or_else(|e| panic!("{e:#?}"));
+        loading.bind(&ebpf).unwrap();
         for name in PROGRAMS {
             let loaded = match ebpf.program_mut(name).unwrap_or_else(|| panic!("no program {name}")) {
                 Program::Xdp(p) => p.load(),
@@ -72,7 +77,7 @@ impl Object {
             };
             loaded.unwrap_or_else(|e| panic!("{name}: {}", tail(&format!("{e:#?}"))));
         }
-        Self(ebpf)
+        Self(ebpf, loading)
     }
 
     /// What the kernel says of a program.
@@ -126,6 +131,11 @@ impl Object {
         bpf(BPF_MAP_UPDATE_ELEM, &attribute).unwrap_or_else(|e| panic!("{name}: {e}"));
     }
 
+    /// Writes one policy.
+    pub(crate) fn set_policy(&self, place: u32, policy: &Policy) {
+        elements::write_policy(self.fd(map::POLICY), place, policy).unwrap();
+    }
+
     /// Removes one element.
     pub(crate) fn remove<K>(&self, name: &str, key: &K) {
         let attribute = Element {
@@ -137,21 +147,7 @@ impl Object {
 
     /// A counter array over all CPUs, and over all pools: `[pool][reason]`.
     pub(crate) fn counters(&self) -> Vec<[Count; REASONS]> {
-        let cpus = aya::util::nr_cpus().unwrap();
-        (0..64_u32)
-            .map(|pool| {
-                let values = vec![[Count::default(); REASONS]; cpus];
-                bpf(BPF_MAP_LOOKUP_ELEM, &Element::new(self.fd(map::COUNTERS), &pool, &values[0])).unwrap();
-                let mut sum = [Count::default(); REASONS];
-                for cpu in &values {
-                    for (s, c) in sum.iter_mut().zip(cpu) {
-                        s.packets += c.packets;
-                        s.bytes += c.bytes;
-                    }
-                }
-                sum
-            })
-            .collect()
+        elements::counts(self.fd(map::COUNTERS)).unwrap().pools
     }
 
     /// Events suppressed, lost, and told before, over all CPUs.
@@ -180,6 +176,11 @@ impl Object {
     /// The program, for attaching.
     pub(crate) fn program(&mut self, name: &str) -> &mut Program {
         self.0.program_mut(name).unwrap()
+    }
+
+    /// The object as it was loaded.
+    pub(crate) fn bytes(&self) -> &[u8] {
+        self.1.bytes()
     }
 
     /// A map's descriptor, for a program that is loaded by hand.

@@ -7,7 +7,7 @@ use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
 };
 
-use gateway_ebpf::abi::{CLASS_LEASED, Cold, Dst6, Home6, LEVEL_NEXT, POOL_ALL, POOL_BLOCKED, Policy};
+use gateway_ebpf::abi::{CLASS_LEASED, Cold, Dst6, Home6, Homes6, LEVEL_NEXT, POOL_ALL, POOL_BLOCKED, Policy};
 use ipnetwork::Ipv6Network;
 
 use crate::{
@@ -88,14 +88,20 @@ fn world(r: &mut Random) -> World {
             world.cold.insert(key(address.into()), cold);
         }
     }
-    world.homes6.count = r.below(5);
-    for home in &mut world.homes6.homes[..5] {
-        let (prefix, mask) = prefix6(r);
-        *home = Home6 {
-            prefix,
-            mask,
-            class: r.below(9),
-        };
+    let homes: Vec<Home6> = (0..r.below(5))
+        .map(|_| {
+            let (prefix, mask) = prefix6(r);
+            Home6 {
+                prefix,
+                mask,
+                class: r.below(9),
+            }
+        })
+        .collect();
+    *world.homes6 = Homes6::new(&homes);
+    if r.once_in(2) {
+        // Single addresses outside of them.
+        world.homes6.common_mask = 0;
     }
     for policy in &mut world.policies {
         fill(policy, r);

@@ -266,7 +266,7 @@ fn write(host: &Host, object: &Object, before: &mut HashSet<[u8; 16]>) {
         object.set(map::HASH6, &i, bucket);
     }
     object.set(map::HOMES6, &0_u32, &*host.homes6);
-    object.set(map::POLICY, &0_u32, &*host.policy);
+    object.set_policy(0, &host.policy);
     for (index, interface) in &host.interfaces {
         object.set(map::INTERFACES, index, interface);
     }

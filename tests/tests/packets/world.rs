@@ -122,10 +122,7 @@ impl World {
             directory4: Box::new([0; 65536]),
             chunks4: vec![[0; 65536]],
             hash6: vec![Bucket6::default(); 1024],
-            homes6: Box::new(Homes6 {
-                count: 0,
-                homes: [Home6::default(); 64],
-            }),
+            homes6: Box::new(Homes6::new(&[])),
             policies: [zeroed(), zeroed(), zeroed()],
             interfaces: Vec::new(),
             fragments: Vec::new(),
@@ -225,7 +222,7 @@ impl World {
         }
         object.set(map::HOMES6, &0_u32, &*self.homes6);
         for (i, policy) in (0_u32..).zip(&self.policies) {
-            object.set(map::POLICY, &i, &**policy);
+            object.set_policy(i, policy);
         }
         for (ifindex, interface) in &self.interfaces {
             object.set(map::INTERFACES, ifindex, interface);
@@ -247,14 +244,15 @@ impl World {
                 chunk[first..][..n.size() as usize].fill(class);
             }
             IpNetwork::V6(n) => {
-                let i = self.homes6.count as usize;
+                let count = self.homes6.count as usize;
+                let mut homes = self.homes6.homes[..count].to_vec();
                 let (prefix, mask) = (words6(n.network().octets()), words6(n.mask().octets()));
-                self.homes6.homes[i] = Home6 {
+                homes.push(Home6 {
                     prefix,
                     mask,
                     class: class.into(),
-                };
-                self.homes6.count += 1;
+                });
+                *self.homes6 = Homes6::new(&homes);
             }
         }
     }

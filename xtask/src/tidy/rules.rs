@@ -73,6 +73,7 @@ const ARROWS: &[Arrow] = &[
             "gateway-ebpf/src/hooks",
             "gateway-ebpf/src/maps",
             "gateway-ebpf/src/note",
+            "gateway-ebpf/src/short",
             "gateway-ebpf/src/bench",
         ],
         never: &["tokio", "tonic", "aya", "aya_ebpf", "rtnetlink", "gateway_user"],

@@ -1,0 +1,133 @@
+//! The short way of a common packet at a hook, whole: decided, counted, marked. `None` is not a verdict: the packet goes the long way, in `hooks`.
+
+use aya_ebpf::bindings::{__sk_buff, TC_ACT_SHOT, xdp_action, xdp_md};
+use gateway_ebpf::{
+    abi::{FLAG_DELEGATED, FLAG_INTERFACE_POOLS},
+    decide::{Outcome, Place, Verdict},
+    headers::Headers,
+    parse::{is_six, parse_common, parse_common6},
+    quick::quick,
+    tables::{Tables as _, read},
+};
+
+use crate::{
+    access::Direct,
+    hooks::{CORE_ETH, CORE_IP, DEVICE_ETH, DEVICE_IP, EGRESS_ETH, at, ifindex, set_mark, xdp_place},
+    maps::{KERNEL, Kernel, own, probing},
+    note::leave_word,
+    report,
+};
+
+/// What becomes of a common packet at XDP. Of IPv4, nothing is kept for the long way, which reads it anew: registers are few. IPv6 is read in a called
+/// function for the same reason.
+#[inline(always)]
+pub(crate) fn xdp<const DEVICE: bool>(ctx: *mut xdp_md) -> Option<u32> {
+    let frame = Direct::xdp(ctx);
+    if let Some(h) = parse_common::<_, true>(&frame) {
+        return xdp_of::<DEVICE>(ctx, &h);
+    }
+    if !is_six::<_, true>(&frame) {
+        return None;
+    }
+    let action = if DEVICE { xdp_six_device(ctx) } else { xdp_six_core(ctx) };
+    (action != LONG).then_some(action as u32)
+}
+
+/// What becomes of a common packet at TC, likewise.
+#[inline(always)]
+pub(crate) fn tc<const PLACE: u8, const ETHERNET: bool>(skb: *mut __sk_buff) -> Option<i32> {
+    let packet = Direct::skb(skb);
+    if let Some(h) = parse_common::<_, ETHERNET>(&packet) {
+        return tc_of::<PLACE>(skb, &h);
+    }
+    if !is_six::<_, ETHERNET>(&packet) {
+        return None;
+    }
+    let action = match PLACE {
+        DEVICE_ETH => tc_six_device_eth(skb),
+        CORE_ETH => tc_six_core_eth(skb),
+        DEVICE_IP => tc_six_device_ip(skb),
+        CORE_IP => tc_six_core_ip(skb),
+        EGRESS_ETH => tc_six_egress_eth(skb),
+        _ => tc_six_egress_ip(skb),
+    };
+    (action != LONG).then_some(action)
+}
+
+#[inline(always)]
+fn xdp_of<const DEVICE: bool>(ctx: *mut xdp_md, h: &Headers) -> Option<u32> {
+    // SAFETY: the kernel gives a valid context.
+    let ifindex = unsafe { (*ctx).ingress_ifindex };
+    let verdict = judge(xdp_place::<DEVICE>(ifindex), h)?;
+    Some(match verdict.outcome() {
+        Outcome::Grant => {
+            leave_word(ctx, ifindex, verdict.mark);
+            xdp_action::XDP_PASS
+        }
+        _ => xdp_action::XDP_DROP,
+    })
+}
+
+#[inline(always)]
+fn tc_of<const PLACE: u8>(skb: *mut __sk_buff, h: &Headers) -> Option<i32> {
+    let verdict = judge(at(PLACE, ifindex(skb)), h)?;
+    Some(match verdict.outcome() {
+        Outcome::Grant => set_mark(skb, verdict.mark),
+        _ => TC_ACT_SHOT,
+    })
+}
+
+/// The verdict on a common packet, counted. While the mode, the shadow policy or a capture wants to know more, every packet goes the long way; a denial
+/// does while there is room to tell of it.
+#[inline(always)]
+fn judge(place: Place, h: &Headers) -> Option<Verdict> {
+    let control = KERNEL.control()?;
+    if probing() || read(&control.flags) & !(FLAG_INTERFACE_POOLS | FLAG_DELEGATED) != 0 {
+        return None;
+    }
+    let own = own()?;
+    let verdict = quick(&Kernel { own: Some(own) }, control, place, h)?;
+    if !verdict.reason.passes() && report::may_tell() {
+        return None;
+    }
+    report::count(own, &verdict, h.length);
+    Some(verdict)
+}
+
+/// In place of an action: none.
+const LONG: i32 = i32::MAX;
+
+#[inline(always)]
+fn xdp_read<const DEVICE: bool>(ctx: *mut xdp_md) -> i32 {
+    let packet = parse_common6::<_, true>(&Direct::xdp(ctx));
+    packet
+        .and_then(|h| xdp_of::<DEVICE>(ctx, &h))
+        .map_or(LONG, |action| action as i32)
+}
+
+#[inline(always)]
+fn tc_read<const PLACE: u8, const ETHERNET: bool>(skb: *mut __sk_buff) -> i32 {
+    let packet = parse_common6::<_, ETHERNET>(&Direct::skb(skb));
+    packet.and_then(|h| tc_of::<PLACE>(skb, &h)).unwrap_or(LONG)
+}
+
+macro_rules! called {
+    ($($name:ident($context:ty) = $read:expr;)*) => { $(
+        #[unsafe(no_mangle)]
+        #[inline(never)]
+        extern "C" fn $name(context: *mut $context) -> i32 {
+            $read(context)
+        }
+    )* };
+}
+
+called! {
+    xdp_six_device(xdp_md) = xdp_read::<true>;
+    xdp_six_core(xdp_md) = xdp_read::<false>;
+    tc_six_device_eth(__sk_buff) = tc_read::<DEVICE_ETH, true>;
+    tc_six_core_eth(__sk_buff) = tc_read::<CORE_ETH, true>;
+    tc_six_device_ip(__sk_buff) = tc_read::<DEVICE_IP, false>;
+    tc_six_core_ip(__sk_buff) = tc_read::<CORE_IP, false>;
+    tc_six_egress_eth(__sk_buff) = tc_read::<EGRESS_ETH, true>;
+    tc_six_egress_ip(__sk_buff) = tc_read::<{ crate::hooks::EGRESS_IP }, false>;
+}

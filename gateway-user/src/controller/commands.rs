@@ -10,6 +10,7 @@ use super::{
     PublicationOutcome, Refusal, Refused, Registration, RenewOutcome, SessionReport, SignalContext, SignalOutcome,
     SynchroniseOutcome,
     batch::{About, Ask, Decided},
+    requests::Given,
     writer::{Job, Writer},
 };
 use crate::model::{DeviceId, ExceptionKind, PolicyRevision, Revision, SessionId, SourceName};
@@ -232,10 +233,9 @@ impl Controller {
     /// Hands over the answer that a client gets to a request, as it was sent, so that it gets the same if it asks again. Written with the
     /// next commit; `secret`: kept in memory only. Nothing happens to the answer of a request without digest, or of one that was refused.
     pub fn answered(&self, context: SignalContext, answer: Vec<u8>, secret: bool) {
-        let job = Job::Command(Box::new(move |w: &mut Writer| w.answered(&context, answer, secret)));
-        // By the queue that is served first: who has his answer and asks again shall find it. With the queue full it is forgotten, and the
+        // Not by a queue of jobs: an answer neither ends a batch nor takes a place in it. Where there is no room it is forgotten, and the
         // answer to the same request will be what is so then.
-        let _ = self.urgent.try_send(job);
+        let _ = self.given.try_send(Given { context, answer, secret });
     }
 
     /// Gives an entry of the audit to what was refused before it came here.

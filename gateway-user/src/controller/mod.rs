@@ -44,6 +44,7 @@ use crate::{
     store::StoreError,
 };
 pub use crate::{model::UriChange, refusal::Refusal, store::AuditQuery, transition::Registration};
+use requests::Given;
 use upkeep::{Hurry, Keeper};
 use writer::{Job, Writer};
 
@@ -107,6 +108,7 @@ impl WriterThread {
 pub struct Controller {
     normal: mpsc::Sender<Job>,
     urgent: mpsc::Sender<Job>,
+    given: mpsc::Sender<Given>,
     links: watch::Sender<Vec<Link>>,
     hurry: Hurry,
     keeper: Keeper,
@@ -127,6 +129,7 @@ impl Controller {
     pub async fn start(start: Start) -> Result<(Self, WriterThread), StartError> {
         let (normal, normal_jobs) = mpsc::channel(start.options.queue);
         let (urgent, urgent_jobs) = mpsc::channel(start.options.urgent_queue);
+        let (given, answers) = mpsc::channel(start.options.urgent_queue);
         let (links, links_seen) = watch::channel(start.links.clone());
         let (ready, is_ready) = oneshot::channel();
         let (ended, has_ended) = oneshot::channel();
@@ -136,7 +139,7 @@ impl Controller {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build()?;
         // The end of the thread by a panic drops `ended`, which is how the daemon learns of it.
         thread::Builder::new().name("controller".to_owned()).spawn(move || {
-            let writer = match Writer::start(start, uris, waiting) {
+            let writer = match Writer::start(start, uris, waiting, answers) {
                 Ok(writer) => writer,
                 Err(e) => return drop(ready.send(Err(e))),
             };
@@ -150,6 +153,7 @@ impl Controller {
         let controller = Self {
             normal,
             urgent,
+            given,
             links,
             hurry,
             keeper,

@@ -7,7 +7,10 @@ use std::{
 };
 
 use super::{Refusal, SignalContext, writer::Writer};
-use crate::{model::RequestId, store::Request};
+use crate::{
+    model::{RequestId, WallTime},
+    store::Request,
+};
 
 /// Requests that are remembered here; beyond it the oldest are only in the store, as asked, without their answers.
 const MOST: usize = 65_536;
@@ -20,6 +23,15 @@ pub(super) enum Before {
     UnderWay,
     /// And this was the answer.
     Answered(Vec<u8>),
+}
+
+/// An answer as a client gets it.
+#[derive(Debug)]
+pub(super) struct Given {
+    pub(super) context: SignalContext,
+    pub(super) answer: Vec<u8>,
+    /// It holds one: it stays in memory.
+    pub(super) secret: bool,
 }
 
 /// Client and request id.
@@ -35,6 +47,8 @@ pub(super) struct Requests {
 #[derive(Debug)]
 struct Recent {
     digest: [u8; 32],
+    /// When it was asked: the store knows it by that.
+    at: WallTime,
     answer: Option<Vec<u8>>,
 }
 
@@ -46,14 +60,21 @@ impl Requests {
         }
     }
 
-    fn put(&mut self, key: Key, digest: [u8; 32]) {
+    fn put(&mut self, key: Key, digest: [u8; 32], at: WallTime) {
         while self.order.len() >= MOST {
             if let Some(old) = self.order.pop_front() {
                 self.recent.remove(&old);
             }
         }
         self.order.push_back(key.clone());
-        self.recent.insert(key, Recent { digest, answer: None });
+        self.recent.insert(
+            key,
+            Recent {
+                digest,
+                at,
+                answer: None,
+            },
+        );
     }
 }
 
@@ -81,12 +102,13 @@ impl Writer {
     /// Remembers a request with the change that it makes.
     pub(super) fn remember(&mut self, context: &SignalContext) {
         let Some(digest) = context.digest else { return };
-        self.requests.put(key(context), digest);
+        let at = self.clock.now().wall;
+        self.requests.put(key(context), digest, at);
         self.batch.changes.requests.push(Request {
             client: context.by.name.clone(),
             id: context.request.clone(),
             digest,
-            at: self.clock.now().wall,
+            at,
             answer: None,
         });
     }
@@ -104,11 +126,19 @@ impl Writer {
         }
     }
 
-    /// The answer to a request, to be remembered with the next commit. One that holds a secret stays in memory.
-    pub(super) fn answered(&mut self, context: &SignalContext, answer: Vec<u8>, secret: bool) {
+    /// Answers that clients got meanwhile. Looked for before each job: who has his answer and asks again shall find it.
+    pub(super) fn take_answers(&mut self) {
+        while let Ok(given) = self.given.try_recv() {
+            self.answered(given);
+        }
+    }
+
+    /// The answer to a request, to be remembered with the next commit.
+    fn answered(&mut self, given: Given) {
+        let Given { context, answer, secret } = given;
         let Some(digest) = context.digest else { return };
         // Another request under the same id has not been remembered.
-        let known = self.requests.recent.get_mut(&key(context)).filter(|r| r.digest == digest);
+        let known = self.requests.recent.get_mut(&key(&context)).filter(|r| r.digest == digest);
         let Some(recent) = known else { return };
         if !secret {
             self.answers_since.get_or_insert_with(Instant::now);
@@ -116,7 +146,7 @@ impl Writer {
                 client: context.by.name.clone(),
                 id: context.request.clone(),
                 digest,
-                at: self.clock.now().wall,
+                at: recent.at,
                 answer: Some(answer.clone()),
             });
         }

@@ -18,7 +18,7 @@ use super::{
     publication::Waves,
     record::{self, Trail},
     registry::Registry,
-    requests::Requests,
+    requests::{Given, Requests},
     review::Review,
     synchronise::Synchronise,
     time,
@@ -107,6 +107,7 @@ pub(super) struct Writer {
     /// Wall clock of the last commit.
     pub(super) committed_at: Option<WallTime>,
     pub(super) requests: Requests,
+    pub(super) given: mpsc::Receiver<Given>,
     /// Answers that the next commit takes along.
     pub(super) answers: Vec<Request>,
     /// Since when they wait.
@@ -151,6 +152,7 @@ impl Writer {
         start: super::Start,
         uris: broadcast::Sender<UriChange>,
         hurry: Hurry,
+        given: mpsc::Receiver<Given>,
     ) -> Result<Self, super::StartError> {
         let super::Start {
             config,
@@ -188,6 +190,7 @@ impl Writer {
             batch: Batch::default(),
             pending: ChangeSet::default(),
             requests: Requests::default(),
+            given,
             answers: Vec::new(),
             answers_since: None,
             questions: VecDeque::new(),
@@ -311,6 +314,7 @@ impl Writer {
     /// Decides what waits, restrictions first, so that one commit does for all of it. Nothing is waited for: a lone command is a batch. A
     /// restriction that comes meanwhile ends the batch.
     fn collect(&mut self, first: Option<Job>, urgent: &mut mpsc::Receiver<Job>, normal: &mut mpsc::Receiver<Job>) {
+        self.take_answers();
         let mut taken = 0;
         let mut next = first.or_else(|| urgent.try_recv().ok());
         while let Some(job) = next {
@@ -333,6 +337,7 @@ impl Writer {
     }
 
     fn take_job(&mut self, job: Job) {
+        self.take_answers();
         match job {
             Job::Command(decide) => decide(self),
             Job::Question(question) => self.questions.push_back(question),
@@ -358,6 +363,7 @@ impl Writer {
         while let Some(question) = self.questions.pop_front() {
             question(self);
         }
+        self.take_answers();
         if self.flush().is_err() {
             error!(
                 not_durable = self.not_durable(),

@@ -1,6 +1,8 @@
 //! In which chapters of the requests a key may be: a Bloom filter for each chapter, laid side by side, so that one look answers for all
 //! of them. It may say yes where the answer is no, never no where it is yes.
 
+use std::collections::HashMap;
+
 /// Requests of a chapter: 2 to this power. The index of the table has the same.
 pub(super) const CHAPTER_BITS: u32 = 14;
 /// Rows, each a bit for 128 chapters: 16 bits for each request of a full chapter; 4 MiB.
@@ -15,7 +17,12 @@ pub(super) struct Seen {
     /// The first and the last chapter that may have requests.
     first: u64,
     last: u64,
+    /// Where the last requests are that were added without their answers, by key: mostly the next commit brings those.
+    unanswered: HashMap<i64, i64>,
 }
+
+/// Requests without answers that are found without a look; beyond it all are looked up.
+const UNANSWERED: usize = 4096;
 
 impl Seen {
     pub(super) fn new() -> Self {
@@ -23,6 +30,7 @@ impl Seen {
             rows: vec![0; ROWS],
             first: u64::MAX,
             last: 0,
+            unanswered: HashMap::new(),
         }
     }
 
@@ -41,6 +49,19 @@ impl Seen {
         for row in places(key) {
             self.rows[row] |= bit(chapter);
         }
+    }
+
+    /// A request was added without its answer.
+    pub(super) fn await_answer(&mut self, number: i64, key: i64) {
+        if self.unanswered.len() >= UNANSWERED {
+            self.unanswered.clear();
+        }
+        self.unanswered.insert(key, number);
+    }
+
+    /// Where such a request may be, once.
+    pub(super) fn awaited(&mut self, key: i64) -> Option<i64> {
+        self.unanswered.remove(&key)
     }
 
     /// Requests before this number are gone.

@@ -24,11 +24,21 @@ pub(super) fn remember(t: &Transaction<'_>, seen: &mut Option<Seen>, requests: &
         return Ok(());
     }
     let mut answer = t.prepare_cached("UPDATE requests SET answer = ?2 WHERE number = ?1")?;
+    // What was added in a transaction that was rolled back is not there, or another's.
+    let mut awaited = t.prepare_cached(
+        "UPDATE requests SET answer = ?2 WHERE number = ?1 AND key = ?3 AND digest = ?4 AND at = ?5 AND client = ?6 AND id = ?7",
+    )?;
     let mut forget = t.prepare_cached("DELETE FROM requests WHERE number = ?1")?;
     let mut insert =
         t.prepare_cached("INSERT INTO requests (key, client, id, digest, at, answer) VALUES (?1, ?2, ?3, ?4, ?5, ?6)")?;
     for r in requests {
         let key = request_key(&r.client, &r.id);
+        if r.answer.is_some()
+            && let Some(number) = seen.as_mut().and_then(|s| s.awaited(key))
+            && awaited.execute(params![number, r.answer, key, r.digest, r.at.0, r.client, r.id.as_str()])? == 1
+        {
+            continue;
+        }
         match find(t, seen, key, &r.client, &r.id)? {
             Some((number, old)) if old.digest == r.digest && old.at == r.at => {
                 if r.answer.is_some() {
@@ -43,8 +53,13 @@ pub(super) fn remember(t: &Transaction<'_>, seen: &mut Option<Seen>, requests: &
             None => {}
         }
         insert.execute(params![key, r.client, r.id.as_str(), r.digest, r.at.0, r.answer])?;
-        let number = unsigned(t.last_insert_rowid());
-        seen.as_mut().into_iter().for_each(|s| s.add(number, key));
+        let number = t.last_insert_rowid();
+        if let Some(seen) = seen {
+            seen.add(unsigned(number), key);
+            if r.answer.is_none() {
+                seen.await_answer(number, key);
+            }
+        }
     }
     Ok(())
 }

@@ -6,7 +6,7 @@ use super::kit::*;
 use crate::{
     controller::{Answer, Refusal, SignalContext},
     model::{DeviceState, Identity, Role},
-    store::AuditQuery,
+    store::{AuditQuery, SqliteStore, Store as _},
 };
 
 fn request(g: &Gateway, id: &str, body: u8) -> SignalContext {
@@ -37,6 +37,8 @@ async fn a_repeated_request_gets_the_first_answer_also_after_a_restart() {
     };
     let first = ask(&g, "one", 1).await.unwrap();
     assert!(matches!(first, Answer::First(_)));
+    let asked_at = g.now().wall;
+    g.clock.advance_ms(7);
     g.controller().answered(request(&g, "one", 1), b"the answer".to_vec(), false);
     assert_eq!(ask(&g, "one", 1).await, Ok(Answer::Again(b"the answer".to_vec())));
     // Its effect does not come again: what has happened since stays.
@@ -50,7 +52,13 @@ async fn a_repeated_request_gets_the_first_answer_also_after_a_restart() {
     let other = ask(&g, "one", 2).await.unwrap_err();
     assert_eq!(other.refusal, Refusal::RequestIdReused("one".parse().unwrap()));
     g.controller().answered(request(&g, "one", 2), b"another's".to_vec(), false);
-    g.restart().await;
+    g.stop().await;
+    // The answer has come to the row of the request, which was not written anew.
+    let mut store = SqliteStore::open(&g.state_directory()).unwrap();
+    let kept = store.request(&g.seen(0).by.name, &"one".parse().unwrap()).unwrap().unwrap();
+    assert_eq!((kept.at, kept.answer.as_deref()), (asked_at, Some(&b"the answer"[..])));
+    drop(store);
+    g.start().await.unwrap();
     assert_eq!(ask(&g, "one", 1).await, Ok(Answer::Again(b"the answer".to_vec())));
     assert_eq!(
         ask(&g, "one", 2).await.unwrap_err().refusal,

@@ -242,16 +242,21 @@ mod tests {
     #[test]
     fn adopted_entries_are_found_by_the_names_of_their_interfaces() {
         let mut old = Classes::new(&fixtures::config());
-        let (here, gone) = (
+        let whole = Key {
+            delegated: true,
+            ..key(2, true, "tun0")
+        };
+        let (here, gone, delegated) = (
             give(&mut old, key(2, true, "tun0"), 7),
             give(&mut old, key(1, false, "tun1"), 8),
+            give(&mut old, whole.clone(), 7),
         );
         let mut entries = old.entries();
         entries[100] = class_entry(2, true, 7);
         entries[200] = 5;
         let mut c = Classes::new(&fixtures::config());
         c.adopt(&entries, |index| (index == 7).then(|| "tun0".parse().unwrap()));
-        assert_eq!(c.find(&key(2, true, "tun0")), Some(here));
+        assert_eq!((c.find(&key(2, true, "tun0")), c.find(&whole)), (Some(here), Some(delegated)));
         assert_eq!(
             (c.entry(gone), c.interface(gone)),
             (class_entry(1, false, 8), None),
@@ -259,8 +264,104 @@ mod tests {
         );
         assert_eq!(c.interface(100), None, "a double");
         assert_eq!(c.entry(200), 0, "no pool: it means nothing");
-        c.entered(gone);
+        let mut users = [0; CLASSES];
+        // An address still names one that means nothing: it is given to nobody.
+        let first = c.free().unwrap();
+        (users[usize::from(gone)], users[usize::from(first)]) = (1, 1);
+        c.set_users(&users);
+        assert_eq!(c.free(), Some(first + 1));
         c.forget_idle();
         assert_eq!((c.entry(gone), c.entry(100)), (class_entry(1, false, 8), 0));
+    }
+
+    /// Sessions that come, move and go, and interfaces that come back with other indexes: whatever an address has means what it was given for.
+    #[test]
+    fn a_number_means_what_it_was_given_for_while_anyone_has_it() {
+        let mut seed = 0x9e37_79b9_7f4a_7c15_u64;
+        let mut random = |below: u64| {
+            seed ^= seed << 13;
+            seed ^= seed >> 7;
+            seed ^= seed << 17;
+            (seed >> 11) % below
+        };
+        let mut c = Classes::new(&fixtures::config());
+        let resting = c.entries();
+        let mut indexes: HashMap<InterfaceName, u32> = HashMap::new();
+        let mut held: HashMap<u64, (Key, Class)> = HashMap::new();
+        let (mut refused, mut forgotten) = (0, 0);
+        for step in 0..10_000 {
+            match random(12) {
+                0 => {
+                    let name: InterfaceName = format!("tun{}", random(40)).parse().unwrap();
+                    match random(3) {
+                        0 => drop(indexes.remove(&name)),
+                        _ => drop(indexes.insert(name, 100 + random(1_000) as u32)),
+                    }
+                    for (class, entry) in c.follow(&indexes) {
+                        assert_eq!(c.entry(class), entry, "step {step}");
+                    }
+                }
+                1..=4 => {
+                    if let Some((_, class)) = held.remove(&random(600)) {
+                        c.left(class);
+                    }
+                }
+                _ => {
+                    let (address, delegated) = (random(600), random(4) == 0);
+                    let key = Key {
+                        delegated,
+                        ..key(1 + random(3) as u8, random(2) == 0, &format!("tun{}", random(40)))
+                    };
+                    if c.find(&key).is_none() && c.free().is_none() && c.any_idle() {
+                        c.forget_idle();
+                        forgotten += 1;
+                    }
+                    let Some(class) = c.find(&key).or_else(|| c.free()) else {
+                        refused += 1;
+                        continue;
+                    };
+                    assert!(usize::from(class) >= FIRST, "step {step}: the others are at rest");
+                    if c.find(&key).is_none() {
+                        assert!(
+                            held.values().all(|(_, other)| *other != class),
+                            "step {step}: {class} is in use"
+                        );
+                        c.give(class, key.clone(), indexes.get(&key.interface).copied().unwrap_or(NOWHERE));
+                    }
+                    match held.insert(address, (key, class)) {
+                        Some((_, before)) => c.moved(before, class),
+                        None => c.entered(class),
+                    }
+                }
+            }
+            // All of them now and then; what is wrong stays so for a while.
+            for (key, class) in held.values().filter(|_| step % 8 == 0) {
+                let entry = c.entry(*class);
+                let index = indexes.get(&key.interface).copied().unwrap_or(NOWHERE);
+                assert_eq!(
+                    (
+                        entry_pool(entry),
+                        entry & ENTRY_LEASED != 0,
+                        entry & ENTRY_DELEGATED != 0,
+                        entry_ifindex(entry)
+                    ),
+                    (key.pool.0, key.leased, key.delegated, index),
+                    "step {step}: {class}"
+                );
+                assert_eq!(
+                    (c.find(key), c.interface(*class)),
+                    (Some(*class), Some(&key.interface)),
+                    "step {step}"
+                );
+            }
+            assert_eq!(c.entries()[..FIRST], resting[..FIRST], "step {step}");
+        }
+        assert!(
+            refused > 100 && forgotten > 100,
+            "{refused} {forgotten}: the walk reaches the end of the numbers"
+        );
+        held.values().for_each(|(_, class)| c.left(*class));
+        c.forget_idle();
+        assert_eq!(c.entries(), resting, "nobody has one any more");
     }
 }

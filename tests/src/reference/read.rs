@@ -132,7 +132,7 @@ impl Packet {
             0x86dd => nibble(at14) == Some(6),
             _ => false,
         };
-        self.stale = fits && !is_whole(bytes) && is_whole(at14);
+        self.stale = fits && !is_whole(bytes) && at14.len() >= 8 && is_whole(at14);
         let bytes = if self.stale { at14 } else { bytes };
         match nibble(bytes) {
             _ if bytes.len() < 4 => Err("truncated"),

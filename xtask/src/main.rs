@@ -48,9 +48,12 @@ enum Task {
     Test {
         /// Only tests whose name contains this
         filter: Option<String>,
-        /// A million random packets in the differential tests, instead of what takes seconds, and Miri
+        /// A million random packets in the differential tests, instead of what takes seconds; then Miri, and the fuzzer for a while
         #[arg(long)]
         nightly: bool,
+        /// Seconds for each of the fuzzer's targets in the nightly form
+        #[arg(long, default_value_t = 60, requires = "nightly")]
+        seconds: u64,
     },
     /// Let the fuzzer look for packets and records that something makes wrong of; needs a nightly compiler, installs cargo-fuzz
     Fuzz {
@@ -104,13 +107,18 @@ impl Task {
             }
             Self::Setup { check: false } => setup::install(Scope::Bench)?,
             Self::Build { release } => build(root, release)?,
-            Self::Test { filter, nightly } => {
+            Self::Test {
+                filter,
+                nightly,
+                seconds,
+            } => {
                 setup::install(Scope::Test)?;
                 object(root)?;
+                let mut passed = test::run(root, filter.as_deref(), nightly)?;
                 if nightly {
-                    nightly::miri(root)?;
+                    passed &= nightly::run(root, seconds);
                 }
-                return test::run(root, filter.as_deref(), nightly);
+                return Ok(if passed { ExitCode::SUCCESS } else { ExitCode::FAILURE });
             }
             Self::Fuzz { target, seconds } => {
                 object(root)?;

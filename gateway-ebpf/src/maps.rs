@@ -63,7 +63,7 @@ static INTERFACES: HashMap<u32, Interface> = HashMap::with_max_entries(MAX_INTER
 #[map]
 static FRAGMENTS: Array<FragmentBucket> = Array::with_max_entries(1, 0);
 
-/// Key 0: by rule number, the digest of the rule that has it. The daemon's own memory of the numbers in [`RULES`].
+/// Key 0: by rule number, the digest of the rule that has it. The daemon's own memory of the numbers of rules.
 #[map]
 static RULE_IDS: Array<[u64; MAX_RULES]> = Array::with_max_entries(1, 0);
 

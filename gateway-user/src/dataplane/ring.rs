@@ -11,6 +11,9 @@ use super::{
     maps::Maps,
 };
 
+/// Records that are handed over before others have their turn.
+const AT_ONCE: u32 = 1024;
+
 /// The user end of a ring of `T`s. One reader at a time.
 pub struct Ring<T> {
     buffer: RingBuf<MapData>,
@@ -40,13 +43,20 @@ impl<T: Plain> Ring<T> {
                 Ok(r) => r,
                 Err(e) => return e,
             };
-            while let Some(item) = ready.get_inner_mut().next() {
+            let mut empty = false;
+            for _ in 0..AT_ONCE {
+                let Some(item) = ready.get_inner_mut().next() else {
+                    empty = true;
+                    break;
+                };
                 // A record of another size is of another program's making; the ring is ours alone.
                 if item.len() >= size_of::<T>() {
                     each(*bpf::read_plain::<T>(&item));
                 }
             }
-            ready.clear_ready();
+            if empty {
+                ready.clear_ready();
+            }
             // Under a flood the ring is never empty for long; those for whom the records are have to run, too.
             tokio::task::yield_now().await;
         }

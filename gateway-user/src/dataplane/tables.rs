@@ -21,6 +21,7 @@ use super::{
     mapping::Mapping,
     maps::Maps,
     policy::CompileError,
+    readback,
     table6::{Full, SharedBucket, Table6},
 };
 use crate::{
@@ -113,6 +114,8 @@ impl Tables {
             && maps.get(abi::map::HASH6)?.info.max_entries == layout::buckets6(config)
             && control.fragment_bits == layout::fragment_buckets(config).trailing_zeros()
             && maps.get(abi::map::FRAGMENTS)?.info.max_entries == layout::fragment_buckets(config)
+            // As many CPUs as the programs are about to be loaded for.
+            && maps.get(abi::map::COUNTERS)?.info.value_size as usize == readback::cpu_numbers()? * size_of::<abi::CpuCounts>()
             && bpf::bytes_of(&*held) == bpf::bytes_of(&*homes6)
             && directory[..] == layout.directory()[..])
     }
@@ -219,8 +222,12 @@ impl Tables {
             for (n, (class, (address, _))) in fresh.iter().zip(next).enumerate() {
                 // It was held for this address, so that it did not fall idle meanwhile.
                 self.classes.left(*class);
-                if n < written && self.set_class(*address, *class).is_ok() {
-                    continue;
+                if n < written {
+                    if self.set_class(*address, *class).is_ok() {
+                        continue;
+                    }
+                    // No room for the class: the record goes back, as in [`Self::assign`], which says so then.
+                    drop(delete_cold(maps, *address));
                 }
                 failed.extend(self.assign_one(maps, all, at + n));
             }

@@ -140,3 +140,27 @@ fn a_table_without_room_takes_what_it_can_and_names_the_rest() {
         assert_eq!((reading.pool, reading.session), want, "{address}");
     }
 }
+
+#[test]
+fn a_full_table_of_ipv6_addresses_leaves_no_record_behind() {
+    require!(Root, Bpf, Tun, Program("nft"));
+    // The table of sessions has room for all; of three slots in each of two buckets an address may find none.
+    let (mut g, _tun) = Gateway::tun(|c| wider(c).replace("addresses = 65536", "addresses = 3000"));
+    g.open();
+    let address = |n: u32| IpAddr::from(Ipv6Addr::from((0xfd00_0066_u128 << 96) | (u128::from(n) + 16)));
+    let mut full = 0;
+    for first in (0..60_000).step_by(3_000) {
+        let all: Vec<_> = (first..first + 3_000).map(|n| (address(n), to(n, STAFF, false))).collect();
+        let failed = g.live(|l| l.assign_all(&all));
+        let assigned = g.live(|l| l.assigned()).unwrap();
+        assert_eq!(assigned.len(), all.len() - failed.len());
+        for (place, _) in &failed {
+            assert!(!assigned.contains(&all[*place].0), "a record without a class");
+        }
+        full += failed.len();
+        for (address, _) in &all {
+            g.live(|l| l.clear(*address)).unwrap();
+        }
+    }
+    println!("{full} addresses found no room");
+}

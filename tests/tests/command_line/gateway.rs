@@ -161,7 +161,9 @@ impl Gateway {
     /// As [`Gateway::run`], by a user without any group. The binary is copied to where that user can see it.
     pub(crate) fn run_as_nobody(&self, args: &[&str]) -> Ran {
         let copy = self.path("lazaret");
-        fs::copy(binary(), &copy).unwrap();
+        // By a process of its own: a file that is open for writing anywhere cannot be run, and what another test's thread starts meanwhile
+        // would have it open for a moment.
+        assert!(Command::new("cp").arg(binary()).arg(&copy).status().unwrap().success());
         self.command(&copy, args).uid(65_534).gid(65_534).output().unwrap().into()
     }
 

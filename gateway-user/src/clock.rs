@@ -64,21 +64,28 @@ impl Clock for SystemClock {
     }
 }
 
-/// A clock that stands still until it is set. Clones share one time.
+/// A clock that stands still until it is set, but for what it is told to go on at each look. Clones share one time.
 #[cfg(any(test, feature = "fake-kernel"))]
 #[derive(Clone, Debug)]
-pub struct ManualClock(std::sync::Arc<std::sync::Mutex<Now>>);
+pub struct ManualClock(
+    std::sync::Arc<std::sync::Mutex<Now>>,
+    std::sync::Arc<std::sync::atomic::AtomicU64>,
+);
 
 #[cfg(any(test, feature = "fake-kernel"))]
 impl ManualClock {
     /// Starts here.
     #[must_use]
     pub fn new(now: Now) -> Self {
-        Self(std::sync::Arc::new(std::sync::Mutex::new(now)))
+        Self(std::sync::Arc::new(std::sync::Mutex::new(now)), std::sync::Arc::default())
     }
     /// Sets it.
     pub fn set(&self, now: Now) {
         *self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = now;
+    }
+    /// The boot clock goes on by so many nanoseconds at each look.
+    pub fn tick_ns(&self, ns: u64) {
+        self.1.store(ns, std::sync::atomic::Ordering::SeqCst);
     }
     /// Lets time pass on both clocks.
     pub fn advance_ms(&self, ms: u64) {
@@ -91,7 +98,9 @@ impl ManualClock {
 #[cfg(any(test, feature = "fake-kernel"))]
 impl Clock for ManualClock {
     fn now(&self) -> Now {
-        *self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+        let mut now = self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        now.boot.0 += self.1.load(std::sync::atomic::Ordering::SeqCst);
+        *now
     }
 }
 

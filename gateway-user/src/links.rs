@@ -103,8 +103,10 @@ async fn follow(
 ) -> io::Result<Infallible> {
     let (sender, receiver) = watch::channel(links(read(&mut requests).await?));
     begun.send(receiver).map_err(io::Error::other)?;
-    while changes.next().await.is_some() {
+    let mut again = false;
+    while again || changes.next().await.is_some() {
         while let Some(Some(_)) = changes.next().now_or_never() {}
+        again = false;
         match timeout(netlink::LIMIT, read(&mut requests)).await {
             Ok(Ok(all)) => {
                 let all = links(all);
@@ -113,7 +115,11 @@ async fn follow(
             // The changes that disturb the dump bring messages of their own.
             Ok(Err(e)) if e.kind() == io::ErrorKind::WouldBlock => {}
             Ok(Err(e)) => return Err(e),
-            Err(_) => return Err(netlink::late()),
+            // Someone holds the kernel's lock of the network configuration. What is known stays until it is let go.
+            Err(_) => {
+                tracing::warn!("{}; interfaces are listed again", netlink::late());
+                again = true;
+            }
         }
     }
     Err(netlink::closed())

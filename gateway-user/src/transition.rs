@@ -184,13 +184,22 @@ pub fn due(device: &Device, context: &Context<'_>) -> Option<(BootTime, Signal<'
     }
 }
 
-/// Whether [`Signal::Start`] may change more of a device than the clock by which something is measured, or the beginning of a deadline.
+/// Whether [`Signal::Start`] may change anything of a device: mostly it does not, and a million are asked.
 #[must_use]
-pub fn may_press(device: &Device, context: &Context<'_>) -> bool {
-    device.state == DeviceState::Released || device.exception.is_some() || uri(device, context.config) != device.gateway_uri
+pub fn may_change_at_start(device: &Device, context: &Context<'_>) -> bool {
+    let deadline = device.enrolment.deadline;
+    let begins =
+        deadline.is_none() && device.state.quarantined() && context.connected && context.config.devices.deadline.is_some();
+    let another_boots = deadline.is_some_and(|d| d.given.boot_id != context.now.boot_id);
+    device.state == DeviceState::Released
+        || device.exception.is_some()
+        || begins
+        || another_boots
+        || uri(device, context.config) != device.gateway_uri
 }
 
-/// Whether a step by [`Signal::Start`] did: the state, how long a release holds, or the GatewayURI.
+/// Whether a step by [`Signal::Start`] changes more than the clock by which something is measured, or the beginning of a deadline: the state, how
+/// long a release holds, or the GatewayURI.
 #[must_use]
 pub fn presses(before: &Device, step: &Step, now: &Now) -> bool {
     let after = &step.device;

@@ -412,7 +412,7 @@ impl Writer {
                 }
                 Undo::Policies(old) => {
                     self.policies = *old;
-                    self.review(Review::PUBLISHED);
+                    self.review(Review::published());
                 }
                 Undo::Session(id) => free.extend(self.registry.remove_session(id).into_iter().flat_map(|s| s.addresses)),
             }

@@ -104,14 +104,18 @@ impl Writer {
         }
         self.attached_again();
         // What a clock that has come right lets hold again is put into the kernel by the review.
-        if self.kernel_problem.is_none() && !self.reviewing.as_ref().is_some_and(|r| r.enforces) {
+        let mut done = false;
+        if self.kernel_problem.is_none() && !self.reviewing.as_ref().is_some_and(|r| r.clock) {
             match self.turn() {
+                Ok(()) => done = true,
                 // Told of where it is waited for; the same sessions are compared in the next turn.
-                Ok(()) | Err(KernelError::Late) => {}
+                Err(KernelError::Late) => {}
                 Err(e) => error!(error = %e, "the kernel's tables cannot be compared"),
             }
         }
-        let rest = if self.comparison.attaching.is_some() {
+        // Whoever has asked and gone hurries nobody.
+        self.comparison.asked.retain(|asked| !asked.to.is_closed());
+        let rest = if self.comparison.attaching.is_some() || !done && !self.comparison.asked.is_empty() {
             EVERY / 10
         } else if self.comparison.asked.is_empty() {
             EVERY.max(begin.elapsed() * REST)
@@ -182,9 +186,9 @@ impl Writer {
             last = Some(session.id);
         }
         let addresses: Vec<IpAddr> = wanted.keys().copied().collect();
-        self.comparison.view.compared += addresses.len() as u64;
         let readings = self.kernel.read_all(&addresses)?;
         let backs = self.upkeep.read_back(addresses.clone())?;
+        self.comparison.view.compared += addresses.len() as u64;
         let mut wrong: BTreeSet<IpAddr> = BTreeSet::new();
         let mut absent: BTreeSet<(InterfaceName, HookPoint)> = BTreeSet::new();
         for ((address, reading), backs) in addresses.iter().zip(&readings).zip(&backs) {

@@ -63,7 +63,7 @@ impl Writer {
                     ask.cause(),
                 );
                 if same.is_none() {
-                    self.review(Review::PUBLISHED);
+                    self.review(Review::published());
                 }
                 self.waves.next = Some(now.boot);
                 self.waves.cursor = None;

@@ -17,8 +17,8 @@ use crate::{
 
 /// Devices of a slice that only finds their places.
 const PLACED: usize = 5_000;
-/// Devices of a slice that may change and commit each of them.
-const STEPPED: usize = 256;
+/// Devices of a slice that may commit each of them.
+const COMMITTED: usize = 256;
 
 /// How far it has come, and what is done with each device.
 #[derive(Clone, Debug, Default)]
@@ -26,76 +26,89 @@ pub(super) struct Review {
     after: Option<DeviceId>,
     /// Its place in the publication may be another.
     pub(super) places: bool,
-    /// It is told of the start.
-    steps: bool,
-    /// It is put into the kernel: what was held back may hold now.
-    pub(super) enforces: bool,
+    /// The wall clock has passed the last commit: it is told of a start, and what was held back may hold now.
+    pub(super) clock: bool,
 }
 
 impl Review {
     /// Another publication is in force.
-    pub(super) const PUBLISHED: Self = Self {
-        after: None,
-        places: true,
-        steps: false,
-        enforces: false,
-    };
-    /// The daemon has started, perhaps in another boot: this boot's clock is to measure what an earlier one gave.
-    pub(super) const STARTED: Self = Self {
-        steps: true,
-        places: false,
-        ..Self::PUBLISHED
-    };
+    pub(super) fn published() -> Self {
+        Self {
+            places: true,
+            ..Self::default()
+        }
+    }
+
     /// The wall clock has passed the last commit.
-    pub(super) const CLOCK_RIGHT: Self = Self {
-        steps: true,
-        enforces: true,
-        ..Self::PUBLISHED
-    };
+    pub(super) fn clock_right() -> Self {
+        Self {
+            places: true,
+            clock: true,
+            ..Self::default()
+        }
+    }
 }
 
 impl Writer {
-    /// Begins anew, with what another review was still to do.
+    /// Begins anew, with what another review was still to do. A command may be half decided: nothing is settled here.
     pub(super) fn review(&mut self, review: Review) {
         let other = self.reviewing.take().unwrap_or_default();
-        self.reviewing = Some(Review {
+        let review = Review {
             after: None,
             places: review.places || other.places,
-            steps: review.steps || other.steps,
-            enforces: review.enforces || other.enforces,
-        });
-        self.review_slice();
+            clock: review.clock || other.clock,
+        };
+        let at_once = !review.clock;
+        self.reviewing = Some(review);
+        if at_once {
+            self.place_slice();
+        }
     }
 
-    /// The next slice.
+    /// The next slice, if it may come.
     pub(super) fn review_slice(&mut self) {
         let instant = Instant::now();
         if self.review_due(instant).is_none_or(|at| at > instant) {
             return;
         }
+        if self.taken_over.is_empty() {
+            self.place_slice();
+            return;
+        }
+        let left = self.taken_over.len().saturating_sub(COMMITTED);
+        let slice = self.taken_over.split_off(left);
+        self.settle_before(&slice, []);
+        let as_it_is = |id: &DeviceId| {
+            let device = self.registry.device(id)?.clone();
+            Some(Step {
+                from: Some(device.state),
+                old_uri: Some(device.gateway_uri.clone()),
+                device,
+                changed: true,
+            })
+        };
+        let steps: Vec<Step> = slice.iter().filter_map(as_it_is).collect();
+        self.take_restriction(&steps, &[], Cause::gateway(START));
+    }
+
+    fn place_slice(&mut self) {
         let Some(review) = self.reviewing.take() else { return };
         let now = self.clock.now();
-        let most = if review.steps { STEPPED } else { PLACED };
+        let most = if review.clock { COMMITTED } else { PLACED };
         let devices = self.registry.devices_after(review.after.as_ref()).take(most);
         let slice: Vec<DeviceId> = devices.map(|d| d.id.clone()).collect();
-        if review.steps {
+        if review.clock {
             self.settle_before(&slice, []);
-            let step = |id| {
-                let before = self.registry.device(id)?;
-                let step = self.started(before, &now)?;
-                Some((transition::presses(before, &step, &now), step))
-            };
-            let (presses, steps): (Vec<bool>, Vec<Step>) = slice.iter().filter_map(step).unzip();
+            let started = |id| self.started(self.registry.device(id)?, &now);
+            let steps: Vec<Step> = slice.iter().filter_map(started).collect();
             self.take_restriction(&steps, &[], Cause::gateway(START));
-            let pressing = steps.iter().zip(presses).filter(|(_, presses)| *presses);
-            self.enforce(&pressing.map(|(s, _)| &s.device.id).collect::<Vec<_>>(), &[]);
         }
         if review.places {
             let place = |id: &DeviceId| Some((id.clone(), self.standing(self.registry.device(id)?, &now)));
             let places: Vec<(DeviceId, Standing)> = slice.iter().filter_map(place).collect();
             places.iter().for_each(|(id, standing)| self.registry.stand(id, *standing));
         }
-        if review.enforces {
+        if review.clock {
             self.enforce(&slice.iter().collect::<Vec<_>>(), &[]);
         }
         if slice.len() == most {
@@ -108,20 +121,33 @@ impl Writer {
 
     /// When the next slice may come. While nothing can be committed, what is in force and waits for that must not become more and more.
     pub(super) fn review_due(&self, instant: Instant) -> Option<Instant> {
-        let waits = |review: &Review| review.steps && self.store_problem.is_some();
-        let review = self.reviewing.as_ref()?;
-        Some(if waits(review) { self.next_retry } else { instant })
+        let commits = !self.taken_over.is_empty() || self.reviewing.as_ref()?.clock;
+        Some(if commits && self.store_problem.is_some() {
+            self.next_retry
+        } else {
+            instant
+        })
     }
 
-    /// What a start has to put right before anything is answered: releases that are over, or whose pools are gone or grant them less now, and
-    /// GatewayURIs that are others now. What else another boot changes, comes with [`Review::STARTED`].
-    pub(super) fn pressing(&self, now: &Now) -> Vec<Step> {
-        let context = self.context(*now);
-        let step = |d: &Device| {
-            let step = transition::may_press(d, &context).then(|| self.started(d, now)).flatten()?;
-            transition::presses(d, &step, now).then_some(step)
-        };
-        self.registry.devices_after(None).filter_map(step).collect()
+    /// Tells devices of the store of the start. Returns what has to be committed before anything is answered: releases that are over, or whose
+    /// pools are gone or grant them less now, and GatewayURIs that are others now. The rest is that this boot's clock measures what an earlier
+    /// one gave, all of it from this time on; memory has that at once, and the second list is committed in slices.
+    pub(super) fn tell_of_start(&self, devices: &mut [Device], now: &Now) -> (Vec<Step>, Vec<DeviceId>) {
+        let (mut pressing, mut taken_over) = (Vec::new(), Vec::new());
+        for device in devices {
+            if !transition::may_change_at_start(device, &self.context_of(&device.id, *now)) {
+                continue;
+            }
+            match self.started(device, now) {
+                Some(step) if transition::presses(device, &step, now) => pressing.push(step),
+                Some(step) => {
+                    taken_over.push(device.id.clone());
+                    *device = step.device;
+                }
+                None => {}
+            }
+        }
+        (pressing, taken_over)
     }
 
     /// What all devices come to by a signal.

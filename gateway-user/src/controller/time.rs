@@ -65,7 +65,7 @@ impl Writer {
         info!("the clock has passed the last commit: releases of earlier boots hold again as far as they last");
         self.clock_behind = None;
         self.settle();
-        self.review(Review::CLOCK_RIGHT);
+        self.review(Review::clock_right());
     }
 
     fn end_what_is_over(&mut self, now: &Now) {

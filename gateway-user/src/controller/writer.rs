@@ -122,6 +122,8 @@ pub(super) struct Writer {
     pub(super) waves: Waves,
     pub(super) comparison: Comparison,
     pub(super) reviewing: Option<Review>,
+    /// Devices that memory has by this boot's clock, and the store by another's.
+    pub(super) taken_over: Vec<DeviceId>,
     pub(super) progress: watch::Sender<Option<PublicationView>>,
     pub(super) next_progress: BootTime,
     /// When the audit's head is next logged, and the store pruned.
@@ -166,7 +168,7 @@ impl Writer {
         let Loaded {
             store,
             mut snapshot,
-            devices,
+            mut devices,
         } = loaded;
         let restored = snapshot.restored.is_some();
         let policies = Policies::new(std::mem::take(&mut snapshot.publications));
@@ -201,6 +203,7 @@ impl Writer {
             waves: Waves::default(),
             comparison: Comparison::new(),
             reviewing: None,
+            taken_over: Vec::new(),
             progress: watch::Sender::new(None),
             next_progress: BootTime(0),
             next_head: now.boot,
@@ -224,12 +227,15 @@ impl Writer {
                 "the clock is behind the last commit: no release of an earlier boot holds until it has passed it"
             );
         }
-        writer.fill(devices, &now);
-        let steps = if restored {
-            writer.all_steps(Signal::Restored, &now)
+        let (mut steps, taken_over) = if restored {
+            (Vec::new(), Vec::new())
         } else {
-            writer.pressing(&now)
+            writer.tell_of_start(&mut devices, &now)
         };
+        writer.fill(devices, &now);
+        if restored {
+            steps = writer.all_steps(Signal::Restored, &now);
+        }
         let closing = writer.homeless();
         writer.batch.changes.restore_done = restored;
         writer.batch.restrictions.restore_done = restored;
@@ -242,7 +248,7 @@ impl Writer {
         // Bound first, so that what is attached finds everyone.
         writer.follow();
         writer.upkeep.begin(&writer.links);
-        writer.review(Review::STARTED);
+        writer.taken_over = taken_over;
         info!(
             devices = writer.registry.device_count(),
             sessions = writer.registry.session_count(),

@@ -7,7 +7,7 @@ use crate::{
     config::PoolKind,
     controller::{Enforcement, StartError},
     kernel::{Assignment, Kernel as _, fake::Call},
-    model::{BootTime, Device, DeviceState, Lease, Now, Rare, Release, SessionId, StateReason},
+    model::{BootTime, Device, DeviceState, Lease, Now, Rare, Release, SessionId, StateReason, WallTime},
     store::{ChangeSet, SqliteStore, Store as _, StoreError},
 };
 
@@ -253,4 +253,35 @@ async fn what_another_boot_changes_does_not_heap_up_before_a_full_disk() {
     .await;
     g.stop().await;
     assert_eq!((leased(&g, Some(START.boot_id)), leased(&g, Some(2))), (0, all));
+}
+
+#[tokio::test]
+async fn after_a_reboot_kernel_and_memory_end_a_lease_at_one_moment() {
+    let mut g = Gateway::new().await;
+    g.register("phone", "lab").await;
+    g.open("phone", &["10.66.2.5"]).await.unwrap();
+    g.applied("phone").await.unwrap();
+    g.stop().await;
+    g.reboot(Now {
+        wall: WallTime(START.wall.0 + 4321),
+        boot: BootTime(7),
+        boot_id: 2,
+    });
+    g.clock.tick_ns(333_333);
+    g.start().await.unwrap();
+    let found = g.controller().check_drift().await.unwrap();
+    assert_eq!((found.compared > 0, found.found), (true, 0), "{found:?}");
+    // Also once what another clock measures is committed.
+    let adopted = async |g: &Gateway| g.controller().status().await.unwrap().not_durable == 0;
+    g.until("committed", adopted).await;
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    assert_eq!(g.controller().check_drift().await.unwrap().found, 0);
+    g.stop().await;
+    let devices = SqliteStore::open(&g.state_directory()).unwrap().load().unwrap().devices;
+    let lease = devices[0].release.lease.unwrap();
+    assert_eq!((lease.given.boot_id, lease.length_ms), (2, 3_600_000 - 4321));
+    assert_eq!(
+        g.kernel.state().assigned.values().next().unwrap().lease.unwrap().0.0,
+        lease.given.boot.0 + lease.length_ms * 1_000_000
+    );
 }

@@ -189,12 +189,14 @@ impl Walk {
         if self.behind.is_none() {
             self.measure();
         }
-        // What is left for later changes nothing that is enforced.
+        // What is committed later changes nothing that is enforced.
         let (before, context) = (self.desk.device.clone(), self.desk.context());
         let start = step(&before, Signal::Start, &context).unwrap();
-        if presses(&before, &start, &context.now) {
-            assert!(may_press(&before, &context), "{before:?} {start:?}");
-        } else {
+        assert!(
+            !start.changed || may_change_at_start(&before, &context),
+            "{before:?} {start:?}"
+        );
+        if start.changed && !presses(&before, &start, &context.now) {
             let enforced = |d: &Device| (d.state, d.gateway_uri.clone(), released_to(d, &context).map(|p| p.id));
             assert_eq!(enforced(&before), enforced(&start.device));
             assert_eq!(release_end(&before, &context.now), release_end(&start.device, &context.now));

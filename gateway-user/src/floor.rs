@@ -42,7 +42,7 @@ const NFT: [&str; 5] = [
 ];
 
 /// Within this nft ends. It takes milliseconds, unless another program holds the kernel's lock of the rules.
-const LIMIT: Duration = Duration::from_secs(3);
+const LIMIT: Duration = Duration::from_secs(10);
 
 /// Why the floor could not be set or read.
 #[derive(Debug, thiserror::Error)]

@@ -22,7 +22,7 @@ const GRACE: Duration = Duration::from_millis(5);
 const SLICE: Duration = Duration::from_millis(1);
 /// How long reading back is waited for at all.
 const PATIENCE: Duration = Duration::from_secs(1);
-/// How long someone waits who asks how interfaces and floor stand. A hung `nft` is given up after 3 s.
+/// How long someone waits who asks how interfaces and floor stand. A hung `nft` is given up later: what is asked then is not known.
 const ANSWER: Duration = Duration::from_secs(4);
 
 /// See [`Places::read_back`].

@@ -6,7 +6,11 @@
 
 use std::{collections::HashMap, net::IpAddr, os::fd::AsFd, path::PathBuf, sync::Arc};
 
-use aya::{Ebpf, EbpfLoader, maps::Map as AyaMap, programs::Program as AyaProgram};
+use aya::{
+    Ebpf, EbpfLoader,
+    maps::Map as AyaMap,
+    programs::{Program as AyaProgram, ProgramError},
+};
 use gateway_ebpf::{
     abi::{self, Answers, Count, MAX_POOLS, MAX_RULES, REASONS, RuleCount, ShadowCount, VERSION, map},
     reason::Reason,
@@ -32,6 +36,9 @@ use crate::{
     links,
     model::{BootTime, SessionId},
 };
+
+/// How often a program is loaded again that a signal has interrupted.
+const LOADS: usize = 10;
 
 /// The data plane of this host's network namespace. Dropped, it leaves everything in force.
 pub struct Live {
@@ -368,6 +375,17 @@ fn load(config: &Config, adopt: Option<&PathBuf>) -> Result<(Maps, HashMap<&'sta
     Ok((maps.map_err(Error::system("opening the maps"))?, programs))
 }
 
+/// The verifier gives up with EAGAIN when a signal arrives, SIGHUP for one; it begins anew.
+fn patiently(mut load: impl FnMut() -> Result<(), ProgramError>) -> Result<(), ProgramError> {
+    for _ in 0..LOADS {
+        match load() {
+            Err(ProgramError::LoadError { io_error, .. }) if io_error.raw_os_error() == Some(libc::EAGAIN) => {}
+            done => return done,
+        }
+    }
+    load()
+}
+
 fn load_program(object: &mut Ebpf, name: &str) -> Result<Program, Error> {
     let missing = || Error::Load(format!("the BPF object has no program {name}"));
     let named = |e| match environment::load_error(e) {
@@ -376,11 +394,11 @@ fn load_program(object: &mut Ebpf, name: &str) -> Result<Program, Error> {
     };
     let fd = match object.program_mut(name).ok_or_else(missing)? {
         AyaProgram::Xdp(p) => {
-            p.load().map_err(named)?;
+            patiently(|| p.load()).map_err(named)?;
             p.fd().map_err(named)?.try_clone()
         }
         AyaProgram::SchedClassifier(p) => {
-            p.load().map_err(named)?;
+            patiently(|| p.load()).map_err(named)?;
             p.fd().map_err(named)?.try_clone()
         }
         _ => return Err(Error::Load(format!("program {name} is of another type"))),

@@ -321,3 +321,32 @@ fn without_a_capability_it_is_named() {
 fn current() -> String {
     format!("v{}", gateway_ebpf::abi::VERSION)
 }
+
+extern "C" fn nothing(_: libc::c_int) {}
+
+#[test]
+fn signals_while_programs_are_loaded_do_not_keep_the_gateway_from_starting() {
+    require!(Root, Bpf, Tun, Program("nft"));
+    let (mut g, _tun) = Gateway::tun(|c| c);
+    // SAFETY: the handler does nothing, and no other test of this program uses the signal.
+    unsafe { libc::signal(libc::SIGUSR2, nothing as *const () as libc::sighandler_t) };
+    let config = g.config.clone();
+    let opened = g.site.gw.run(|| {
+        // SAFETY: no conditions.
+        let here = unsafe { libc::pthread_self() };
+        let signals = std::thread::spawn(move || {
+            // As many as a program is tried again: even if all of them meet the same one, it is loaded.
+            for _ in 0..10 {
+                std::thread::sleep(std::time::Duration::from_millis(200));
+                // SAFETY: the thread lives until this one is joined.
+                unsafe { libc::pthread_kill(here, libc::SIGUSR2) };
+            }
+        });
+        let opened = gateway_user::dataplane::Live::open(&config);
+        signals.join().unwrap();
+        opened
+    });
+    g.live = Some(opened.unwrap());
+    g.set_links();
+    assert_eq!(g.problems(), Vec::<String>::new());
+}

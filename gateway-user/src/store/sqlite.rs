@@ -100,6 +100,11 @@ impl SqliteStore {
     }
 
     #[cfg(test)]
+    pub(super) fn connection_mut(&mut self) -> &mut Connection {
+        &mut self.connection
+    }
+
+    #[cfg(test)]
     pub(super) fn keep(&mut self, changes: u64) {
         self.kept = changes;
     }

@@ -272,7 +272,8 @@ pub(super) fn prune(
 
 /// Up to which number, and whether there is more after it.
 fn requests_to_prune(connection: &Connection, before: WallTime) -> rusqlite::Result<Option<(i64, bool)>> {
-    let Some((first, last)) = bounds(connection, "SELECT min(number), max(number) FROM requests")? else {
+    let text = "SELECT (SELECT min(number) FROM requests), (SELECT max(number) FROM requests)";
+    let Some((first, last)) = bounds(connection, text)? else {
         return Ok(None);
     };
     let above = last.saturating_sub(i64::try_from(KEPT_REQUESTS).unwrap_or(i64::MAX));
@@ -288,10 +289,14 @@ fn requests_to_prune(connection: &Connection, before: WallTime) -> rusqlite::Res
 }
 
 fn audit_to_prune(connection: &Connection, kept: u64) -> rusqlite::Result<Option<(i64, bool)>> {
-    let found = bounds(connection, "SELECT min(number), max(number) FROM audit")?;
+    let found = bounds(
+        connection,
+        "SELECT (SELECT min(number) FROM audit), (SELECT max(number) FROM audit)",
+    )?;
     Ok(found.and_then(|(first, last)| part(first, last, last.saturating_sub(i64::try_from(kept).unwrap_or(i64::MAX)))))
 }
 
+/// With both in one SELECT, SQLite would read the whole table.
 fn bounds(connection: &Connection, text: &str) -> rusqlite::Result<Option<(i64, i64)>> {
     let found: (Option<i64>, Option<i64>) = connection
         .prepare_cached(text)?

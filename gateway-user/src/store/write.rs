@@ -222,9 +222,11 @@ fn uris(t: &Transaction<'_>, changes: &ChangeSet, revision: Revision, kept: u64)
     // The oldest go; what has gone is remembered by its revision, so that a watcher that needs it is told.
     let last = t.last_insert_rowid();
     let cut = last.saturating_sub(i64::try_from(kept).unwrap_or(i64::MAX));
+    // Not `max(revision)`: SQLite would look for it by the index of revisions, past all that is kept.
     let floor: Option<i64> = t
-        .prepare_cached("SELECT max(revision) FROM uri_changes WHERE number <= ?1")?
-        .query_row([cut], |r| r.get(0))?;
+        .prepare_cached("SELECT revision FROM uri_changes WHERE number <= ?1 ORDER BY number DESC LIMIT 1")?
+        .query_row([cut], |r| r.get(0))
+        .optional()?;
     if let Some(floor) = floor {
         t.prepare_cached("DELETE FROM uri_changes WHERE number <= ?1")?
             .execute([cut])?;

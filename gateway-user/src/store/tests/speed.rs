@@ -1,7 +1,13 @@
-//! How fast the store is, for people: `cargo test --release -p gateway-user --lib store::tests::speed -- --ignored --nocapture`, with
+//! What the store's work depends on; and how fast it is, for people: `cargo test --release -p gateway-user --lib store::tests::speed -- --ignored --nocapture`, with
 //! LAZARET_STORE_DEVICES (default 100,000) and TMPDIR on the disk in question.
 
-use std::time::Instant;
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Instant,
+};
 
 use super::*;
 
@@ -57,6 +63,52 @@ fn signal(changes: &mut ChangeSet, number: u64, serial: u64) {
         });
     }
     changes.devices.insert(device.id.clone(), device);
+}
+
+/// Instructions of SQLite's machine.
+fn steps<T>(store: &mut SqliteStore, work: impl FnOnce(&mut SqliteStore) -> T) -> u64 {
+    let count = Arc::new(AtomicU64::new(0));
+    let counted = count.clone();
+    let each = move || {
+        counted.fetch_add(1, Ordering::Relaxed);
+        false
+    };
+    store.connection_mut().progress_handler(1, Some(each)).unwrap();
+    work(store);
+    store.connection_mut().progress_handler(0, None::<fn() -> bool>).unwrap();
+    count.load(Ordering::Relaxed)
+}
+
+#[test]
+fn a_signal_costs_the_same_however_much_is_kept() {
+    let (_temp, path) = directory();
+    let mut store = SqliteStore::open(&path).unwrap();
+    let (mut revision, mut serial) = (Revision(0), 0);
+    let mut signals = |store: &mut SqliteStore, count: u64| {
+        let mut changes = ChangeSet::default();
+        for number in serial..serial + count {
+            // One device, so that only what is kept of signals grows.
+            signal(&mut changes, 0, number);
+        }
+        serial += count;
+        revision = store.commit(&changes, revision, AT).unwrap().revision;
+    };
+    let mut measured = Vec::new();
+    for more in [10, 10_000] {
+        signals(&mut store, more);
+        // The second has a change of the GatewayURI.
+        let commit = steps(&mut store, |s| signals(s, 2));
+        let prune = steps(&mut store, |s| s.prune(WallTime(0), u64::MAX).unwrap());
+        measured.push((commit, prune));
+    }
+    let [(commit, prune), (commit_later, prune_later)] = measured[..] else {
+        unreachable!()
+    };
+    assert!(commit > 100 && prune > 10, "{measured:?}: nothing was counted");
+    assert!(
+        commit_later < 2 * commit && prune_later < 2 * prune,
+        "(commit, prune), later: {measured:?}"
+    );
 }
 
 #[test]

@@ -65,16 +65,24 @@ impl Writer {
         }
     }
 
-    /// The next slice, if it may come.
+    /// The next slices, if they may come. Places are found in memory alone, which has already what is yet to be committed: the waves of a
+    /// publication do not wait for a start's commits.
     pub(super) fn review_slice(&mut self) {
         let instant = Instant::now();
-        if self.review_due(instant).is_none_or(|at| at > instant) {
+        if self.reviewing.as_ref().is_some_and(|r| !r.clock) {
+            self.place_slice();
+        }
+        if self.commits_due(instant).is_none_or(|at| at > instant) {
             return;
         }
         if self.taken_over.is_empty() {
             self.place_slice();
-            return;
+        } else {
+            self.take_over_slice();
         }
+    }
+
+    fn take_over_slice(&mut self) {
         let left = self.taken_over.len().saturating_sub(COMMITTED);
         let slice = self.taken_over.split_off(left);
         self.settle_before(&slice, []);
@@ -119,14 +127,21 @@ impl Writer {
         }
     }
 
-    /// When the next slice may come. While nothing can be committed, what is in force and waits for that must not become more and more.
+    /// When the next slice may come.
     pub(super) fn review_due(&self, instant: Instant) -> Option<Instant> {
-        let commits = !self.taken_over.is_empty() || self.reviewing.as_ref()?.clock;
-        Some(if commits && self.store_problem.is_some() {
+        let places = self.reviewing.as_ref().is_some_and(|r| !r.clock);
+        if places { Some(instant) } else { self.commits_due(instant) }
+    }
+
+    /// When the next that commits may come. While nothing can be committed, what is in force and waits for that must not become more and more.
+    fn commits_due(&self, instant: Instant) -> Option<Instant> {
+        let any = !self.taken_over.is_empty() || self.reviewing.as_ref().is_some_and(|r| r.clock);
+        let at = if self.store_problem.is_some() {
             self.next_retry
         } else {
             instant
-        })
+        };
+        any.then_some(at)
     }
 
     /// Tells devices of the store of the start. Returns what has to be committed before anything is answered: releases that are over, or whose

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, time::Duration};
 use super::kit::*;
 use crate::{
     config::PoolKind,
-    controller::{Enforcement, StartError},
+    controller::{Enforcement, Progress, StartError},
     kernel::{Assignment, Kernel as _, fake::Call},
     model::{BootTime, Device, DeviceState, Lease, Now, Rare, Release, SessionId, StateReason, WallTime},
     store::{ChangeSet, SqliteStore, Store as _, StoreError},
@@ -194,14 +194,10 @@ async fn a_store_that_cannot_be_read_stops_the_start_and_leaves_the_kernel() {
     assert_eq!(g.kernel.state().assigned, before);
 }
 
-/// Devices with leases of the first boot, more than a slice has, as they are in the store.
-fn leased(g: &Gateway, boot_id: Option<u64>) -> usize {
+/// Adds so many devices to the store, with leases of the first boot.
+fn add_leased(g: &Gateway, count: u32) {
     let mut store = SqliteStore::open(&g.state_directory()).unwrap();
     let found = store.load().unwrap();
-    if let Some(boot_id) = boot_id {
-        let of = |d: &&Device| d.release.lease.is_some_and(|l| l.given.boot_id == boot_id);
-        return found.devices.iter().filter(of).count();
-    }
     let device = |n: u32| Device {
         state: DeviceState::Released,
         state_reason: StateReason::PolicyApplied,
@@ -214,27 +210,36 @@ fn leased(g: &Gateway, boot_id: Option<u64>) -> usize {
             }),
             ..Release::default()
         }),
-        ..Device::new(id(&format!("phone-{n:04}")), "lab".parse().unwrap(), START.wall)
+        ..Device::new(id(&format!("phone-{n:05}")), "lab".parse().unwrap(), START.wall)
     };
-    let devices: BTreeMap<_, _> = (0..1000).map(device).map(|d| (d.id.clone(), d)).collect();
+    let devices: BTreeMap<_, _> = (0..count).map(device).map(|d| (d.id.clone(), d)).collect();
     let changes = ChangeSet {
         devices,
         ..ChangeSet::default()
     };
     store.commit(&changes, found.revision, START.wall).unwrap();
-    1000
 }
+
+/// How many devices of the store have a lease that a boot has given.
+fn leases_of(g: &Gateway, boot_id: u64) -> usize {
+    let found = SqliteStore::open(&g.state_directory()).unwrap().load().unwrap();
+    let of = |d: &&Device| d.release.lease.is_some_and(|l| l.given.boot_id == boot_id);
+    found.devices.iter().filter(of).count()
+}
+
+/// The second boot.
+const REBOOTED: Now = Now {
+    boot: BootTime(7),
+    boot_id: 2,
+    ..START
+};
 
 #[tokio::test]
 async fn what_another_boot_changes_does_not_heap_up_before_a_full_disk() {
     let mut g = Gateway::new().await;
     g.stop().await;
-    let all = leased(&g, None);
-    g.reboot(Now {
-        boot: BootTime(7),
-        boot_id: 2,
-        ..START
-    });
+    add_leased(&g, 1000);
+    g.reboot(REBOOTED);
     g.disk.fill();
     g.start().await.unwrap();
     for _ in 0..20 {
@@ -252,7 +257,33 @@ async fn what_another_boot_changes_does_not_heap_up_before_a_full_disk() {
     })
     .await;
     g.stop().await;
-    assert_eq!((leased(&g, Some(START.boot_id)), leased(&g, Some(2))), (0, all));
+    assert_eq!((leases_of(&g, START.boot_id), leases_of(&g, REBOOTED.boot_id)), (0, 1000));
+}
+
+#[tokio::test]
+async fn an_urgent_publication_does_not_wait_for_what_another_boot_changes() {
+    let mut g = Gateway::new().await;
+    g.stop().await;
+    // Three slices of places, fifty of commits.
+    add_leased(&g, 12_800);
+    g.reboot(REBOOTED);
+    g.start().await.unwrap();
+    let published = g.tell().publish_policy(g.seen(0), "rev-2".parse().unwrap(), 0, 0);
+    let published = published.await.unwrap().revision;
+    let of = async |g: &Gateway| g.controller().publication().await.unwrap().progress;
+    g.until("all of them", async |g| of(g).await.stale == 12_800).await;
+    // Each turn commits once.
+    let (changes, _) = g.controller().watch_gateway_uris(Some(published)).await.unwrap();
+    let turns = changes[0].revision.0 - published.0;
+    assert!(turns <= 5, "{turns} turns");
+    g.restart().await;
+    let all = Progress {
+        stale: 12_800,
+        ..Progress::default()
+    };
+    assert_eq!(of(&g).await, all);
+    g.stop().await;
+    assert_eq!((leases_of(&g, START.boot_id), leases_of(&g, REBOOTED.boot_id)), (0, 0));
 }
 
 #[tokio::test]

@@ -29,6 +29,14 @@ pub(crate) struct Told {
     at: u64,
 }
 
+impl Told {
+    /// Whether it is this one, within [`SAME`].
+    #[inline(always)]
+    const fn is(&self, signature: u64, now: u64) -> bool {
+        self.signature == signature && now - self.at < SAME
+    }
+}
+
 /// Where a denied packet was met, and why it was denied, in the one word that a called function takes.
 #[derive(Clone, Copy)]
 pub(crate) struct Denied(u32);
@@ -134,6 +142,22 @@ pub(crate) fn may_tell() -> bool {
     !full
 }
 
+/// Whether the same as this denial was told a moment ago; then it is counted as not told, and there is nothing else to do about it.
+#[inline(always)]
+pub(crate) fn repeats(h: &Headers, reason: Reason) -> bool {
+    repeated(signature(h, reason as u8)) != 0
+}
+
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn repeated(signature: u64) -> u64 {
+    let same = slot(signature).is_some_and(|(told, now)| told.is(signature, now));
+    if same {
+        lost(2);
+    }
+    same.into()
+}
+
 /// Tells of the packet whose headers were kept last, if the same was not told a moment ago. So a flood of one flow spends none of the
 /// limit, and others are heard. `what`: [`Denied`].
 #[unsafe(no_mangle)]
@@ -141,9 +165,12 @@ pub(crate) fn may_tell() -> bool {
 pub(crate) extern "C" fn tell(what: u32, ifindex: u32) -> u64 {
     let denied = Denied::from_word(what);
     let Some(h) = kept() else { return 0 };
-    if told(signature(h, what as u8)) {
-        lost(2);
+    let signature = signature(h, what as u8);
+    if repeated(signature) != 0 {
         return 0;
+    }
+    if let Some((told, now)) = slot(signature) {
+        *told = Told { signature, at: now };
     }
     rate::spend(EVENTS);
     let Some(mut record) = DENIALS.reserve::<Denial>(0) else {
@@ -161,21 +188,12 @@ fn signature(h: &Headers, reason: u8) -> u64 {
     mix6([s, d.rotate_left(7) ^ (u64::from(h.destination_port) << 8 | u64::from(reason))])
 }
 
-/// Whether this was told within [`SAME`]; from now on it was.
+/// Where it is remembered that this was told, and the time.
 #[inline(always)]
-fn told(signature: u64) -> bool {
-    let Some(told) = TOLD_MAP.get_ptr_mut(signature as u32 % TOLD as u32) else {
-        return false;
-    };
-    // SAFETY: the map's value of this CPU, which no other program interrupts.
-    let told = unsafe { &mut *told };
-    // SAFETY: a helper without arguments.
-    let now = unsafe { bpf_ktime_get_coarse_ns() };
-    if told.signature == signature && now - told.at < SAME {
-        return true;
-    }
-    *told = Told { signature, at: now };
-    false
+fn slot(signature: u64) -> Option<(&'static mut Told, u64)> {
+    let told = TOLD_MAP.get_ptr_mut(signature as u32 % TOLD as u32)?;
+    // SAFETY: the map's value of this CPU, which no other program interrupts; a helper without arguments.
+    Some(unsafe { (&mut *told, bpf_ktime_get_coarse_ns()) })
 }
 
 /// # Safety

@@ -78,7 +78,7 @@ fn tc_of<const PLACE: u8>(skb: *mut __sk_buff, h: &Headers) -> Option<i32> {
 }
 
 /// The verdict on a common packet, counted. While the mode, the shadow policy or a capture wants to know more, every packet goes the long way; a denial
-/// does while there is room to tell of it.
+/// does if there is something to tell of it.
 #[inline(always)]
 fn judge(place: Place, h: &Headers) -> Option<Verdict> {
     let control = KERNEL.control()?;
@@ -87,7 +87,7 @@ fn judge(place: Place, h: &Headers) -> Option<Verdict> {
     }
     let own = own()?;
     let verdict = quick(&Kernel { own: Some(own) }, control, place, h)?;
-    if !verdict.reason.passes() && report::may_tell() {
+    if !verdict.reason.passes() && report::may_tell() && !report::repeats(h, verdict.reason) {
         return None;
     }
     report::count(own, &verdict, h.length);

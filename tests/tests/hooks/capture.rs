@@ -5,14 +5,10 @@ use gateway_ebpf::{
     reason::Reason,
 };
 use lazaret_tests::require::{Need, or_skip};
-use nix::{
-    sched::{CpuSet, sched_setaffinity},
-    unistd::Pid,
-};
 
 use crate::{
     frames::{SYN, ethernet, padded, tcp, udp},
-    kernel::{IFINDEX, Kernel},
+    kernel::{IFINDEX, Kernel, stay},
     world,
 };
 
@@ -93,9 +89,7 @@ fn what_is_not_captured_is_counted() {
     let Some(mut kernel) = start("what_is_not_captured_is_counted", FLAG_CAPTURE | FLAG_OBSERVE) else {
         return;
     };
-    let mut here = CpuSet::new();
-    here.set(0).unwrap();
-    sched_setaffinity(Pid::from_raw(0), &here).unwrap();
+    stay();
     let denied = ethernet(&tcp("10.66.0.5:40000", "10.77.0.1:25", SYN, [1, 0], b""));
     for _ in 0..5_000 {
         kernel.run(program::XDP_DEVICE, &denied, 0);

@@ -2,17 +2,14 @@
 
 use gateway_ebpf::{
     abi::{Count, FLAG_OBSERVE, MARK_GRANT, hook, map, program},
+    headers::Headers,
     reason::Reason,
 };
 use lazaret_tests::require::{Need, or_skip};
-use nix::{
-    sched::{CpuSet, sched_setaffinity},
-    unistd::Pid,
-};
 
 use crate::{
     frames::{ACK, SYN, ethernet, padded, tcp, udp},
-    kernel::{Kernel, TC_ACT_SHOT, TCX_NEXT, XDP_DROP, XDP_PASS},
+    kernel::{Kernel, TC_ACT_SHOT, TCX_NEXT, XDP_DROP, XDP_PASS, stay},
     world::{self, RULE},
 };
 
@@ -76,10 +73,7 @@ fn a_flood_of_one_flow_does_not_silence_others() {
     let Some(mut kernel) = start("a_flood_of_one_flow_does_not_silence_others") else {
         return;
     };
-    // Limits are by CPU.
-    let mut here = CpuSet::new();
-    here.set(0).unwrap();
-    sched_setaffinity(Pid::from_raw(0), &here).unwrap();
+    stay();
     let send = |from: &str, to: &str| {
         let frame = ethernet(&udp(from, to, b""));
         assert_eq!(kernel.run(program::XDP_DEVICE, &frame, 0).action, XDP_DROP);
@@ -119,15 +113,51 @@ fn a_flood_of_one_flow_does_not_silence_others() {
     assert_eq!(kernel.denials().len(), 1);
 }
 
+/// What is denied again and was told a moment ago costs no more than a look: the headers that the long way keeps stay as they are.
+#[test]
+fn a_repeat_takes_the_short_way() {
+    const WORDS: usize = size_of::<Headers>().div_ceil(8);
+    let Some(mut kernel) = start("a_repeat_takes_the_short_way") else {
+        return;
+    };
+    stay();
+    let kept = |kernel: &Kernel| kernel.each_cpu::<[u64; WORDS]>("HEADERS", 0);
+    let hooks = [(program::XDP_DEVICE, 100), (program::TC_DEVICE_IP, 200)];
+    for (name, first) in hooks {
+        for (from, to) in [("10.66.0.5:1000", "10.77.0.1"), ("[fd66::5]:1000", "[fd77::1]")] {
+            let run = |port: u16| {
+                // Nothing behind the packet: on a tun that is not plain.
+                let packet = udp(from, &format!("{to}:{port}"), &[0; 40]);
+                let frame = if first == 100 { ethernet(&packet) } else { packet };
+                let action = kernel.run(name, &frame, 0).action;
+                assert!(matches!(action, XDP_DROP | TC_ACT_SHOT), "{name} from {from}");
+                (kept(&kernel), kernel.sum::<3>(map::EVENTS_LOST, 0))
+            };
+            run(first);
+            let (headers, [kept_back, lost, same]) = run(first + 1);
+            for i in 1..=20 {
+                assert_eq!(
+                    run(first),
+                    (headers.clone(), [kept_back, lost, same + i]),
+                    "{name} from {from}"
+                );
+            }
+            let another = run(first + 2);
+            assert_ne!(another.0, headers, "{name} from {from}");
+            assert_eq!(another.1, [kept_back, lost, same + 20], "{name} from {from}");
+        }
+    }
+    assert_eq!(kernel.denials().len(), 4 * 3);
+    assert_eq!(kernel.counted(1, Reason::NoRule).packets, 4 * 23);
+}
+
 /// Different flows come up against the limit; then they are counted as kept back.
 #[test]
 fn a_flood_of_many_flows_is_limited() {
     let Some(mut kernel) = start("a_flood_of_many_flows_is_limited") else {
         return;
     };
-    let mut here = CpuSet::new();
-    here.set(0).unwrap();
-    sched_setaffinity(Pid::from_raw(0), &here).unwrap();
+    stay();
     for i in 0..3_000_u32 {
         let to = format!("10.77.{}.{}:25", i >> 8, i & 255);
         kernel.run(program::TC_DEVICE_IP, &padded(&udp("10.66.0.5:1000", &to, b"")), 0);

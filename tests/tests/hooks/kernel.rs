@@ -18,6 +18,10 @@ use aya::{
 use gateway_ebpf::abi::{self, Count, Denial, Policy, REASONS, map};
 use gateway_user::dataplane::object::Loading;
 use lazaret_tests::elements;
+use nix::{
+    sched::{CpuSet, sched_setaffinity},
+    unistd::Pid,
+};
 
 /// Index of the loopback interface, on which a test run takes place.
 pub(crate) const IFINDEX: u32 = 1;
@@ -244,6 +248,13 @@ impl Kernel {
             _ => panic!("{name} has another type"),
         }
     }
+}
+
+/// Keeps the calling thread on one CPU: limits, and what is told twice, are by CPU.
+pub(crate) fn stay() {
+    let mut here = CpuSet::new();
+    here.set(0).unwrap();
+    sched_setaffinity(Pid::from_raw(0), &here).unwrap();
 }
 
 const BPF_MAP_LOOKUP_ELEM: libc::c_long = 1;

@@ -426,7 +426,8 @@ pub struct Answers {
     pub limited: u64,
 }
 
-/// Most answers to one source in a second. Sources whose addresses have the same hash share them.
+/// Most answers to one source in a second. Sources whose addresses have the same hash share them; so do those of one IPv6 /64 which are not a session's
+/// by themselves.
 pub const ANSWERS_A_SECOND: u64 = 10;
 
 /// Name of the read-only variable that makes a load of the object the probing twin, if it is not 0: the same verdicts from the same maps,

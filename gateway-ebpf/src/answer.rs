@@ -15,7 +15,8 @@ use aya_ebpf::{
     },
 };
 use gateway_ebpf::{
-    abi::{ANSWERS_A_SECOND, answer_mark, mix6},
+    abi::{ANSWERS_A_SECOND, answer_mark},
+    fragment::Share,
     headers::{protocol, words},
     packet::Packet as _,
     wire::{Ethernet, Icmp, Ipv4, Ipv6, Tcp},
@@ -23,12 +24,12 @@ use gateway_ebpf::{
 
 use crate::{
     access::SkbBytes,
-    maps::{ANSWER, ANSWERED, ANSWERING, ANSWERS, kept},
+    maps::{ANSWER, ANSWERED, ANSWERING, ANSWERS, kept_rare},
     note::is_tagged,
 };
 
-/// Sources share this many counts of answers, by hash. So no number of sources makes room for more answers to one, and all together get at
-/// most ten times as many in a second.
+/// Sources share this many counts of answers, by hash ([`Share::slot`]). So no number of sources makes room for more answers to one, all together
+/// get at most ten times as many in a second, and nobody takes those of others by sources that he invents in his /64.
 pub(crate) const SLOTS: u32 = 4096;
 /// log2 of the nanoseconds in which a source gets [`ANSWERS_A_SECOND`]: a little more than a second.
 const SECOND_BITS: u32 = 30;
@@ -62,8 +63,9 @@ const ACK: u8 = 16;
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub(crate) extern "C" fn may_answer(pool: u32) -> u64 {
-    let Some(h) = kept() else { return 0 };
-    let slot = mix6(words(h.source)) as u32 % SLOTS;
+    let Some((h, rare)) = kept_rare() else { return 0 };
+    // Only what the policies deny is answered, so the ends are this packet's.
+    let slot = Share::of_source(&rare.ends).slot(words(h.source), SLOTS);
     let Some(slot) = ANSWERED.get_ptr_mut(slot) else { return 0 };
     // SAFETY: a helper without arguments.
     let second = unsafe { bpf_ktime_get_coarse_ns() } >> SECOND_BITS;

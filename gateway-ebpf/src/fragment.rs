@@ -8,8 +8,8 @@
 
 use crate::{
     abi::{
-        BUCKET_FRAGMENTS, Control, ENTRY_DELEGATED, FRAGMENT_LIFE, FragmentBucket, FragmentRecord, FragmentWork, MAX_POOLS,
-        Shared, mix6,
+        BUCKET_FRAGMENTS, Class, ClassEntry, Control, ENTRY_DELEGATED, FRAGMENT_LIFE, FragmentBucket, FragmentRecord,
+        FragmentWork, MAX_POOLS, Shared, mix6,
     },
     decide::{Direction, Place, Role},
     headers::{Fragment, Headers, words},
@@ -42,7 +42,7 @@ pub fn key(place: Place, h: &Headers, fragment: &Fragment) -> Key {
     ]
 }
 
-/// Whose share of the memory a datagram takes.
+/// Whose share of a memory is taken, this one's or that of answers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Share {
     /// That of a session's address.
@@ -58,11 +58,22 @@ impl Share {
     #[inline(always)]
     #[must_use]
     pub fn of(place: Place, ends: &Ends) -> Self {
-        let (class, entry) = if is_from_device(place) {
-            (ends.source_class, ends.source)
+        if is_from_device(place) {
+            Self::of_source(ends)
         } else {
-            (ends.destination_class, ends.destination)
-        };
+            Self::of_end(ends.destination_class, ends.destination)
+        }
+    }
+
+    /// By the source.
+    #[inline(always)]
+    #[must_use]
+    pub const fn of_source(ends: &Ends) -> Self {
+        Self::of_end(ends.source_class, ends.source)
+    }
+
+    #[inline(always)]
+    const fn of_end(class: Class, entry: ClassEntry) -> Self {
         if class <= MAX_POOLS {
             Self::AtRest
         } else if entry & ENTRY_DELEGATED != 0 {
@@ -70,6 +81,29 @@ impl Share {
         } else {
             Self::Session
         }
+    }
+
+    /// Where an address ([`words`]) comes among so many places, a power of two: at rest in the first quarter, of a session behind it. An IPv6 /64 has one,
+    /// but for the addresses in it that sessions have by themselves.
+    #[inline(always)]
+    #[must_use]
+    pub const fn slot(self, address: [u64; 2], places: u32) -> u32 {
+        // An IPv4 address is all in the first word.
+        let mixed = mix6(if matches!(self, Self::Session) {
+            address
+        } else {
+            [address[0], 0]
+        });
+        let quarter = places / 4;
+        if quarter == 0 {
+            return mixed as u32 & (places - 1);
+        }
+        // The first quarter, or one of the other three.
+        let which = match self {
+            Self::AtRest => 0,
+            Self::Session | Self::Delegated => 1 + (mixed >> 32) as u32 % 3,
+        };
+        which * quarter + (mixed as u32 & (quarter - 1))
     }
 }
 
@@ -86,23 +120,7 @@ fn bucket_of(control: &Control, place: Place, share: Share, key: &Key) -> u32 {
     } else {
         [key[2], key[3]]
     };
-    // An IPv4 address is all in the first word.
-    let mixed = mix6(if matches!(share, Share::Session) {
-        device
-    } else {
-        [device[0], 0]
-    });
-    let buckets = 1_u32 << (read(&control.fragment_bits) & 31);
-    let quarter = buckets / 4;
-    if quarter == 0 {
-        return mixed as u32 & (buckets - 1);
-    }
-    // The first quarter, or one of the other three.
-    let which = match share {
-        Share::AtRest => 0,
-        Share::Session | Share::Delegated => 1 + (mixed >> 32) as u32 % 3,
-    };
-    which * quarter + (mixed as u32 & (quarter - 1))
+    share.slot(device, 1_u32 << (read(&control.fragment_bits) & 31))
 }
 
 /// What is asked of the memory.

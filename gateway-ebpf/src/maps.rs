@@ -123,7 +123,7 @@ pub(crate) static TRACE: Array<Trace> = Array::with_max_entries(1, 0);
 #[map]
 pub(crate) static ANSWERS: PerCpuArray<Answers> = PerCpuArray::with_max_entries(MAX_POOLS as u32 + 1, 0);
 
-/// By a hash of the source: since when, and how often it was answered. Written and read here only, by all CPUs. Sources that share an entry
+/// By a hash of the source ([`crate::answer::SLOTS`]): since when, and how often it was answered. Written and read here only, by all CPUs. Sources that share an entry
 /// share its answers; none is ever forgotten for another.
 #[map]
 pub(crate) static ANSWERED: Array<u64> = Array::with_max_entries(crate::answer::SLOTS, 0);

@@ -255,6 +255,14 @@ fn what_is_never_answered() {
     assert_eq!(kernel.counted(1, Reason::NoRule).packets, 1);
 }
 
+/// How many of these packets are answered.
+fn answered(tun: &Tun, packets: impl Iterator<Item = Vec<u8>>) -> u64 {
+    packets.for_each(|p| tun.send(&p).unwrap());
+    std::iter::from_fn(|| receive(tun, Duration::from_millis(50)))
+        .map(|_| 1)
+        .sum()
+}
+
 /// Ten a second, for each source.
 #[test]
 fn answers_are_limited() {
@@ -262,16 +270,7 @@ fn answers_are_limited() {
         return;
     }
     let (_gateway, tun, kernel) = tun(true);
-    let burst = |from: &str, n: u32| {
-        for i in 0..n {
-            tun.send(&tcp(from, "10.77.0.1:25", SYN, [i, 0], b"")).unwrap();
-        }
-        let mut got = 0_u64;
-        while receive(&tun, Duration::from_millis(50)).is_some() {
-            got += 1;
-        }
-        got
-    };
+    let burst = |from: &str, n: u32| answered(&tun, (0..n).map(|i| tcp(from, "10.77.0.1:25", SYN, [i, 0], b"")));
     let began = Instant::now();
     let got = burst("10.66.0.5:40000", 100);
     // A burst can lie across the beginning of a second.
@@ -281,6 +280,35 @@ fn answers_are_limited() {
     assert_eq!(burst("10.66.0.9:40000", 3), 3, "others are not concerned");
     std::thread::sleep(Duration::from_millis(1_100));
     assert_eq!(burst("10.66.0.5:40000", 3), 3, "a second later there are answers again");
+}
+
+/// Whoever has an IPv6 /64, or is in one without a session, gets no more answers by inventing sources in it; the others get theirs.
+#[test]
+fn an_ipv6_64_is_one_source() {
+    if !or_skip("an_ipv6_64_is_one_source", &NEEDS) {
+        return;
+    }
+    let (_gateway, tun, kernel) = tun(true);
+    world::bind(&kernel, "fd66:0:0:7::", true);
+    for own in ["fd66::9", "fd66::a"] {
+        world::bind(&kernel, own, false);
+    }
+    let one = |from: &str, i: u32| tcp(&format!("[{from}]:40000"), "[fd77::1]:25", SYN, [i, 0], b"");
+    for prefix in ["fd66:0:0:7::", "fd66:0:0:8::"] {
+        let began = Instant::now();
+        let got = answered(&tun, (0..400).map(|i| one(&format!("{prefix}{:x}:{:x}", i * 7, i), i)));
+        let seconds = began.elapsed().as_secs() + 2;
+        assert!((10..=10 * seconds).contains(&got), "{got} in {seconds} s to {prefix}");
+    }
+    for (own, what) in [
+        ("fd66::9", "a session's own address"),
+        ("fd66::a", "its neighbour"),
+        ("fd66:0:0:9::1", "another /64"),
+    ] {
+        assert_eq!(answered(&tun, (0..6).map(|i| one(own, i))), 6, "{what}");
+    }
+    let [sent, limited] = answers(&kernel, 1);
+    assert_eq!(sent + limited, 2 * 400 + 18);
 }
 
 /// Real sockets, over Ethernet: by TC alone, and by XDP with its companion. They send with checksums left to the card.

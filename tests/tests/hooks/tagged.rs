@@ -109,7 +109,7 @@ fn tagged_frames_are_answered_in_their_vlans() {
         let mut sent = 0;
         for (i, (tags, pushed, expected)) in cases.iter().enumerate() {
             // Sources share no limit.
-            let (from4, from6) = (format!("10.66.{i}.5"), format!("fd66::a{i}:5"));
+            let (from4, from6) = (format!("10.66.{i}.5"), format!("fd66:0:0:a{i}::5"));
             for (from, to) in [(from4.clone(), "10.77.0.1"), (format!("[{from6}]"), "[fd77::1]")] {
                 let what = format!("{tags:x?}, {pushed:?} from {from}, xdp: {xdp}");
                 let (from, to) = (format!("{from}:40000"), format!("{to}:25"));

@@ -1,9 +1,12 @@
-//! A small world to judge in: pool 1 is a quarantine (10.66.0.0/16, fd66::/64) that may reach DM (10.77.0.0/16, fd77::/64) by TCP 443 and UDP 53,
-//! by rule 7; pool 2 (10.67.0.0/16, fd67::/64) may do everything; pool 3 (10.68.0.0/16, fd68::/64) nothing, and is told so, as are the others.
+//! A small world to judge in: pool 1 is a quarantine (10.66.0.0/16, fd66::/48) that may reach DM (10.77.0.0/16, fd77::/64) by TCP 443 and UDP 53,
+//! by rule 7; pool 2 (10.67.0.0/16, fd67::/48) may do everything; pool 3 (10.68.0.0/16, fd68::/48) nothing, and is told so, as are the others.
 
 use std::net::Ipv6Addr;
 
-use gateway_ebpf::abi::{Control, Dst6, Home6, Homes6, POLICY_SHADOW, POOL_ALL, POOL_BLOCKED, POOL_REJECT, Policy, VERSION, map};
+use gateway_ebpf::abi::{
+    BUCKET6_SLOTS, Bucket6, Control, Dst6, ENTRY_DELEGATED, FLAG_DELEGATED, Home6, Homes6, MAX_POOLS, POLICY_SHADOW, POOL_ALL,
+    POOL_BLOCKED, POOL_REJECT, Policy, VERSION, class_entry, delegated, map, mix6,
+};
 
 use crate::kernel::{Kernel, META_KEY};
 
@@ -19,7 +22,7 @@ pub(crate) fn write(kernel: &Kernel, flags: u32, reject: bool) {
         kernel.set(map::CHUNKS4, &u32::from(pool), &[pool as u8; 65536]);
         homes[usize::from(pool) - 1] = Home6 {
             prefix: [high(0xfd65 + pool), 0],
-            mask: [u64::MAX, 0],
+            mask: [u64::from_ne_bytes([255, 255, 255, 255, 255, 255, 0, 0]), 0],
             class: pool.into(),
         };
     }
@@ -43,6 +46,25 @@ pub(crate) fn write(kernel: &Kernel, flags: u32, reject: bool) {
     policy.rules[1][1][1] = RULE;
     kernel.set_policy(0, &policy);
     set_flags(kernel, flags);
+}
+
+/// Gives a session of pool 1 an IPv6 address, or the whole /64 that it is in. Others go on.
+pub(crate) fn bind(kernel: &Kernel, address: &str, whole: bool) {
+    const BITS: u32 = 10;
+    let class = if whole { MAX_POOLS + 2 } else { MAX_POOLS + 1 };
+    let mut control: Control = kernel.get(map::CONTROL, 0);
+    control.hash6_bits = BITS;
+    control.flags |= if whole { FLAG_DELEGATED } else { 0 };
+    control.classes[usize::from(class)] = class_entry(1, false, 0) | if whole { ENTRY_DELEGATED } else { 0 };
+    kernel.set(map::CONTROL, &0_u32, &control);
+    let octets = address.parse::<Ipv6Addr>().unwrap().octets();
+    let word = |at: usize| u64::from_ne_bytes(octets[at..at + 8].try_into().unwrap());
+    let key = if whole { delegated(word(0)) } else { [word(0), word(8)] };
+    let index = mix6(key) as u32 & ((1 << BITS) - 1);
+    let mut bucket: Bucket6 = kernel.get(map::HASH6, index);
+    let free = (0..BUCKET6_SLOTS).find(|s| bucket.keys[*s][0] == 0).unwrap();
+    (bucket.keys[free], bucket.classes[free]) = (key, class);
+    kernel.set(map::HASH6, &index, &bucket);
 }
 
 /// Writes a shadow policy: pool 1 may reach DM by TCP 25, by rule 9, and nothing else; pool 2 may do nothing, pool 3 everything.

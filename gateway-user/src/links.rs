@@ -23,7 +23,7 @@ use tokio::{
 use crate::{
     kernel::Link,
     model::InterfaceName,
-    netlink::{self, Requests},
+    netlink::{self, Kept, Requests},
 };
 
 /// An interface with what the kernel says of its XDP program.
@@ -51,6 +51,14 @@ pub struct Xdp {
 /// Those of the netlink socket; TimedOut after a few seconds.
 pub fn now() -> io::Result<Vec<LinkNow>> {
     netlink::ask(async |requests| read(requests).await)
+}
+
+/// The same, by a connection that is kept. Its owner waits for as long as the kernel's lock of the network configuration is held.
+///
+/// # Errors
+/// As [`now`].
+pub(crate) fn now_by(kept: &mut Kept) -> io::Result<Vec<LinkNow>> {
+    kept.ask(async |requests| read(requests).await)
 }
 
 /// Watches the interfaces: the set as it is, and again whenever something about a link changes. The future ends with the error that

@@ -1,8 +1,9 @@
 //! Asking rtnetlink and waiting for the answer, for callers that do not run as futures: what [`crate::links`] and [`crate::routes`] share.
 //! Not here: what is asked for and why.
 //!
-//! Each call has a thread of its own, with a runtime and a socket. A caller may itself be inside a runtime, where waiting for a future
-//! panics; and a socket belongs to the network namespace of the thread that opens it, which a new thread has from its parent.
+//! [`ask`] is for anyone: each call has a thread of its own, with a runtime and a socket. A caller may itself be inside a runtime, where
+//! waiting for a future panics; and a socket belongs to the network namespace of the thread that opens it, which a new thread has from its
+//! parent. [`Kept`] is for a thread that asks again and again and may be held up: it has one runtime and one socket for all calls.
 //!
 //! Messages go through [`rtnetlink::Handle::request`], not through the handles for links, routes and rules: those take an answer that
 //! ends early for a success, and do not tell of a dump that the kernel marks as interrupted.
@@ -10,6 +11,7 @@
 use std::{
     cell::Cell,
     io,
+    pin::Pin,
     sync::mpsc::{RecvTimeoutError, sync_channel},
     task::{Context, Poll, ready},
     thread,
@@ -24,7 +26,10 @@ use rtnetlink::{
     packet_core::{NLM_F_ACK, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload},
     sys::{AsyncSocket, Socket, SocketAddr, TokioSocket},
 };
-use tokio::time::timeout;
+use tokio::{
+    runtime::{Handle as RuntimeHandle, Runtime},
+    time::timeout,
+};
 
 /// Within this a call ends. The kernel answers in microseconds, unless someone holds its lock of the network configuration.
 pub(crate) const LIMIT: Duration = Duration::from_secs(3);
@@ -40,7 +45,7 @@ pub(crate) fn ask<T: Send + 'static>(what: impl AsyncFnOnce(&mut Requests) -> io
     let (answer, answered) = sync_channel(1);
     // Sending a request can block in the kernel, beyond any runtime's reach: then the thread is left behind and ends when it can.
     thread::Builder::new().name("netlink".to_owned()).spawn(move || {
-        let _too_late = answer.send(run(what));
+        let _too_late = answer.send(Open::new().and_then(|mut open| open.run(what)));
     })?;
     answered.recv_timeout(LIMIT + GRACE).unwrap_or_else(|e| {
         Err(match e {
@@ -50,24 +55,84 @@ pub(crate) fn ask<T: Send + 'static>(what: impl AsyncFnOnce(&mut Requests) -> io
     })
 }
 
-fn run<T>(what: impl AsyncFnOnce(&mut Requests) -> io::Result<T>) -> io::Result<T> {
-    block_on(async {
-        let (mut requests, connection) = Requests::open()?;
-        tokio::select! {
-            biased;
-            done = timeout(LIMIT, what(&mut requests)) => done.unwrap_or_else(|_| Err(late())),
-            () = connection => Err(closed()),
-        }
-    })
-}
-
 /// Runs a future in a runtime of this thread's own.
 pub(crate) fn block_on<T>(future: impl Future<Output = io::Result<T>>) -> io::Result<T> {
+    runtime()?.block_on(future)
+}
+
+fn runtime() -> io::Result<Runtime> {
     tokio::runtime::Builder::new_current_thread()
         .enable_io()
         .enable_time()
-        .build()?
-        .block_on(future)
+        .build()
+}
+
+/// A connection that stays open between calls, in the network namespace of the first caller. While the kernel does not take a request, the
+/// caller stays in the kernel with it, beyond [`LIMIT`]; no thread is left behind.
+#[derive(Default)]
+pub(crate) struct Kept(Option<Open>);
+
+struct Open {
+    /// There until the end.
+    runtime: Option<Runtime>,
+    requests: Requests,
+    /// Moves the messages of `requests`.
+    connection: Pin<Box<dyn Future<Output = ()> + Send>>,
+}
+
+impl Kept {
+    /// As [`ask`], without its thread. Inside a runtime it is [`ask`].
+    ///
+    /// # Errors
+    /// Those of `what`, TimedOut; those of opening the socket. The next call has a new connection.
+    pub(crate) fn ask<T: Send + 'static>(
+        &mut self,
+        what: impl AsyncFnOnce(&mut Requests) -> io::Result<T> + Send + 'static,
+    ) -> io::Result<T> {
+        if RuntimeHandle::try_current().is_ok() {
+            return ask(what);
+        }
+        // Back in its place only when all is answered: what comes late is no answer to another request.
+        let mut open = match self.0.take() {
+            Some(open) => open,
+            None => Open::new()?,
+        };
+        let answer = open.run(what)?;
+        self.0 = Some(open);
+        Ok(answer)
+    }
+}
+
+impl Open {
+    fn new() -> io::Result<Self> {
+        let runtime = runtime()?;
+        let (requests, connection) = runtime.block_on(async { Requests::open() })?;
+        Ok(Self {
+            runtime: Some(runtime),
+            requests,
+            connection: Box::pin(connection),
+        })
+    }
+
+    fn run<T>(&mut self, what: impl AsyncFnOnce(&mut Requests) -> io::Result<T>) -> io::Result<T> {
+        let (requests, connection) = (&mut self.requests, &mut self.connection);
+        self.runtime.as_ref().ok_or_else(closed)?.block_on(async {
+            tokio::select! {
+                biased;
+                done = timeout(LIMIT, what(requests)) => done.unwrap_or_else(|_| Err(late())),
+                () = connection => Err(closed()),
+            }
+        })
+    }
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        // Whoever drops it may be inside a runtime, where waiting for another's end panics.
+        if let Some(runtime) = self.runtime.take() {
+            runtime.shutdown_background();
+        }
+    }
 }
 
 /// Requests on a connection.
@@ -254,6 +319,32 @@ mod tests {
         })
         .unwrap_err();
         assert_eq!(e.kind(), io::ErrorKind::TimedOut);
+    }
+
+    #[test]
+    fn a_kept_connection_answers_again_and_is_made_anew_after_a_failure() {
+        let link = |index: u32| {
+            let mut message = LinkMessage::default();
+            message.header.index = index;
+            RouteNetlinkMessage::GetLink(message)
+        };
+        let loopback = async move |r: &mut Requests| r.one(link(1)).await.map(drop);
+        let mut kept = Kept::default();
+        for _ in 0..100 {
+            kept.ask(loopback).unwrap();
+            assert!(kept.0.is_some());
+        }
+        let e = kept
+            .ask(async |_| std::future::pending::<io::Result<()>>().await)
+            .unwrap_err();
+        assert_eq!(e.kind(), io::ErrorKind::TimedOut);
+        assert!(kept.0.is_none(), "an answer may come to what was given up");
+        kept.ask(loopback).unwrap();
+        // Where a future may not be waited for, another thread waits; nor is the connection's runtime waited for at its end.
+        runtime().unwrap().block_on(async {
+            kept.ask(loopback).unwrap();
+            drop(kept);
+        });
     }
 
     #[test]

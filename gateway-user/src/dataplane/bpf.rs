@@ -413,15 +413,20 @@ impl Map {
 
     /// Reads an element of an array whose value has the size of `T`.
     pub(super) fn element<T: Plain>(&self, index: u32) -> io::Result<Box<T>> {
+        let mut value = zeroed();
+        self.element_into(index, &mut *value)?;
+        Ok(value)
+    }
+
+    /// The same, into memory that is there.
+    pub(super) fn element_into<T: Plain>(&self, index: u32, value: &mut T) -> io::Result<()> {
         if self.info.value_size as usize != size_of::<T>() || index >= self.info.max_entries {
             return Err(io::Error::new(
                 io::ErrorKind::InvalidData,
                 format!("map {} has another layout", self.info.name),
             ));
         }
-        let mut value = vec![0_u8; size_of::<T>().next_multiple_of(8)];
-        lookup(self.fd.as_fd(), &index.to_ne_bytes(), &mut value)?;
-        Ok(read_plain(&value))
+        lookup(self.fd.as_fd(), &index.to_ne_bytes(), bytes_of_mut(value)).map(drop)
     }
 }
 
@@ -465,15 +470,26 @@ pub(super) fn bytes_of<T: Plain>(value: &T) -> &[u8] {
 /// A value from the beginning of `bytes`, which are at least as many as it has. On the heap: some are large.
 pub(super) fn read_plain<T: Plain>(bytes: &[u8]) -> Box<T> {
     assert!(bytes.len() >= size_of::<T>(), "a caller passes a buffer of the value's size");
+    let mut value = zeroed();
+    bytes_of_mut(&mut *value).copy_from_slice(&bytes[..size_of::<T>()]);
+    value
+}
+
+/// A value of zeros; large ones would not fit on a stack.
+fn zeroed<T: Plain>() -> Box<T> {
     let layout = std::alloc::Layout::new::<T>();
-    // SAFETY: `T` is plain and not zero-sized (no implementor is); the copy fills all of it from a buffer that is long enough; the box
-    // frees it with the layout it was allocated with.
+    // SAFETY: `T` is plain, so that zeros are a value, and not zero-sized (no implementor is); the box frees it with the layout it was
+    // allocated with.
     unsafe {
-        let p = std::alloc::alloc(layout).cast::<T>();
+        let p = std::alloc::alloc_zeroed(layout).cast::<T>();
         if p.is_null() {
             std::alloc::handle_alloc_error(layout);
         }
-        std::ptr::copy_nonoverlapping(bytes.as_ptr(), p.cast::<u8>(), size_of::<T>());
         Box::from_raw(p)
     }
+}
+
+fn bytes_of_mut<T: Plain>(value: &mut T) -> &mut [u8] {
+    // SAFETY: `T` is plain: it has no padding, and any bytes that are written are a value.
+    unsafe { std::slice::from_raw_parts_mut(std::ptr::from_mut::<T>(value).cast(), size_of::<T>()) }
 }

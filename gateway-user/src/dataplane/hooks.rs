@@ -6,6 +6,7 @@ use std::{
     fs, io,
     os::fd::{AsFd, OwnedFd},
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
 use gateway_ebpf::abi::program;
@@ -13,6 +14,7 @@ use gateway_ebpf::abi::program;
 use super::{
     bpf::{self, Attach, AttachType, Attached, ProgramInfo},
     maps,
+    programs::{Held, Programs},
 };
 use crate::{
     config::{Config, InterfaceRole, XdpMode},
@@ -328,12 +330,16 @@ impl Hooks {
 
 /// Every program attached at a hook of an interface with a role, by name of the place: what [`super::readback`] reads through. XDP
 /// counts where ours is attached; where it is not, TC judges in full.
-pub(super) fn attached(config: &Config, now: &LinkNow) -> io::Result<Vec<(HookPoint, Option<ProgramInfo>)>> {
+pub(super) fn attached(
+    config: &Config,
+    now: &LinkNow,
+    programs: &mut Programs,
+) -> io::Result<Vec<(HookPoint, Option<Arc<Held>>)>> {
     let mut all = Vec::new();
     if let (Some(name), Some(xdp)) = (wanted(config, &now.link, Slot::Xdp), now.xdp)
-        && let Some(info) = program(xdp.program).filter(|p| p.name == kernel_name(name))
+        && let Some(ours) = programs.named(xdp.program, kernel_name(name))
     {
-        all.push((HookPoint::Xdp, Some(info)));
+        all.push((HookPoint::Xdp, Some(ours)));
     }
     for (slot, hook) in [(Slot::Ingress, HookPoint::TcIngress), (Slot::Egress, HookPoint::TcEgress)] {
         let Some(name) = wanted(config, &now.link, slot) else {
@@ -345,10 +351,7 @@ pub(super) fn attached(config: &Config, now: &LinkNow) -> io::Result<Vec<(HookPo
             Err(e) if e.raw_os_error() == Some(libc::ENODEV) => return Ok(Vec::new()),
             Err(e) => return Err(e),
         };
-        let ours = attached
-            .iter()
-            .filter_map(|a| program(a.program))
-            .find(|p| p.name == kernel_name(name));
+        let ours = attached.iter().find_map(|a| programs.named(a.program, kernel_name(name)));
         all.push((hook, ours));
     }
     Ok(all)

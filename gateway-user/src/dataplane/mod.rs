@@ -24,6 +24,7 @@ mod numbers;
 pub mod object;
 pub mod policy;
 mod probe;
+mod programs;
 mod readback;
 mod ring;
 mod survey;

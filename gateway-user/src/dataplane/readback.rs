@@ -1,12 +1,11 @@
-//! Reading an address by system call through the programs that are attached now: which maps a program has, and what they say. Nothing is
-//! remembered from one call to the next.
+//! Reading an address by system call through the programs that are attached now: which maps a program has, and what they say.
 
 use std::{
     collections::{HashMap, hash_map::Entry},
     io,
     net::IpAddr,
     os::fd::AsFd,
-    rc::Rc,
+    sync::Arc,
 };
 
 use gateway_ebpf::abi::{
@@ -14,40 +13,65 @@ use gateway_ebpf::abi::{
 };
 
 use super::{
-    bpf::{self, Map, ProgramInfo},
+    bpf::{self, Map, Plain},
     hooks,
     layout::{self, CHUNK},
     maps::Maps,
+    programs::{Held, Programs},
     table6,
     tables::system,
 };
 use crate::{
     config::Config,
     kernel::{HookPoint, KernelError, Link, ProgramReading, ReadBack},
-    links::LinkNow,
+    links::{self, LinkNow},
     model::PoolId,
+    netlink::Kept,
 };
 
-/// For each address, in order: one reading for each hook with a program of ours, or that should have one. What is attached is asked once.
-pub(super) fn read_back(config: &Config, links: &[LinkNow], addresses: &[IpAddr]) -> io::Result<Vec<Vec<ReadBack>>> {
-    let mut places = Vec::new();
-    for now in links.iter().filter(|l| config.role(&l.link.name).is_some()) {
-        let attached = hooks::attached(config, now)?;
-        places.extend(attached.into_iter().map(|(hook, program)| (&now.link, hook, program)));
+/// What reading back keeps from one call to the next: nothing that it tells.
+#[derive(Default)]
+pub(super) struct Reader {
+    netlink: Kept,
+    programs: Programs,
+    large: Large,
+}
+
+impl Reader {
+    /// For each address, in order: one reading for each hook with a program of ours, or that should have one. What is attached is asked
+    /// once.
+    pub(super) fn read_back(&mut self, config: &Config, addresses: &[IpAddr]) -> Result<Vec<Vec<ReadBack>>, KernelError> {
+        let links = links::now_by(&mut self.netlink).map_err(|e| system("listing interfaces", e))?;
+        self.through(config, &links, addresses).map_err(|e| system("reading back", e))
     }
-    let mut reader = Reader::default();
-    let mut one = |address: &IpAddr| {
-        let read = |(link, hook, program): &(&Link, HookPoint, Option<ProgramInfo>)| {
-            Ok(ReadBack {
-                interface: link.name.clone(),
-                ifindex: link.ifindex,
-                hook: *hook,
-                reading: program.as_ref().map(|p| reader.through(p, *address)).transpose()?.flatten(),
-            })
+
+    fn through(&mut self, config: &Config, links: &[LinkNow], addresses: &[IpAddr]) -> io::Result<Vec<Vec<ReadBack>>> {
+        let mut places = Vec::new();
+        for now in links.iter().filter(|l| config.role(&l.link.name).is_some()) {
+            let attached = hooks::attached(config, now, &mut self.programs)?;
+            places.extend(attached.into_iter().map(|(hook, program)| (&now.link, hook, program)));
+        }
+        self.programs
+            .keep(|id| places.iter().any(|(.., p)| p.as_ref().is_some_and(|p| p.id == id)));
+        self.large.forget();
+        let mut look = Look {
+            large: &mut self.large,
+            controls: HashMap::new(),
+            read: HashMap::new(),
         };
-        places.iter().map(read).collect()
-    };
-    addresses.iter().map(&mut one).collect()
+        let mut one = |address: &IpAddr| {
+            let read = |(link, hook, program): &(&Link, HookPoint, Option<Arc<Held>>)| {
+                Ok(ReadBack {
+                    interface: link.name.clone(),
+                    ifindex: link.ifindex,
+                    hook: *hook,
+                    reading: program.as_ref().map(|p| look.through(p, *address)).transpose()?.flatten(),
+                })
+            };
+            places.iter().map(read).collect()
+        };
+        addresses.iter().map(&mut one).collect()
+    }
 }
 
 /// A class byte, and the map that it was read from.
@@ -137,51 +161,64 @@ pub(super) fn pool_now(entry: ClassEntry, cold: Option<Cold>, boot_now: u64) -> 
 struct Large {
     directories: HashMap<u32, Box<[u16; CHUNK]>>,
     chunks: HashMap<(u32, u32), Box<[u8; CHUNK]>>,
+    /// Memory of what is forgotten.
+    spare: Option<Box<[u16; CHUNK]>>,
+    spare_chunk: Option<Box<[u8; CHUNK]>>,
 }
 
 impl Large {
+    /// Everything is read anew.
+    fn forget(&mut self) {
+        self.spare = self.directories.drain().next().map(|(_, d)| d).or(self.spare.take());
+        self.spare_chunk = self.chunks.drain().next().map(|(_, c)| c).or(self.spare_chunk.take());
+    }
+
     fn directory(&mut self, map: &Map) -> io::Result<&[u16; CHUNK]> {
         Ok(match self.directories.entry(map.info.id) {
             Entry::Occupied(e) => e.into_mut(),
-            Entry::Vacant(e) => e.insert(map.element(0)?),
+            Entry::Vacant(e) => e.insert(read_into(map, 0, self.spare.take())?),
         })
     }
 
     fn chunk(&mut self, map: &Map, index: u32) -> io::Result<&[u8; CHUNK]> {
         Ok(match self.chunks.entry((map.info.id, index)) {
             Entry::Occupied(e) => e.into_mut(),
-            Entry::Vacant(e) => e.insert(map.element(index)?),
+            Entry::Vacant(e) => e.insert(read_into(map, index, self.spare_chunk.take())?),
         })
+    }
+}
+
+/// Reads an element into memory that is there, or new.
+fn read_into<T: Plain>(map: &Map, index: u32, spare: Option<Box<T>>) -> io::Result<Box<T>> {
+    match spare {
+        Some(mut value) => map.element_into(index, &mut *value).map(|()| value),
+        None => map.element(index),
     }
 }
 
 /// An address's tables, by their maps' ids, with the address.
 type Place = ([u32; 4], IpAddr);
 
-/// Within one call, each map is opened and each table looked up once, however many programs share it.
-#[derive(Default)]
-struct Reader {
-    maps: HashMap<u32, Option<Rc<Map>>>,
-    /// By program and family.
-    programs: HashMap<(u32, bool), Option<[Rc<Map>; 4]>>,
-    large: Large,
+/// Within one call, each table is looked up once, however many programs share it.
+struct Look<'a> {
+    large: &'a mut Large,
     controls: HashMap<u32, Box<Control>>,
     read: HashMap<Place, (Reading, ClassEntry, Option<Cold>)>,
 }
 
-impl Reader {
+impl Look<'_> {
     /// `None`: the program does not have our tables.
-    fn through(&mut self, program: &ProgramInfo, address: IpAddr) -> io::Result<Option<ProgramReading>> {
-        let Some([first, second, cold, control]) = self.tables(program, address.is_ipv4()) else {
+    fn through(&mut self, program: &Held, address: IpAddr) -> io::Result<Option<ProgramReading>> {
+        let Some([first, second, cold, control]) = program.tables(address.is_ipv4()) else {
             return Ok(None);
         };
         let key = ([first.info.id, second.info.id, cold.info.id, control.info.id], address);
         let (reading, entry, record) = match self.read.get(&key) {
             Some(r) => *r,
             None => {
-                let reading = class_of([&first, &second], address, &mut self.large)?;
-                let entry = self.control(&control)?.classes[usize::from(reading.class)];
-                let r = (reading, entry, super::tables::cold_record(&cold, address)?);
+                let reading = class_of([first, second], address, self.large)?;
+                let entry = self.control(control)?.classes[usize::from(reading.class)];
+                let r = (reading, entry, super::tables::cold_record(cold, address)?);
                 self.read.insert(key, r);
                 r
             }
@@ -193,41 +230,11 @@ impl Reader {
         }))
     }
 
-    /// A program's tables for addresses of a family; `None`: it does not have them.
-    fn tables(&mut self, program: &ProgramInfo, v4: bool) -> Option<[Rc<Map>; 4]> {
-        if let Some(known) = self.programs.get(&(program.id, v4)) {
-            return known.clone();
-        }
-        let names = if v4 {
-            [map::DIR4, map::CHUNKS4, map::COLD, map::CONTROL]
-        } else {
-            [map::HASH6, map::HOMES6, map::COLD, map::CONTROL]
-        };
-        let mut found = [const { None }; 4];
-        for id in &program.maps {
-            let Some(m) = self.map(*id) else { continue };
-            if let Some(place) = names.iter().position(|n| *n == m.info.name) {
-                found[place] = Some(m);
-            }
-        }
-        let all = match found {
-            [Some(first), Some(second), Some(cold), Some(control)] => Some([first, second, cold, control]),
-            _ => None,
-        };
-        self.programs.insert((program.id, v4), all.clone());
-        all
-    }
-
     fn control(&mut self, map: &Map) -> io::Result<&Control> {
         Ok(match self.controls.entry(map.info.id) {
             Entry::Occupied(e) => e.into_mut(),
             Entry::Vacant(e) => e.insert(map.element(0)?),
         })
-    }
-
-    fn map(&mut self, id: u32) -> Option<Rc<Map>> {
-        let open = || bpf::map_by_id(id).and_then(Map::new).ok().map(Rc::new);
-        self.maps.entry(id).or_insert_with(open).clone()
     }
 }
 

@@ -4,6 +4,7 @@
 
 use std::{
     collections::BTreeSet,
+    io,
     net::IpAddr,
     path::PathBuf,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -18,8 +19,7 @@ use super::{
     interfaces,
     mapping::Mapping,
     maps::Maps,
-    readback,
-    tables::system,
+    readback::Reader,
 };
 use crate::{
     config::Config,
@@ -27,6 +27,7 @@ use crate::{
     kernel::{InterfaceState, KernelError, Link, Places, ReadBack},
     links::{self, LinkNow},
     model::InterfaceName,
+    netlink::Kept,
     routes,
 };
 
@@ -40,6 +41,8 @@ pub(super) struct Upkeep {
     /// For the flags: whether interfaces have pools of their own.
     control: Mapping,
     standing: Mutex<Standing>,
+    listing: Mutex<Kept>,
+    reader: Mutex<Reader>,
     /// Held for as long as anyone may attach.
     _lock: Lock,
 }
@@ -93,6 +96,8 @@ impl Upkeep {
                 route_problems: BTreeSet::new(),
                 to_pin: parts.to_pin,
             }),
+            listing: Mutex::default(),
+            reader: Mutex::default(),
             _lock: parts.lock,
         })
     }
@@ -115,6 +120,11 @@ impl Upkeep {
         standing.set_routes(&self.config, links);
     }
 
+    /// The interfaces that exist now; waited for however long the kernel's lock of the network configuration is held.
+    fn list(&self) -> io::Result<Vec<LinkNow>> {
+        links::now_by(&mut self.listing.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
     fn standing(&self) -> MutexGuard<'_, Standing> {
         self.standing.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -123,7 +133,7 @@ impl Upkeep {
 impl Places for Upkeep {
     fn set_links(&self, _links: &[Link]) {
         // The kernel's word now is newer than the caller's, and says what is attached.
-        match links::now() {
+        match self.list() {
             Ok(links) => self.look_after(&links),
             Err(e) => tracing::error!("listing interfaces: {e}"),
         }
@@ -132,7 +142,7 @@ impl Places for Upkeep {
     fn interfaces(&self) -> Vec<InterfaceState> {
         // Their turn first: what is attached meanwhile is to be seen.
         let standing = self.standing();
-        let links = links::now().unwrap_or_else(|e| {
+        let links = self.list().unwrap_or_else(|e| {
             tracing::error!("listing interfaces: {e}");
             Vec::new()
         });
@@ -170,7 +180,8 @@ impl Places for Upkeep {
                 }
                 .to_owned()
             }),
-            Some(floor) => links::now()
+            Some(floor) => self
+                .list()
                 .map_err(Into::into)
                 .and_then(|links| floor.standing(&links))
                 .map(|s| {
@@ -189,8 +200,8 @@ impl Places for Upkeep {
         if addresses.is_empty() {
             return Ok(Vec::new());
         }
-        let links = links::now().map_err(|e| system("listing interfaces", e))?;
-        readback::read_back(&self.config, &links, addresses).map_err(|e| system("reading back", e))
+        let mut reader = self.reader.lock().unwrap_or_else(PoisonError::into_inner);
+        reader.read_back(&self.config, addresses)
     }
 }
 

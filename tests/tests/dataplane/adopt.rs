@@ -1,11 +1,14 @@
 //! Restarts: what is pinned is adopted or replaced without a gap, one daemon at a time, and `detach` takes it all out.
 
+use std::time::Duration;
+
 use gateway_ebpf::reason::Reason;
 use gateway_user::{
     dataplane::{Error, Live, detach},
     kernel::Kernel,
 };
 use lazaret_tests::{
+    process::until,
     require,
     site::{DEVICE, DEVICE6, MAIL, MAIL6, RESOLVER},
 };
@@ -42,6 +45,13 @@ fn a_restart_adopts_maps_sessions_and_counters() {
         assert_eq!((old.map_id, old.pool), (new.map_id, new.pool));
         assert_ne!(old.program_id, new.program_id, "this binary's programs");
     }
+    // Nothing keeps the old ones, reading back neither. The kernel lets go of a program a moment later.
+    let old = |id: &u32| before.iter().any(|b| b.reading.unwrap().program_id == *id);
+    let ids = || -> Vec<u32> { aya::programs::loaded_programs().flatten().map(|p| p.id()).collect() };
+    until(Duration::from_secs(5), "the old programs are gone", || {
+        Ok(!ids().iter().any(old))
+    })
+    .unwrap();
     assert_eq!(g.counted(1, Reason::NoRule), counted + 1);
     assert!(g.reaches(&tun, DEVICE, MAIL, 25));
     assert_eq!((g.problems(), g.floor()), (vec![], "closed".to_owned()));

@@ -14,13 +14,14 @@ use gateway_ebpf::{
     reason::Reason,
 };
 use lazaret_tests::{
-    netns::{Namespace, Tun, veth},
+    netns::{Namespace, Tun},
     require::{Need, or_skip},
 };
 
 use crate::{
     frames::{ACK, FIN, RST, SYN, ethernet, icmp, ip, padded, tcp, udp, verify, verify_plain},
     kernel::{Kernel, TC_ACT_SHOT, TCX_NEXT, XDP_DROP},
+    link::Link,
     world,
 };
 
@@ -318,29 +319,8 @@ fn sockets_understand() {
         return;
     }
     for xdp in [false, true] {
-        let (device, gateway) = (Namespace::new("device").unwrap(), Namespace::new("gateway").unwrap());
-        veth((&device, "vpn"), (&gateway, "inside")).unwrap();
-        for (at, interface, address) in [
-            (&device, "vpn", "10.66.0.5/16"),
-            (&device, "vpn", "fd66::5/64"),
-            (&gateway, "inside", "10.66.0.1/16"),
-            (&gateway, "inside", "fd66::1/64"),
-        ] {
-            at.address(interface, address).unwrap();
-        }
-        device.route("10.77.0.0/16", "10.66.0.1".parse().unwrap()).unwrap();
-        device.route("fd77::/64", "fd66::1".parse().unwrap()).unwrap();
+        let Link { device, kernel, .. } = &Link::new(xdp, true).addressed();
         device.sysctl("net.ipv4.ping_group_range", "0 0").unwrap();
-        let mut kernel = Kernel::load();
-        world::write(&kernel, 0, true);
-        gateway.run(|| {
-            kernel.attach_tc(program::TC_DEVICE_ETH, "inside", Ingress);
-            kernel.attach_tc(program::TC_EGRESS_ETH, "inside", Egress);
-            kernel.attach_tc(program::TC_GUARD, "inside", Egress);
-            if xdp {
-                kernel.attach_xdp(program::XDP_DEVICE, "inside");
-            }
-        });
         device.run(|| {
             for to in ["10.77.0.1:25", "[fd77::1]:25"] {
                 let to: SocketAddr = to.parse().unwrap();
@@ -368,7 +348,7 @@ fn sockets_understand() {
                 );
             }
         });
-        assert_eq!(answers(&kernel, 1), [6, 0], "xdp: {xdp}");
+        assert_eq!(answers(kernel, 1), [6, 0], "xdp: {xdp}");
         assert_eq!(kernel.counted(1, Reason::NoRule).packets, 6, "once each, xdp: {xdp}");
         assert_eq!(kernel.counted(0, Reason::Unjudged).packets, 0);
     }

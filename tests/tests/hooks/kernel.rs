@@ -161,6 +161,14 @@ impl Kernel {
         xdp.attach(interface, XdpMode::Driver).unwrap();
     }
 
+    /// Takes native XDP off again, for good.
+    pub(crate) fn detach_xdp(&mut self, name: &str) {
+        let Program::Xdp(xdp) = self.0.program_mut(name).unwrap() else {
+            unreachable!()
+        };
+        xdp.unload().unwrap();
+    }
+
     /// Writes one element.
     pub(crate) fn set<K, V>(&self, name: &str, key: &K, value: &V) {
         let attribute = Element::new(self.fd(name), key, std::ptr::from_ref(value) as u64);

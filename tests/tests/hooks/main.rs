@@ -4,9 +4,11 @@
 
 mod answers;
 mod capture;
+mod companion;
 mod counting;
 mod frames;
 mod kernel;
+mod link;
 mod probe;
 mod shadow;
 mod tagged;

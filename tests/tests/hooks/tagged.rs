@@ -3,13 +3,8 @@
 
 use std::time::Duration;
 
-use aya::programs::tc::TcAttachType::{Egress, Ingress};
-use gateway_ebpf::{
-    abi::{Interface, map, program},
-    reason::Reason,
-};
+use gateway_ebpf::reason::Reason;
 use lazaret_tests::{
-    netns::{Namespace, veth},
     require::{Need, or_skip},
     wire::{Frame, Tag, Wire, hardware_address, push_tag},
 };
@@ -17,58 +12,46 @@ use lazaret_tests::{
 use crate::{
     answers::{answers, opened},
     frames::{ACK, RST, SYN, tcp, udp},
-    kernel::Kernel,
-    world,
+    link::Link,
 };
 
-/// A device on a wire to the gateway, on whose interface are VLAN 7, and 9 in 100.
+/// IEEE 802.1Q and 802.1ad.
+const Q: u16 = 0x8100;
+const AD: u16 = 0x88a8;
+
+/// A device that writes its frames itself.
 struct Site {
-    device: Namespace,
+    link: Link,
     wire: Wire,
-    kernel: Kernel,
     /// The gateway's, the device's.
     addresses: [[u8; 6]; 2],
-    _gateway: Namespace,
 }
 
 impl Site {
     fn new(xdp: bool) -> Self {
-        let (device, gateway) = (Namespace::new("device").unwrap(), Namespace::new("gateway").unwrap());
-        veth((&device, "vpn"), (&gateway, "inside")).unwrap();
-        let mut kernel = Kernel::load();
-        world::write(&kernel, 0, true);
-        let mut vlans = [0; 16];
-        vlans[..2].copy_from_slice(&[7, 100 | 9 << 16]);
-        let interface = Interface { pools: !0, vlans };
-        kernel.set(map::INTERFACES, &gateway.ifindex("inside").unwrap(), &interface);
-        gateway.run(|| {
-            kernel.attach_tc(program::TC_DEVICE_ETH, "inside", Ingress);
-            kernel.attach_tc(program::TC_EGRESS_ETH, "inside", Egress);
-            kernel.attach_tc(program::TC_GUARD, "inside", Egress);
-            if xdp {
-                kernel.attach_xdp(program::XDP_DEVICE, "inside");
-            }
-        });
+        let link = Link::new(xdp, true);
         let at = |namespace, interface| hardware_address(namespace, interface).unwrap();
         Self {
-            wire: Wire::new(&device, "vpn").unwrap(),
-            addresses: [at(&gateway, "inside"), at(&device, "vpn")],
-            kernel,
-            device,
-            _gateway: gateway,
+            wire: Wire::new(&link.device, "vpn").unwrap(),
+            addresses: [at(&link.gateway, "inside"), at(&link.device, "vpn")],
+            link,
         }
     }
 
-    /// Sends a packet with these tags, outermost first, and gives the tags and the IP packet of its answer. `pushed`: a tag that the card adds
-    /// in front.
-    fn ask(&self, tags: &[Tag], pushed: Option<u16>, packet: &[u8]) -> Option<(Vec<Tag>, Vec<u8>)> {
-        let _pusher = pushed.map(|tci| push_tag(&self.device, "vpn", tci).unwrap());
-        let frame = Frame {
+    /// A packet to the gateway with these tags, outermost first.
+    fn frame(&self, tags: &[Tag], packet: &[u8]) -> Frame {
+        Frame {
             addresses: self.addresses,
             tags: tags.to_vec(),
             ethertype: if packet[0] >> 4 == 4 { 0x0800 } else { 0x86dd },
             packet: packet.to_vec(),
-        };
+        }
+    }
+
+    /// Sends a packet, and gives the tags and the IP packet of its answer. `pushed`: a tag that the card adds in front.
+    fn ask(&self, tags: &[Tag], pushed: Option<u16>, packet: &[u8]) -> Option<(Vec<Tag>, Vec<u8>)> {
+        let _pusher = pushed.map(|tci| push_tag(&self.link.device, "vpn", tci).unwrap());
+        let frame = self.frame(tags, packet);
         self.wire.send(&frame).unwrap();
         let [gateway, device] = self.addresses;
         // What the host says of itself is not tagged, and of other addresses.
@@ -83,9 +66,6 @@ fn tagged_frames_are_answered_in_their_vlans() {
     if !or_skip("tagged_frames_are_answered_in_their_vlans", &[Need::Root, Need::Bpf]) {
         return;
     }
-    /// IEEE 802.1Q and 802.1ad.
-    const Q: u16 = 0x8100;
-    const AD: u16 = 0x88a8;
     /// Tags in the frame, tag that the card adds, tags of the answer.
     type Case<'a> = (&'a [Tag], Option<u16>, &'a [Tag]);
     let cases: [Case; 9] = [
@@ -136,9 +116,13 @@ fn tagged_frames_are_answered_in_their_vlans() {
                 }
             }
         }
-        assert_eq!(answers(&site.kernel, 1), [sent, 0]);
-        assert_eq!(site.kernel.counted(1, Reason::NoRule).packets, sent, "once each, xdp: {xdp}");
-        assert_eq!(site.kernel.counted(0, Reason::Unjudged).packets, 0);
+        assert_eq!(answers(&site.link.kernel, 1), [sent, 0]);
+        assert_eq!(
+            site.link.kernel.counted(1, Reason::NoRule).packets,
+            sent,
+            "once each, xdp: {xdp}"
+        );
+        assert_eq!(site.link.kernel.counted(0, Reason::Unjudged).packets, 0);
 
         // In a VLAN that the interface does not have, or behind a third tag; and where the kernel sees no tag (0x9100).
         let denied = udp("10.66.99.5:40000", "10.77.0.1:25", b"who");

@@ -6,28 +6,17 @@ use std::{
     time::{Duration, Instant},
 };
 
-use aya::programs::tc::TcAttachType::Ingress;
-use gateway_ebpf::{
-    abi::{Interface, map, program},
-    reason::Reason,
-};
+use gateway_ebpf::reason::Reason;
 use lazaret_tests::{
-    netns::{Namespace, veth},
     require::{Need, or_skip},
     wire::push_tag,
 };
 
-use crate::{
-    kernel::Kernel,
-    world::{self, RULE},
-};
+use crate::{link::Link, world::RULE};
 
-/// A device and a gateway that has VLAN 7, and 9 in 100, on the interface between them; and behind our programs, a counter of what they let
-/// through with a grant.
+/// Behind our programs, a counter of what they let through with a grant.
 struct Site {
-    device: Namespace,
-    gateway: Namespace,
-    kernel: Kernel,
+    link: Link,
     sender: UdpSocket,
 }
 
@@ -44,12 +33,8 @@ struct Seen {
 
 impl Site {
     fn new() -> Self {
-        let (device, gateway) = (Namespace::new("device").unwrap(), Namespace::new("gateway").unwrap());
-        veth((&device, "vpn"), (&gateway, "inside")).unwrap();
-        device.address("vpn", "10.66.0.5/16").unwrap();
-        device.address("vpn", "fd66::5/64").unwrap();
-        device.route("10.77.0.0/16", "10.66.0.1".parse().unwrap()).unwrap();
-        device.route("fd77::/64", "fd66::1".parse().unwrap()).unwrap();
+        let link = Link::new(true, false).addressed();
+        let (device, gateway) = (&link.device, &link.gateway);
         // Address resolution would be tagged as well, and nobody answers in a VLAN.
         let shown = gateway.ip("-o link show inside").unwrap();
         let mac = shown.split("link/ether ").nth(1).unwrap().split(' ').next().unwrap();
@@ -66,29 +51,14 @@ impl Site {
             .exec("nft add rule netdev seen in meta mark & 0xff000000 == 0x1a000000 counter")
             .unwrap();
 
-        let mut kernel = Kernel::load();
-        world::write(&kernel, 0, false);
-        let mut vlans = [0; 16];
-        vlans[..2].copy_from_slice(&[7, 100 | 9 << 16]);
-        let interface = Interface { pools: !0, vlans };
-        kernel.set(map::INTERFACES, &gateway.ifindex("inside").unwrap(), &interface);
-        gateway.run(|| {
-            kernel.attach_tc(program::TC_DEVICE_ETH, "inside", Ingress);
-            kernel.attach_xdp(program::XDP_DEVICE, "inside");
-        });
         let sender = device.run(|| UdpSocket::bind("[::]:0")).unwrap();
-        Self {
-            device,
-            gateway,
-            kernel,
-            sender,
-        }
+        Self { link, sender }
     }
 
     /// Sends a packet of each family that the rule allows, with these tags, outermost first, the last in the buffer's own field if the card takes
     /// tags; and tells what came of it.
     fn send(&self, tags: &[u16]) -> Seen {
-        let push = |tci: &u16| push_tag(&self.device, "vpn", *tci).unwrap();
+        let push = |tci: &u16| push_tag(&self.link.device, "vpn", *tci).unwrap();
         let pushers: Vec<_> = tags.iter().rev().map(push).collect();
         let before = self.seen();
         for to in ["::ffff:10.77.0.53", "fd77::53"] {
@@ -114,10 +84,13 @@ impl Site {
     }
 
     fn seen(&self) -> Seen {
-        let listed = self.gateway.exec("nft list table netdev seen").unwrap();
+        let listed = self.link.gateway.exec("nft list table netdev seen").unwrap();
         let packets = listed.split("counter packets ").nth(1).unwrap().split(' ').next().unwrap();
-        let counted = |reason| (0..4).map(|pool| self.kernel.counted(pool, reason).packets).sum();
-        assert_eq!(self.kernel.by_rule(RULE)[0], self.kernel.counted(1, Reason::Rule).packets);
+        let counted = |reason| (0..4).map(|pool| self.link.kernel.counted(pool, reason).packets).sum();
+        assert_eq!(
+            self.link.kernel.by_rule(RULE)[0],
+            self.link.kernel.counted(1, Reason::Rule).packets
+        );
         Seen {
             rule: counted(Reason::Rule),
             vlan: counted(Reason::Vlan),
@@ -128,7 +101,7 @@ impl Site {
     /// Whether the card of the device adds the tags, so that they do not lie in the frame.
     fn offload(&self, on: bool) {
         let on = if on { "on" } else { "off" };
-        self.device.exec(&format!("ethtool -K vpn txvlan {on}")).unwrap();
+        self.link.device.exec(&format!("ethtool -K vpn txvlan {on}")).unwrap();
     }
 }
 

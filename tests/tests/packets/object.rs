@@ -173,11 +173,6 @@ impl Object {
         denials
     }
 
-    /// The program, for attaching.
-    pub(crate) fn program(&mut self, name: &str) -> &mut Program {
-        self.0.program_mut(name).unwrap()
-    }
-
     /// The object as it was loaded.
     pub(crate) fn bytes(&self) -> &[u8] {
         self.1.bytes()

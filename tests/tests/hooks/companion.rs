@@ -3,17 +3,12 @@
 
 use std::{io, net::UdpSocket, os::fd::AsRawFd as _, time::Duration};
 
-use aya::programs::{
-    Program, XdpMode,
-    links::LinkOrder,
-    tc::{TcAttachOptions, TcAttachType},
-};
 use gateway_ebpf::{
-    abi::{FLAG_INTERFACE_POOLS, FLAG_OBSERVE, mark, program},
+    abi::{Control, FLAG_OBSERVE, map, mark, program},
     reason::Reason,
 };
 use lazaret_tests::{
-    netns::{Namespace, veth},
+    netns::Namespace,
     require::{Need, or_skip},
     wire::push_tag,
 };
@@ -22,7 +17,11 @@ use nix::{
     sys::socket::{ControlMessageOwned, MsgFlags, SockaddrStorage, recvmsg},
 };
 
-use crate::{object::Object, table::Table, world::World};
+use crate::{
+    kernel::{Kernel, META_KEY},
+    link::Link,
+    world,
+};
 
 /// A socket that says with which mark a packet came.
 struct Receiver(UdpSocket);
@@ -66,35 +65,15 @@ fn the_mark_crosses_from_xdp_to_tc() {
     if !or_skip("the_mark_crosses_from_xdp_to_tc", &[Need::Root, Need::Bpf]) {
         return;
     }
-    let (device, gateway) = (Namespace::new("device").unwrap(), Namespace::new("gateway").unwrap());
-    veth((&device, "vpn"), (&gateway, "inside")).unwrap();
-    for (at, interface, address) in [
-        (&device, "vpn", "10.66.0.5/16"),
-        (&device, "vpn", "fd66::5/64"),
-        (&gateway, "inside", "10.66.0.1/16"),
-        (&gateway, "inside", "fd66::1/64"),
-        (&gateway, "lo", "10.77.0.53/32"),
-        (&gateway, "lo", "fd77::53/128"),
-    ] {
-        at.address(interface, address).unwrap();
-    }
-    device.route("10.77.0.0/24", "10.66.0.1".parse().unwrap()).unwrap();
-    device.route("fd77::/64", "fd66::1".parse().unwrap()).unwrap();
-
-    let mut object = Object::load(1 << 18);
-    let mut world = World::new(&Table::read().world);
-    // The table says nothing of this veth's pools.
-    world.control.flags &= !FLAG_INTERFACE_POOLS;
-    world.write(&object);
-    let rule = |object: &Object| object.counters()[1][Reason::Rule as usize].packets;
-    let reason = |object: &Object, reason: Reason| object.counters().iter().map(|p| p[reason as usize].packets).sum::<u64>();
-    gateway.run(|| {
-        let Program::SchedClassifier(tc) = object.program(program::TC_DEVICE_ETH) else {
-            unreachable!()
-        };
-        let first = TcAttachOptions::TcxOrder(LinkOrder::first());
-        tc.attach_with_options("inside", TcAttachType::Ingress, first).unwrap();
-    });
+    let Link {
+        device,
+        gateway,
+        mut kernel,
+    } = Link::new(false, false).addressed();
+    gateway.address("lo", "10.77.0.53/32").unwrap();
+    gateway.address("lo", "fd77::53/128").unwrap();
+    let rule = |kernel: &Kernel| kernel.counted(1, Reason::Rule).packets;
+    let reason = |kernel: &Kernel, reason: Reason| (0..4).map(|pool| kernel.counted(pool, reason).packets).sum::<u64>();
     let sender = device.run(|| UdpSocket::bind("[::]:0")).unwrap();
     let (allowed, denied) = (Receiver::new(&gateway, 53), Receiver::new(&gateway, 54));
     let send = |port: u16| {
@@ -108,58 +87,46 @@ fn the_mark_crosses_from_xdp_to_tc() {
     // TC alone judges in full. Address resolution has passed, or nothing would arrive.
     send(53);
     assert_eq!([allowed.mark(), allowed.mark()], [Some(mark(1, true)); 2]);
-    assert_eq!(rule(&object), 2);
-    assert!(reason(&object, Reason::Arp) > 0 && reason(&object, Reason::NeighbourDiscovery) > 0);
+    assert_eq!(rule(&kernel), 2);
+    assert!(reason(&kernel, Reason::Arp) > 0 && reason(&kernel, Reason::NeighbourDiscovery) > 0);
 
     // With XDP, XDP judges and TC takes its word: the same mark, counted once.
-    let xdp_link = gateway.run(|| {
-        let Program::Xdp(xdp) = object.program(program::XDP_DEVICE) else {
-            unreachable!()
-        };
-        xdp.attach("inside", XdpMode::Driver).unwrap()
-    });
+    gateway.run(|| kernel.attach_xdp(program::XDP_DEVICE, "inside"));
     send(53);
     assert_eq!([allowed.mark(), allowed.mark()], [Some(mark(1, true)); 2]);
-    assert_eq!(rule(&object), 4);
+    assert_eq!(rule(&kernel), 4);
     send(54);
     denied.0.set_read_timeout(Some(Duration::from_millis(300))).unwrap();
     assert_eq!(denied.mark(), None);
-    assert_eq!(reason(&object, Reason::NoRule), 2);
+    assert_eq!(reason(&kernel, Reason::NoRule), 2);
 
     // A tag in the buffer's own field: XDP sees an untagged frame and counts a rule; TC sees the tag.
-    let pusher = push_tag(&device, "vpn", 7).unwrap();
+    let pusher = push_tag(&device, "vpn", 8).unwrap();
     send(53);
     allowed.0.set_read_timeout(Some(Duration::from_millis(300))).unwrap();
     assert_eq!(allowed.mark(), None);
-    assert!(reason(&object, Reason::Vlan) >= 2);
+    assert!(reason(&kernel, Reason::Vlan) >= 2);
     drop(pusher);
 
     // Without XDP again, TC judges in full again.
-    let Program::Xdp(xdp) = object.program(program::XDP_DEVICE) else {
-        unreachable!()
-    };
-    xdp.detach(xdp_link).unwrap();
-    let before = rule(&object);
+    kernel.detach_xdp(program::XDP_DEVICE);
+    let before = rule(&kernel);
     allowed.0.set_read_timeout(Some(Duration::from_secs(3))).unwrap();
     send(53);
     assert_eq!([allowed.mark(), allowed.mark()], [Some(mark(1, true)); 2]);
-    assert_eq!(rule(&object), before + 2);
+    assert_eq!(rule(&kernel), before + 2);
 
     // Metadata by one that does not know the key means nothing: TC judges in full again, and what the other has passed is denied.
-    let mut forger = Object::load(1 << 18);
-    world.control.meta_key ^= 1;
-    world.control.flags |= FLAG_OBSERVE;
-    world.write(&forger);
-    gateway.run(|| {
-        let Program::Xdp(xdp) = forger.program(program::XDP_DEVICE) else {
-            unreachable!()
-        };
-        xdp.attach("inside", XdpMode::Driver).unwrap();
-    });
+    let mut forger = Kernel::load();
+    world::write(&forger, FLAG_OBSERVE, false);
+    let control: Control = forger.get(map::CONTROL, 0);
+    let meta_key = META_KEY ^ 1;
+    forger.set(map::CONTROL, &0_u32, &Control { meta_key, ..control });
+    gateway.run(|| forger.attach_xdp(program::XDP_DEVICE, "inside"));
     send(53);
     assert_eq!([allowed.mark(), allowed.mark()], [Some(mark(1, true)); 2]);
-    assert_eq!((rule(&forger), rule(&object)), (2, before + 4));
+    assert_eq!((rule(&forger), rule(&kernel)), (2, before + 4));
     send(54);
     assert_eq!(denied.mark(), None);
-    assert_eq!(reason(&object, Reason::NoRule), 4);
+    assert_eq!(reason(&kernel, Reason::NoRule), 4);
 }

@@ -1,0 +1,51 @@
+//! A device and a gateway with a wire between them, and our programs on the gateway's end of it: what tests of attached programs set up alike.
+
+use aya::programs::tc::TcAttachType::{Egress, Ingress};
+use gateway_ebpf::abi::{Interface, map, program};
+use lazaret_tests::netns::{Namespace, veth};
+
+use crate::{kernel::Kernel, world};
+
+/// `vpn` of the device is joined to `inside` of the gateway, which has VLAN 7, and 9 in 100. TC judges there, both ways, with the guard behind.
+pub(crate) struct Link {
+    pub(crate) device: Namespace,
+    pub(crate) gateway: Namespace,
+    pub(crate) kernel: Kernel,
+}
+
+impl Link {
+    /// `xdp`: native XDP judges first; `reject`: denials are answered.
+    pub(crate) fn new(xdp: bool, reject: bool) -> Self {
+        let (device, gateway) = (Namespace::new("device").unwrap(), Namespace::new("gateway").unwrap());
+        veth((&device, "vpn"), (&gateway, "inside")).unwrap();
+        let mut kernel = Kernel::load();
+        world::write(&kernel, 0, reject);
+        let mut vlans = [0; 16];
+        vlans[..2].copy_from_slice(&[7, 100 | 9 << 16]);
+        let interface = Interface { pools: !0, vlans };
+        kernel.set(map::INTERFACES, &gateway.ifindex("inside").unwrap(), &interface);
+        gateway.run(|| {
+            kernel.attach_tc(program::TC_DEVICE_ETH, "inside", Ingress);
+            kernel.attach_tc(program::TC_EGRESS_ETH, "inside", Egress);
+            kernel.attach_tc(program::TC_GUARD, "inside", Egress);
+            if xdp {
+                kernel.attach_xdp(program::XDP_DEVICE, "inside");
+            }
+        });
+        Self { device, gateway, kernel }
+    }
+
+    /// Gives the device addresses of pool 1 and a route to DM by the gateway, which has addresses too.
+    pub(crate) fn addressed(self) -> Self {
+        for (at, interface, [v4, v6]) in [
+            (&self.device, "vpn", ["10.66.0.5/16", "fd66::5/64"]),
+            (&self.gateway, "inside", ["10.66.0.1/16", "fd66::1/64"]),
+        ] {
+            at.address(interface, v4).unwrap();
+            at.address(interface, v6).unwrap();
+        }
+        self.device.route("10.77.0.0/16", "10.66.0.1".parse().unwrap()).unwrap();
+        self.device.route("fd77::/64", "fd66::1".parse().unwrap()).unwrap();
+        self
+    }
+}

@@ -504,7 +504,7 @@ pub struct Captured {
     pub captured: u32,
     /// 1: `bytes` begins with an Ethernet header; 0: with the IP header.
     pub ethernet: u32,
-    /// The VLAN tag that the driver took off (TCI), or 0.
+    /// The VLAN tag that the driver took off: its ethertype in the upper half, TCI in the lower; 0: none.
     pub vlan: u32,
     /// From the hook's offset 0 on; zeros behind `captured`.
     pub bytes: [u8; SNAP],

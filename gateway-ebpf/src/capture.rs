@@ -27,8 +27,12 @@ pub(crate) fn xdp(ctx: *mut xdp_md, what: u32, ifindex: u32) -> u64 {
 #[inline(always)]
 pub(crate) fn skb<const ETHERNET: bool>(skb: *mut __sk_buff, what: u32, ifindex: u32) -> u64 {
     // SAFETY: the context is the one that the kernel gave.
-    let (length, tagged, tci) = unsafe { ((*skb).len, (*skb).vlan_present, (*skb).vlan_tci) };
-    let vlan = if tagged != 0 { tci } else { 0 };
+    let (length, tagged, kind, tci) = unsafe { ((*skb).len, (*skb).vlan_present, (*skb).vlan_proto, (*skb).vlan_tci) };
+    let vlan = if tagged != 0 {
+        u32::from(u16::from_be(kind as u16)) << 16 | tci & 0xffff
+    } else {
+        0
+    };
     record(what, ifindex, length, [ETHERNET.into(), vlan], |to, n| {
         // SAFETY: `to` has room for `n` bytes.
         unsafe { bpf_skb_load_bytes(skb.cast(), 0, to.cast(), n) == 0 }

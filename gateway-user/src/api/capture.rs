@@ -180,10 +180,7 @@ pub(super) fn bytes(packet: &Captured) -> Vec<u8> {
     let captured = (packet.captured as usize).min(SNAP);
     let data = &packet.bytes[..captured];
     match (packet.ethernet != 0 && packet.vlan != 0, data.split_at_checked(12)) {
-        (true, Some((addresses, rest))) => {
-            let tci = (packet.vlan as u16).to_be_bytes();
-            [addresses, &[0x81, 0x00], &tci, rest].concat()
-        }
+        (true, Some((addresses, rest))) => [addresses, &packet.vlan.to_be_bytes(), rest].concat(),
         _ => data.to_vec(),
     }
 }
@@ -201,13 +198,13 @@ mod tests {
             length: 60,
             captured: 20,
             ethernet: 1,
-            vlan: 0x2007,
+            vlan: 0x88a8_2007,
             bytes: [0xaa; SNAP],
         };
         let data = bytes(&packet);
         assert_eq!(
             (data.len(), &data[10..18]),
-            (24, &[0xaa, 0xaa, 0x81, 0, 0x20, 7, 0xaa, 0xaa][..])
+            (24, &[0xaa, 0xaa, 0x88, 0xa8, 0x20, 7, 0xaa, 0xaa][..])
         );
         packet.captured = 8;
         assert_eq!(bytes(&packet).len(), 8, "too short for a tag");

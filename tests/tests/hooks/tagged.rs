@@ -1,10 +1,16 @@
 //! Answers to frames with VLAN tags go back in the same VLANs, whether the tags lie in the frame or the card takes them off. The frames are
 //! written byte by byte.
 
-use std::time::Duration;
+use std::{path::Path, time::Duration};
 
-use gateway_ebpf::reason::Reason;
+use gateway_ebpf::{
+    abi::{Captured, FLAG_CAPTURE, map},
+    reason::Reason,
+};
+use gateway_user::{api::decoded, config::Config};
 use lazaret_tests::{
+    differential::scenario::scenario,
+    process::until,
     require::{Need, or_skip},
     wire::{Frame, Tag, Wire, hardware_address, push_tag},
 };
@@ -13,6 +19,7 @@ use crate::{
     answers::{answers, opened},
     frames::{ACK, RST, SYN, tcp, udp},
     link::Link,
+    world,
 };
 
 /// IEEE 802.1Q and 802.1ad.
@@ -136,6 +143,43 @@ fn tagged_frames_are_answered_in_their_vlans() {
             (&[(Q, 100), (0x9100, 9)], None),
         ] {
             assert_eq!(site.ask(tags, pushed, &denied), None, "{tags:x?}, {pushed:?}, xdp: {xdp}");
+        }
+    }
+}
+
+/// A capture shows what was on the wire: the tag that the kernel has taken off is put back as it was.
+#[test]
+fn tagged_frames_are_captured_as_they_were() {
+    if !or_skip("tagged_frames_are_captured_as_they_were", &[Need::Root, Need::Bpf]) {
+        return;
+    }
+    let config = Config::parse(Path::new("any.toml"), &scenario(2, 0).configuration).unwrap();
+    let denied = udp("10.66.0.5:40000", "10.77.0.1:25", &[3; 100]);
+    for xdp in [false, true] {
+        let mut site = Site::new(xdp);
+        world::set_flags(&site.link.kernel, FLAG_CAPTURE);
+        for tags in [
+            &[][..],
+            &[(Q, 7)],
+            &[(AD, 7)],
+            &[(Q, 0)],
+            &[(AD, 5 << 13 | 100), (Q, 9)],
+            &[(AD, 100), (AD, 9)],
+            &[(Q, 100), (AD, 9)],
+            &[(AD, 8), (Q, 0), (Q, 0)],
+            &[(0x9100, 7)],
+        ] {
+            let frame = site.frame(tags, &denied);
+            site.wire.send(&frame).unwrap();
+            let mut captured = Vec::new();
+            until(Duration::from_secs(5), "it is captured", || {
+                captured.extend(site.link.kernel.take::<Captured>(map::CAPTURES));
+                // The host's own, which says of itself that it is there, is without a port.
+                captured.retain(|c| c.denial.version == 0 || c.denial.dport == 25);
+                Ok(!captured.is_empty())
+            })
+            .unwrap();
+            assert_eq!(decoded(&config, &captured[0]).1, frame.bytes(), "{tags:x?}, xdp: {xdp}");
         }
     }
 }

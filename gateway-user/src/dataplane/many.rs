@@ -1,15 +1,98 @@
-//! Many elements of a hash in one bpf(2) command (kernel 5.6), for a million sessions at once.
+//! Many sessions' addresses at once, for a million of them: rows of addresses at rest are assigned by few system calls, with many elements of
+//! a hash in one bpf(2) command (kernel 5.6). What is no such row goes one by one, as [`super::tables`] has it.
 
-use std::{io, os::fd::AsRawFd};
+use std::{io, net::IpAddr, os::fd::AsRawFd};
 
-use super::bpf::{Map, call};
+use gateway_ebpf::abi::{self, Class};
+
+use super::{
+    bpf::{self, Map, call},
+    maps::Maps,
+    tables::{self, Tables},
+};
+use crate::{
+    kernel::{Assignment, KernelError},
+    model::prefix,
+};
+
+/// Addresses whose cold records are written in one command.
+const AT_ONCE: usize = 4096;
 
 const MAP_LOOKUP_BATCH: i32 = 24;
 const MAP_UPDATE_BATCH: i32 = 26;
 
+impl Tables {
+    /// See [`crate::kernel::Kernel::assign_all`].
+    pub(super) fn assign_all(&mut self, maps: &Maps, all: &[(IpAddr, Assignment)]) -> Vec<(usize, KernelError)> {
+        let (mut at, mut failed) = (0, Vec::new());
+        while at < all.len() {
+            let fresh = self.hold_fresh(&all[at..]);
+            let (next, _) = all[at..].split_at(fresh.len());
+            let written = write_records(maps, next);
+            for (n, (class, (address, _))) in fresh.iter().zip(next).enumerate() {
+                // It was held for this address, so that it did not fall idle meanwhile.
+                self.classes.left(*class);
+                if n < written {
+                    if self.set_class(*address, *class).is_ok() {
+                        continue;
+                    }
+                    // No room for the class: the record goes back, as in [`Self::assign`], which says so then.
+                    drop(tables::delete_cold(maps, *address));
+                }
+                failed.extend(self.assign_one(maps, all, at + n));
+            }
+            at += fresh.len();
+            // What ended the row is no address at rest, or there are enough in it.
+            if fresh.len() < AT_ONCE && at < all.len() {
+                failed.extend(self.assign_one(maps, all, at));
+                at += 1;
+            }
+        }
+        failed
+    }
+
+    fn assign_one(&mut self, maps: &Maps, all: &[(IpAddr, Assignment)], place: usize) -> Option<(usize, KernelError)> {
+        let (address, to) = all[place].clone();
+        self.assign(maps, address, to).err().map(|e| (place, e))
+    }
+
+    /// The classes of those that come first and are at rest, so that nobody looks at their cold records. Each is held for its address.
+    fn hold_fresh(&mut self, all: &[(IpAddr, Assignment)]) -> Vec<Class> {
+        let mut held: Vec<Class> = Vec::new();
+        let mut last: Option<(&Assignment, Class)> = None;
+        for (address, to) in all.iter().take(AT_ONCE) {
+            let like =
+                |l: &Assignment| l.pool == to.pool && l.interface == to.interface && l.lease.is_some() == to.lease.is_some();
+            let class = match last {
+                _ if prefix::network(*address).is_some() || !self.is_at_rest(*address) => None,
+                Some((known, class)) if like(known) => Some(class),
+                _ => self.class_for(to, false, false).ok(),
+            };
+            let Some(class) = class else { break };
+            self.classes.entered(class);
+            last = Some((to, class));
+            held.push(class);
+        }
+        held
+    }
+}
+
+/// Writes the cold records of addresses at rest; says how many, from the first on.
+fn write_records(maps: &Maps, all: &[(IpAddr, Assignment)]) -> usize {
+    let keys: Vec<u8> = all.iter().flat_map(|(address, _)| tables::cold_key(*address)).collect();
+    let mut records = Vec::with_capacity(size_of_val(all));
+    for (_, to) in all {
+        records.extend_from_slice(bpf::bytes_of(&tables::record(to)));
+    }
+    match maps.get(abi::map::COLD) {
+        Ok(cold) if !all.is_empty() => update(cold, &keys, &records).0,
+        _ => 0,
+    }
+}
+
 /// Writes many elements of a hash, new or not: keys and values one after the other, of the sizes that the map has. Returns how many were written,
 /// from the beginning, and what kept the next one from it.
-pub(super) fn update(map: &Map, keys: &[u8], values: &[u8]) -> (usize, io::Result<()>) {
+fn update(map: &Map, keys: &[u8], values: &[u8]) -> (usize, io::Result<()>) {
     let count = keys.len() / map.info.key_size as usize;
     assert_eq!(values.len(), count * map.info.value_size as usize, "a value for each key");
     let mut attr = Elements {

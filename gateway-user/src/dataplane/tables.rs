@@ -30,9 +30,6 @@ use crate::{
     model::{BootTime, InterfaceName, PoolId, prefix},
 };
 
-/// Addresses whose cold records are written in one command.
-const AT_ONCE: usize = 4096;
-
 /// The tables of one set of maps.
 pub(super) struct Tables {
     config: Config,
@@ -212,61 +209,7 @@ impl Tables {
         self.set_class(address, class)
     }
 
-    /// See [`crate::kernel::Kernel::assign_all`].
-    pub(super) fn assign_all(&mut self, maps: &Maps, all: &[(IpAddr, Assignment)]) -> Vec<(usize, KernelError)> {
-        let (mut at, mut failed) = (0, Vec::new());
-        while at < all.len() {
-            let fresh = self.hold_fresh(&all[at..]);
-            let (next, _) = all[at..].split_at(fresh.len());
-            let written = write_records(maps, next);
-            for (n, (class, (address, _))) in fresh.iter().zip(next).enumerate() {
-                // It was held for this address, so that it did not fall idle meanwhile.
-                self.classes.left(*class);
-                if n < written {
-                    if self.set_class(*address, *class).is_ok() {
-                        continue;
-                    }
-                    // No room for the class: the record goes back, as in [`Self::assign`], which says so then.
-                    drop(delete_cold(maps, *address));
-                }
-                failed.extend(self.assign_one(maps, all, at + n));
-            }
-            at += fresh.len();
-            // What ended the row is no address at rest, or there are enough in it.
-            if fresh.len() < AT_ONCE && at < all.len() {
-                failed.extend(self.assign_one(maps, all, at));
-                at += 1;
-            }
-        }
-        failed
-    }
-
-    fn assign_one(&mut self, maps: &Maps, all: &[(IpAddr, Assignment)], place: usize) -> Option<(usize, KernelError)> {
-        let (address, to) = all[place].clone();
-        self.assign(maps, address, to).err().map(|e| (place, e))
-    }
-
-    /// The classes of those that come first and are at rest, so that nobody looks at their cold records. Each is held for its address.
-    fn hold_fresh(&mut self, all: &[(IpAddr, Assignment)]) -> Vec<Class> {
-        let mut held: Vec<Class> = Vec::new();
-        let mut last: Option<(&Assignment, Class)> = None;
-        for (address, to) in all.iter().take(AT_ONCE) {
-            let like =
-                |l: &Assignment| l.pool == to.pool && l.interface == to.interface && l.lease.is_some() == to.lease.is_some();
-            let class = match last {
-                _ if prefix::network(*address).is_some() || !self.is_at_rest(*address) => None,
-                Some((known, class)) if like(known) => Some(class),
-                _ => self.class_for(to, false, false).ok(),
-            };
-            let Some(class) = class else { break };
-            self.classes.entered(class);
-            last = Some((to, class));
-            held.push(class);
-        }
-        held
-    }
-
-    fn is_at_rest(&self, address: IpAddr) -> bool {
+    pub(super) fn is_at_rest(&self, address: IpAddr) -> bool {
         self.resting(address).is_some_and(|resting| match address {
             IpAddr::V4(a) => self.byte4(a).load(Ordering::Relaxed) == resting,
             IpAddr::V6(a) => self.table6().get(layout::words6(a)).is_none(),
@@ -395,7 +338,7 @@ impl Tables {
         }
     }
 
-    fn set_class(&mut self, address: IpAddr, class: Class) -> Result<(), KernelError> {
+    pub(super) fn set_class(&mut self, address: IpAddr, class: Class) -> Result<(), KernelError> {
         let old = match address {
             IpAddr::V4(a) => Some(self.byte4(a).load(Ordering::Relaxed)),
             IpAddr::V6(a) => self.table6().get(layout::words6(a)).map(|b| b.load(Ordering::Relaxed)),
@@ -497,26 +440,13 @@ fn write_cold(maps: &Maps, address: IpAddr, record: &Cold) -> Result<(), KernelE
     })
 }
 
-/// Writes the cold records of addresses at rest; says how many, from the first on.
-fn write_records(maps: &Maps, all: &[(IpAddr, Assignment)]) -> usize {
-    let keys: Vec<u8> = all.iter().flat_map(|(address, _)| cold_key(*address)).collect();
-    let mut records = Vec::with_capacity(size_of_val(all));
-    for (_, to) in all {
-        records.extend_from_slice(bpf::bytes_of(&record(to)));
-    }
-    match maps.get(abi::map::COLD) {
-        Ok(cold) if !all.is_empty() => many::update(cold, &keys, &records).0,
-        _ => 0,
-    }
-}
-
-fn delete_cold(maps: &Maps, address: IpAddr) -> Result<(), KernelError> {
+pub(super) fn delete_cold(maps: &Maps, address: IpAddr) -> Result<(), KernelError> {
     let cold = maps.get(abi::map::COLD).map_err(|error| system("COLD", error))?;
     bpf::delete(cold.fd.as_fd(), &cold_key(address)).map_err(|error| system("removing from COLD", error))
 }
 
 /// What is stored beside an address.
-fn record(to: &Assignment) -> Cold {
+pub(super) fn record(to: &Assignment) -> Cold {
     Cold {
         lease_end: to.lease.map_or(u64::MAX, |(end, _)| end.0),
         session: to.session.0,
@@ -524,7 +454,7 @@ fn record(to: &Assignment) -> Cold {
     }
 }
 
-fn cold_key(address: IpAddr) -> abi::ColdKey {
+pub(super) fn cold_key(address: IpAddr) -> abi::ColdKey {
     match address {
         IpAddr::V4(a) => a.to_ipv6_mapped().octets(),
         IpAddr::V6(a) => a.octets(),

@@ -28,7 +28,7 @@ pub struct Observed {
     pub earliest: Option<BootTime>,
 }
 
-/// What the kernel has for one address. The policy after the lease cannot be read back.
+/// What the kernel has for one address.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Held {
     /// Whose policy.
@@ -37,8 +37,8 @@ pub struct Held {
     pub session: Option<SessionId>,
     /// On which interface.
     pub interface: Option<InterfaceName>,
-    /// Until when.
-    pub lease_end: Option<BootTime>,
+    /// Until when, and whose policy afterwards.
+    pub lease: Option<(BootTime, PoolId)>,
 }
 
 /// A change of kernel state.
@@ -111,18 +111,16 @@ pub fn desired<'a>(
 /// # Errors
 /// See [`KernelError`].
 pub fn observe(kernel: &dyn Kernel, earliest: Option<BootTime>) -> Result<Observed, KernelError> {
-    let assigned = kernel.assigned()?;
-    let readings = kernel.read_all(&assigned)?;
     let held = |(address, r): (IpAddr, AddressReading)| {
         let held = Held {
             pool: r.pool,
             session: r.session,
             interface: r.interface,
-            lease_end: r.lease_end,
+            lease: r.lease_end.zip(r.fallback),
         };
         (address, held)
     };
-    let addresses = assigned.into_iter().zip(readings).map(held).collect();
+    let addresses = kernel.assigned()?.into_iter().map(held).collect();
     Ok(Observed { addresses, earliest })
 }
 
@@ -148,7 +146,7 @@ pub fn plan(desired: &Desired, observed: &Observed, config: &Config) -> Vec<Op> 
                 pool: Some(wanted.pool),
                 session: Some(wanted.session),
                 interface: Some(wanted.interface.clone()),
-                lease_end: wanted.lease.map(|l| l.0),
+                lease: wanted.lease,
             })
     };
     let (loosening, restricting): (Vec<_>, Vec<_>) = desired

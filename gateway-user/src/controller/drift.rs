@@ -14,7 +14,7 @@ use tracing::error;
 use super::{Difference, DriftView, inspect::hook_name, writer::Writer};
 use crate::{
     kernel::{AddressReading, Assignment, HookPoint, InterfaceState, KernelError, ReadBack},
-    model::{DeviceId, InterfaceName, Now, PoolId, SessionId},
+    model::{BootTime, DeviceId, InterfaceName, Now, PoolId, SessionId},
     reconcile::{self, Held, Observed, Op},
 };
 
@@ -240,7 +240,7 @@ impl Writer {
         let addresses: Vec<IpAddr> = what.iter().map(|(a, ..)| *a).collect();
         let after = self.kernel.read_all(&addresses)?;
         for (((address, to, device), found), after) in what.into_iter().zip(found).zip(after) {
-            let wanted = self.words(Some(to.pool), Some(to.session), Some(&to.interface), to.lease.map(|l| l.0.0));
+            let wanted = self.words(Some(to.pool), Some(to.session), Some(&to.interface), to.lease);
             let repaired = holds(&after, &to, now);
             self.note(address.to_string(), device, wanted, found, repaired);
         }
@@ -342,7 +342,7 @@ impl Writer {
             reading.pool,
             reading.session,
             reading.interface.as_ref(),
-            reading.lease_end.map(|end| end.0),
+            reading.lease_end.zip(reading.fallback),
         );
         let mut others: BTreeSet<Option<PoolId>> = backs.iter().filter_map(|b| b.reading).map(|r| r.pool).collect();
         others.remove(&reading.pool);
@@ -358,14 +358,13 @@ impl Writer {
         pool: Option<PoolId>,
         session: Option<SessionId>,
         interface: Option<&InterfaceName>,
-        lease_end: Option<u64>,
+        lease: Option<(BootTime, PoolId)>,
     ) -> String {
-        let name = pool.map(|p| {
-            self.config
-                .pool_by_id(p)
-                .map_or_else(|| format!("number {}", p.0), |p| p.name.to_string())
-        });
-        let mut words = format!("pool {}", name.as_deref().unwrap_or("none"));
+        let name = |p: PoolId| {
+            let known = self.config.pool_by_id(p);
+            known.map_or_else(|| format!("number {}", p.0), |p| p.name.to_string())
+        };
+        let mut words = format!("pool {}", pool.map_or_else(|| "none".to_owned(), name));
         let mut more = |what: &str, value: Option<String>| {
             if let Some(value) = value {
                 words.push_str(&format!(", {what} {value}"));
@@ -373,7 +372,8 @@ impl Writer {
         };
         more("session", session.map(|s| s.to_string()));
         more("interface", interface.map(ToString::to_string));
-        more("lease until", lease_end.map(|end| format!("{end} ns of boot")));
+        let until = |(end, then): (BootTime, PoolId)| format!("{} ns of boot, then pool {}", end.0, name(then));
+        more("lease until", lease.map(until));
         words
     }
 }
@@ -386,7 +386,7 @@ fn holds(reading: &AddressReading, to: &Assignment, now: &Now) -> bool {
     let pool = reading.pool == Some(to.pool) || (over && reading.pool == to.lease.map(|l| l.1));
     pool && reading.session == Some(to.session)
         && reading.interface.as_ref() == Some(&to.interface)
-        && reading.lease_end == to.lease.map(|l| l.0)
+        && reading.lease_end.zip(reading.fallback) == to.lease
 }
 
 /// Whether an attached program judges by something else.

@@ -519,13 +519,7 @@ impl Writer {
     /// Compares everything, and puts right what differs.
     pub(super) fn reconcile(&mut self) -> Result<(), KernelError> {
         let now = self.clock.now();
-        let mut found = reconcile::observe(self.kernel.as_ref(), self.earliest)?;
-        // The pool after a lease cannot be read back, so what is leased is set anew.
-        found
-            .addresses
-            .values_mut()
-            .filter(|h| h.lease_end.is_some())
-            .for_each(|h| h.session = None);
+        let found = reconcile::observe(self.kernel.as_ref(), self.earliest)?;
         let wanted = reconcile::desired(self.registry.live(), self.registry.earliest_lease(), &self.context(now));
         let ops = reconcile::plan(&wanted, &found, &self.config);
         if self.apply(ops).is_none() {

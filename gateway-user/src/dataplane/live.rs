@@ -12,7 +12,7 @@ use aya::{
     programs::{Program as AyaProgram, ProgramError},
 };
 use gateway_ebpf::{
-    abi::{self, Answers, Count, MAX_POOLS, MAX_RULES, REASONS, RuleCount, ShadowCount, VERSION, map},
+    abi::{self, Answers, Cold, Count, MAX_POOLS, MAX_RULES, REASONS, RuleCount, ShadowCount, VERSION, map},
     reason::Reason,
 };
 
@@ -22,6 +22,7 @@ use super::{
     force::{self, Policies},
     hooks::{Hooks, PROGRAMS, Program},
     layout::{self, Layout4},
+    many,
     maps::{self, Maps},
     memory, numbers, object, policy,
     readback::{self, pool_now},
@@ -34,7 +35,7 @@ use crate::{
     floor::{self, Floor},
     kernel::{AddressReading, Assignment, InterfaceState, Kernel, KernelError, Link, Losses, Places, ReadBack, Survey},
     links,
-    model::{BootTime, SessionId},
+    model::{BootTime, PoolId, SessionId},
 };
 
 /// How often a program is loaded again that a signal has interrupted.
@@ -206,6 +207,25 @@ impl Live {
         self.config.paths.pins.join(format!("v{VERSION}"))
     }
 
+    /// What the classes of our own tables mean.
+    fn entries(&self) -> Result<Box<abi::Control>, KernelError> {
+        let control = self.maps.get(map::CONTROL).map_err(|e| system("opening CONTROL", e))?;
+        readback::entries(control).map_err(|e| system("reading CONTROL", e))
+    }
+
+    /// What a class and the record beside it say of an address.
+    fn reading(&self, entries: &abi::Control, of: readback::Reading, record: Option<Cold>) -> AddressReading {
+        let lease = record.filter(|c| c.lease_end != u64::MAX);
+        AddressReading {
+            pool: pool_now(entries.classes[usize::from(of.class)], record, tables::boot_now()),
+            session: record.map(|c| SessionId(c.session)),
+            interface: self.tables.interface(of.class).cloned(),
+            lease_end: lease.map(|c| BootTime(c.lease_end)),
+            fallback: lease.and_then(|c| u8::try_from(c.fallback).ok()).map(PoolId),
+            map_id: of.map_id,
+        }
+    }
+
     /// Number 0, no pool, and those of the configuration.
     fn pool_numbers(&self) -> impl Iterator<Item = u8> {
         let pools = self.config.pools.len();
@@ -232,8 +252,17 @@ impl Kernel for Live {
         self.tables.clear(&self.maps, address)
     }
 
-    fn assigned(&self) -> Result<Vec<IpAddr>, KernelError> {
-        tables::assigned(&self.maps)
+    fn assigned(&self) -> Result<Vec<(IpAddr, AddressReading)>, KernelError> {
+        let id = |name| Ok(self.maps.get(name).map_err(|e| system(name, e))?.info.id);
+        let (id4, id6, entries) = (id(map::CHUNKS4)?, id(map::HASH6)?, self.entries()?);
+        let one = |(address, record): (IpAddr, Cold)| {
+            let reading = readback::Reading {
+                class: self.tables.class_now(address),
+                map_id: if address.is_ipv4() { id4 } else { id6 },
+            };
+            (address, self.reading(&entries, reading, Some(record)))
+        };
+        Ok(many::records(&self.maps)?.into_iter().map(one).collect())
     }
 
     fn set_earliest_lease_end(&mut self, end: Option<BootTime>) {
@@ -242,18 +271,11 @@ impl Kernel for Live {
 
     fn read_all(&self, addresses: &[IpAddr]) -> Result<Vec<AddressReading>, KernelError> {
         let classes = readback::classes(&self.maps, addresses)?;
-        let control = self.maps.get(map::CONTROL).map_err(|e| system("opening CONTROL", e))?;
-        let entries = readback::entries(control).map_err(|e| system("reading CONTROL", e))?;
+        let entries = self.entries()?;
         let cold = self.maps.get(map::COLD).map_err(|e| system("opening COLD", e))?;
         let one = |(address, reading): (&IpAddr, readback::Reading)| {
             let record = tables::cold_record(cold, *address).map_err(|e| system("reading COLD", e))?;
-            Ok(AddressReading {
-                pool: pool_now(entries.classes[usize::from(reading.class)], record, tables::boot_now()),
-                session: record.map(|c| SessionId(c.session)),
-                interface: self.tables.interface(reading.class).cloned(),
-                lease_end: record.filter(|c| c.lease_end != u64::MAX).map(|c| BootTime(c.lease_end)),
-                map_id: reading.map_id,
-            })
+            Ok(self.reading(&entries, reading, record))
         };
         addresses.iter().zip(classes).map(one).collect()
     }

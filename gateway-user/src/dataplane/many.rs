@@ -1,9 +1,13 @@
 //! Many sessions' addresses at once, for a million of them: rows of addresses at rest are assigned by few system calls, with many elements of
 //! a hash in one bpf(2) command (kernel 5.6). What is no such row goes one by one, as [`super::tables`] has it.
 
-use std::{io, net::IpAddr, os::fd::AsRawFd};
+use std::{
+    io,
+    net::{IpAddr, Ipv6Addr},
+    os::fd::AsRawFd,
+};
 
-use gateway_ebpf::abi::{self, Class};
+use gateway_ebpf::abi::{self, Class, Cold};
 
 use super::{
     bpf::{self, Map, call},
@@ -111,6 +115,18 @@ fn update(map: &Map, keys: &[u8], values: &[u8]) -> (usize, io::Result<()>) {
         Err(e) if matches!(e.raw_os_error(), Some(libc::E2BIG | libc::ENOMEM)) => ((attr.count as usize).min(count), Err(e)),
         Err(e) => (0, Err(e)),
     }
+}
+
+/// Every address with a cold record, and that.
+pub(super) fn records(maps: &Maps) -> Result<Vec<(IpAddr, Cold)>, KernelError> {
+    let cold = maps.get(abi::map::COLD).map_err(|e| tables::system("COLD", e))?;
+    // One writer, this thread: the walk meets no change.
+    let (keys, values) = read(cold).map_err(|e| tables::system("walking COLD", e))?;
+    let (keys, _) = keys.as_chunks::<{ size_of::<abi::ColdKey>() }>();
+    let (values, _) = values.as_chunks::<{ size_of::<Cold>() }>();
+    let address = |key: &abi::ColdKey| Ipv6Addr::from(*key).to_canonical();
+    let records = keys.iter().map(address).zip(values.iter().map(|v| *bpf::read_plain(v)));
+    Ok(records.collect())
 }
 
 /// Reads a whole hash, which only the caller changes: keys and values, one after the other.

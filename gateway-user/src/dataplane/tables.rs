@@ -4,7 +4,7 @@
 use std::{
     collections::{HashMap, HashSet},
     io,
-    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    net::{IpAddr, Ipv4Addr},
     os::fd::AsFd,
     sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering, fence},
 };
@@ -120,7 +120,7 @@ impl Tables {
     /// Sets adopted maps right where they differ: classes of addresses without a session, the policy, the mode. Returns how many
     /// addresses were wrong.
     pub(super) fn repair(&mut self, maps: &Maps, policies: &Policies) -> Result<usize, KernelError> {
-        let assigned: HashSet<IpAddr> = assigned(maps)?.into_iter().collect();
+        let assigned: HashSet<IpAddr> = many::records(maps)?.into_iter().map(|(address, _)| address).collect();
         let resting = self.layout.resting(&self.config);
         self.adopt_classes();
         // A number that means nothing is no session's.
@@ -323,6 +323,11 @@ impl Tables {
         self.control.word32(std::mem::offset_of!(Control, generation))
     }
 
+    /// By what an address is judged, in the memory that the programs read; 0: it is in no pool.
+    pub(super) fn class_now(&self, address: IpAddr) -> Class {
+        self.resting(address).map_or(0, |resting| self.class(address, resting))
+    }
+
     /// The class of an address without session; `None`: it is in no pool, or reserved.
     fn resting(&self, address: IpAddr) -> Option<Class> {
         self.config.home(address).map(|home| home.id.0)
@@ -389,15 +394,6 @@ pub(super) fn set_flag(control: &Mapping, flag: u32, on: bool) {
 
 fn flag_word(control: &Mapping) -> &AtomicU32 {
     control.word32(std::mem::offset_of!(Control, flags))
-}
-
-/// Every address with a cold record.
-pub(super) fn assigned(maps: &Maps) -> Result<Vec<IpAddr>, KernelError> {
-    let cold = maps.get(abi::map::COLD).map_err(|error| system("COLD", error))?;
-    // One writer, this thread: the walk meets no change.
-    let (keys, _) = many::read(cold).map_err(|error| system("walking COLD", error))?;
-    let (keys, _) = keys.as_chunks::<{ size_of::<abi::ColdKey>() }>();
-    Ok(keys.iter().map(|key| Ipv6Addr::from(*key).to_canonical()).collect())
 }
 
 /// The cold record that counts for an address: its own, or that of its whole /64.

@@ -360,6 +360,7 @@ protocol = "any"
                 session: None,
                 interface: None,
                 lease_end: None,
+                fallback: None,
                 map_id: 1,
             },
             session: None,

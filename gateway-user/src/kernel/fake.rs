@@ -208,8 +208,10 @@ impl Kernel for FakeKernel {
         state.fails()
     }
 
-    fn assigned(&self) -> Result<Vec<IpAddr>, KernelError> {
-        Ok(self.state().assigned.keys().copied().collect())
+    fn assigned(&self) -> Result<Vec<(IpAddr, AddressReading)>, KernelError> {
+        let addresses: Vec<IpAddr> = self.state().assigned.keys().copied().collect();
+        let readings = self.read_all(&addresses)?;
+        Ok(addresses.into_iter().zip(readings).collect())
     }
 
     fn set_earliest_lease_end(&mut self, end: Option<BootTime>) {
@@ -227,6 +229,7 @@ impl Kernel for FakeKernel {
                 session: held.map(|a| a.session),
                 interface: held.map(|a| a.interface.clone()),
                 lease_end: held.and_then(|a| a.lease).map(|l| l.0),
+                fallback: held.and_then(|a| a.lease).map(|l| l.1),
                 map_id: MAP_ID,
             }
         };

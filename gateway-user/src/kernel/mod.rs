@@ -39,6 +39,8 @@ pub struct AddressReading {
     pub interface: Option<InterfaceName>,
     /// As stored beside it.
     pub lease_end: Option<BootTime>,
+    /// By whose policy it is judged after that.
+    pub fallback: Option<PoolId>,
     /// Kernel id of the map that gave the pool.
     pub map_id: u32,
 }
@@ -188,11 +190,12 @@ pub trait Kernel: Send {
     /// See [`KernelError`]; the class itself is always set back.
     fn clear(&mut self, address: IpAddr) -> Result<(), KernelError>;
 
-    /// Every assigned address, for reconciling after a restart that adopted the maps.
+    /// Every assigned address with what is held of it, for reconciling after a restart that adopted the maps: out of mapped memory and in few
+    /// system calls, for a million of them.
     ///
     /// # Errors
     /// See [`KernelError`].
-    fn assigned(&self) -> Result<Vec<IpAddr>, KernelError>;
+    fn assigned(&self) -> Result<Vec<(IpAddr, AddressReading)>, KernelError>;
 
     /// Tells the programs until when no lease can have ended; `None`: there is none.
     fn set_earliest_lease_end(&mut self, end: Option<BootTime>);

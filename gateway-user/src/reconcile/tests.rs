@@ -26,7 +26,7 @@ fn held(a: Assignment) -> Held {
         pool: Some(a.pool),
         session: Some(a.session),
         interface: Some(a.interface.clone()),
-        lease_end: a.lease.map(|l| l.0),
+        lease: a.lease,
     }
 }
 

@@ -1,6 +1,7 @@
 //! A gateway of [`Site`] with the data plane opened in this process, and packets sent through it.
 
 use std::{
+    collections::BTreeSet,
     net::{IpAddr, UdpSocket},
     sync::{
         Arc,
@@ -102,6 +103,12 @@ impl Gateway {
             lease: None,
         };
         self.live(|l| l.assign(address, to)).unwrap();
+    }
+
+    /// Addresses of sessions, in their order.
+    pub(crate) fn assigned(&mut self) -> Vec<IpAddr> {
+        let all: BTreeSet<IpAddr> = self.live(|l| l.assigned()).unwrap().into_iter().map(|(a, _)| a).collect();
+        all.into_iter().collect()
     }
 
     pub(crate) fn read_back(&mut self, address: IpAddr) -> Vec<ReadBack> {

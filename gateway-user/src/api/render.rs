@@ -199,11 +199,13 @@ pub(super) fn gateway_status(s: Status) -> v1::GetStatusResponse {
         Mode::Enforce => "enforce",
         Mode::Observe => "observe",
     };
+    let unknown = s.interfaces.as_ref().err().map_or_else(String::new, |e| escape(e));
     v1::GetStatusResponse {
         version: env!("CARGO_PKG_VERSION").into(),
         mode: mode.into(),
         floor: escape(&s.floor),
-        interfaces: s.interfaces.into_iter().map(interface).collect(),
+        interfaces: s.interfaces.into_iter().flatten().map(interface).collect(),
+        interfaces_unknown: unknown,
         store_revision: s.revision.0,
         store: escape(&s.store),
         devices: s.devices,

@@ -30,6 +30,9 @@ pub(super) fn problems(s: &v1::GetStatusResponse) -> Vec<String> {
     if s.not_durable > 0 {
         found.push(format!("{} restriction(s) in force are not durable yet", s.not_durable));
     }
+    if !s.interfaces_unknown.is_empty() {
+        found.push(format!("how interfaces stand is not known: {}", s.interfaces_unknown));
+    }
     for interface in &s.interfaces {
         for hook in &interface.hooks {
             if !hook.problem.is_empty() {
@@ -115,7 +118,11 @@ pub(super) fn status(page: &mut Page, s: &v1::GetStatusResponse) {
             rows.push(start.iter().cloned().chain(rest).collect());
         }
     }
-    page.table(&["INTERFACE", "INDEX", "ROLE", "HOOK", "MODE", "PROGRAM", "REMARK"], &rows);
+    if s.interfaces_unknown.is_empty() {
+        page.table(&["INTERFACE", "INDEX", "ROLE", "HOOK", "MODE", "PROGRAM", "REMARK"], &rows);
+    } else {
+        page.pair("interfaces", toned("not known", Tone::Bad));
+    }
     if !s.warnings.is_empty() {
         page.line("");
         for warning in &s.warnings {
@@ -529,10 +536,11 @@ mod tests {
     #[test]
     fn health() {
         assert_eq!(problems(&healthy()), [""; 0]);
-        let bent: [fn(&mut v1::GetStatusResponse); 6] = [
+        let bent: [fn(&mut v1::GetStatusResponse); 7] = [
             |s| s.mode = "observe".into(),
             |s| s.floor = "broken: no table".into(),
             |s| s.store = "disk full".into(),
+            |s| s.interfaces_unknown = "timed out".into(),
             |s| s.not_durable = 1,
             |s| s.interfaces[0].hooks[0].program_id = 0,
             |s| s.interfaces[0].hooks[0].problem = "a foreign program is first".into(),

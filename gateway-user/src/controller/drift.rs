@@ -11,9 +11,9 @@ use std::{
 use tokio::sync::oneshot::{self, error::TryRecvError};
 use tracing::error;
 
-use super::{Difference, DriftView, inspect::hook_name, writer::Writer};
+use super::{Difference, DriftView, inspect::hook_name, upkeep::States, writer::Writer};
 use crate::{
-    kernel::{AddressReading, Assignment, HookPoint, InterfaceState, KernelError, ReadBack},
+    kernel::{AddressReading, Assignment, HookPoint, KernelError, ReadBack},
     model::{BootTime, DeviceId, InterfaceName, Now, PoolId, SessionId},
     reconcile::{self, Held, Observed, Op},
 };
@@ -47,7 +47,7 @@ pub(super) struct Comparison {
 #[derive(Debug)]
 struct Attaching {
     absent: BTreeSet<(InterfaceName, HookPoint)>,
-    told: oneshot::Receiver<Vec<InterfaceState>>,
+    told: oneshot::Receiver<States>,
     since: Instant,
 }
 
@@ -283,18 +283,22 @@ impl Writer {
         });
     }
 
-    /// Notes what came of it. Where the kernel does not answer, it is noted as not repaired.
+    /// Notes what came of it. Where the kernel does not say for so long, it is noted as not repaired.
     fn attached_again(&mut self) {
         let Some(mut attaching) = self.comparison.attaching.take() else {
             return;
         };
         let states = match attaching.told.try_recv() {
-            Ok(states) => states,
-            Err(TryRecvError::Empty) if attaching.since.elapsed() < ATTACHING => {
+            Ok(Ok(states)) => states,
+            answer @ (Ok(Err(_)) | Err(TryRecvError::Empty)) if attaching.since.elapsed() < ATTACHING => {
+                // Not known is neither put right nor not: asked again.
+                if answer.is_ok() {
+                    attaching.told = self.upkeep.keeper().states();
+                }
                 self.comparison.attaching = Some(attaching);
                 return;
             }
-            Err(_) => Vec::new(),
+            _ => Vec::new(),
         };
         for (interface, hook) in &attaching.absent {
             let attached = states

@@ -2,8 +2,8 @@
 
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 
-use super::{Counters, DriftView, Refusal, Status, writer::Writer};
-use crate::{audit::Head, kernel::InterfaceState, model::DeviceState};
+use super::{Counters, DriftView, Refusal, Status, upkeep::States, writer::Writer};
+use crate::{audit::Head, model::DeviceState};
 
 /// What metrics show of the controller. Histograms count on while they are shown.
 #[derive(Clone, Debug)]
@@ -50,7 +50,7 @@ impl Default for Meters {
 }
 
 impl Writer {
-    pub(super) fn figures(&self, standing: Option<(Vec<InterfaceState>, String)>) -> Result<Figures, Refusal> {
+    pub(super) fn figures(&self, standing: (States, String)) -> Result<Figures, Refusal> {
         let now = self.clock.now().wall;
         let behind = self.clock_behind.map_or(0, |last| last.0.saturating_sub(now.0));
         let states = DeviceState::ALL.into_iter().zip(self.registry.states());

@@ -7,7 +7,7 @@ use tokio::sync::broadcast;
 
 use super::{
     AddressEnforcement, AddressView, CounterView, Counters, DeviceView, EndView, PlaceView, Refusal, SessionView, Status,
-    Surroundings, batch::Settled, writer::Writer,
+    Surroundings, batch::Settled, upkeep::States, writer::Writer,
 };
 use crate::{
     config::{Config, InterfaceRole, Mode},
@@ -151,10 +151,9 @@ impl Writer {
         Ok((kept.ok_or(too_old)?, live))
     }
 
-    /// `standing` is how interfaces and floor stand; `None`: the kernel has not said.
-    pub(super) fn status(&self, standing: Option<(Vec<InterfaceState>, String)>) -> Status {
-        let unknown = || (Vec::new(), "not known: the kernel does not answer".to_owned());
-        let (interfaces, floor) = standing.unwrap_or_else(unknown);
+    /// With how interfaces and floor stand.
+    pub(super) fn status(&self, (interfaces, floor): (States, String)) -> Status {
+        let interfaces = interfaces.map_err(|e| e.to_string());
         let mode = self.kernel.mode();
         let mut warnings = Vec::new();
         if mode == Mode::Observe {
@@ -183,7 +182,10 @@ impl Writer {
                 drift.found, drift.repaired
             ));
         }
-        for i in &interfaces {
+        if let Err(e) = &interfaces {
+            warnings.push(format!("how interfaces stand is not known: {e}"));
+        }
+        for i in interfaces.iter().flatten() {
             if i.ifindex.is_none() {
                 warnings.push(format!("interface {}: there is none yet; it is waited for", i.name));
             }

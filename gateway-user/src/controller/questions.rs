@@ -10,7 +10,7 @@ use super::{
 };
 use crate::{
     audit::{Head, Sealed},
-    kernel::{KernelError, Losses},
+    kernel::Losses,
     model::{Device, DeviceId, DeviceState, Revision, Scope, SessionId, UriChange},
     store::AuditQuery,
     transition::Context,
@@ -106,8 +106,8 @@ impl Controller {
     /// # Errors
     /// [`Refusal::Kernel`], [`Refusal::Busy`].
     pub async fn surroundings(&self, ends: Vec<IpAddr>) -> Result<Surroundings, Refusal> {
-        let late = || Refusal::Kernel(KernelError::Late.to_string());
-        let states = self.keeper.interfaces().await.ok_or_else(late)?;
+        let states = self.keeper.interfaces().await;
+        let states = states.map_err(|e| Refusal::Kernel(e.to_string()))?;
         self.ask(move |w| w.surroundings(&ends, &states)).await?
     }
 

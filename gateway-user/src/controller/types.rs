@@ -355,8 +355,8 @@ pub struct Status {
     pub mode: Mode,
     /// See [`crate::kernel::Kernel::floor`].
     pub floor: String,
-    /// Interfaces.
-    pub interfaces: Vec<InterfaceState>,
+    /// Interfaces, or why it is not known how they stand.
+    pub interfaces: Result<Vec<InterfaceState>, String>,
     /// The store's revision.
     pub revision: Revision,
     /// "ok", or what is wrong.

@@ -27,6 +27,8 @@ const ANSWER: Duration = Duration::from_secs(4);
 
 /// See [`Places::read_back`].
 type Backs = Result<Vec<Vec<ReadBack>>, KernelError>;
+/// See [`Places::interfaces`].
+pub(super) type States = Result<Vec<InterfaceState>, KernelError>;
 
 /// The threads, as the controller's has them. They end with it, or as soon as the kernel lets them.
 pub(super) struct Upkeep {
@@ -158,19 +160,21 @@ impl Upkeep {
 
 impl Keeper {
     /// How every configured interface stands, once all that was to be looked after before is done.
-    pub(super) fn states(&self) -> oneshot::Receiver<Vec<InterfaceState>> {
+    pub(super) fn states(&self) -> oneshot::Receiver<States> {
         self.tell(|places| places.interfaces())
     }
 
-    /// The same; `None`: the kernel has not answered within seconds.
-    pub(super) async fn interfaces(&self) -> Option<Vec<InterfaceState>> {
-        timeout(ANSWER, self.states()).await.ok()?.ok()
+    /// The same, of what the kernel says within seconds.
+    pub(super) async fn interfaces(&self) -> States {
+        let told = timeout(ANSWER, self.states()).await;
+        told.ok().and_then(Result::ok).unwrap_or(Err(KernelError::Late))
     }
 
     /// The same, and the floor.
-    pub(super) async fn standing(&self) -> Option<(Vec<InterfaceState>, String)> {
-        let told = self.tell(|places| (places.interfaces(), places.floor()));
-        timeout(ANSWER, told).await.ok()?.ok()
+    pub(super) async fn standing(&self) -> (States, String) {
+        let told = timeout(ANSWER, self.tell(|places| (places.interfaces(), places.floor()))).await;
+        let unknown = || (Err(KernelError::Late), "not known: the kernel does not answer".to_owned());
+        told.ok().and_then(Result::ok).unwrap_or_else(unknown)
     }
 
     fn tell<T: Send + 'static>(&self, ask: impl FnOnce(&dyn Places) -> T + Send + 'static) -> oneshot::Receiver<T> {

@@ -154,8 +154,10 @@ impl Live {
     }
 
     /// See [`Places::interfaces`].
-    #[must_use]
-    pub fn interfaces(&self) -> Vec<InterfaceState> {
+    ///
+    /// # Errors
+    /// See [`KernelError`].
+    pub fn interfaces(&self) -> Result<Vec<InterfaceState>, KernelError> {
         self.upkeep.interfaces()
     }
 

@@ -20,6 +20,7 @@ use super::{
     mapping::Mapping,
     maps::Maps,
     readback::Reader,
+    tables::system,
 };
 use crate::{
     config::Config,
@@ -139,13 +140,10 @@ impl Places for Upkeep {
         }
     }
 
-    fn interfaces(&self) -> Vec<InterfaceState> {
+    fn interfaces(&self) -> Result<Vec<InterfaceState>, KernelError> {
         // Their turn first: what is attached meanwhile is to be seen.
         let standing = self.standing();
-        let links = self.list().unwrap_or_else(|e| {
-            tracing::error!("listing interfaces: {e}");
-            Vec::new()
-        });
+        let links = self.list().map_err(|e| system("listing interfaces", e))?;
         let mut all: Vec<InterfaceState> = links
             .iter()
             .filter_map(|l| {
@@ -167,7 +165,7 @@ impl Places for Upkeep {
                 });
             }
         }
-        all
+        Ok(all)
     }
 
     fn floor(&self) -> String {
@@ -180,17 +178,16 @@ impl Places for Upkeep {
                 }
                 .to_owned()
             }),
-            Some(floor) => self
-                .list()
-                .map_err(Into::into)
-                .and_then(|links| floor.standing(&links))
-                .map(|s| {
+            Some(floor) => match self.list() {
+                Ok(links) => floor.standing(&links).map(|s| {
                     if s.problem.is_empty() {
                         "closed".to_owned()
                     } else {
                         format!("broken: {}", s.problem)
                     }
                 }),
+                Err(e) => Ok(format!("not known: listing interfaces: {e}")),
+            },
         };
         standing.unwrap_or_else(|e| format!("broken: {e}"))
     }

@@ -48,6 +48,8 @@ pub struct State {
     pub detached: BTreeSet<(u32, HookPoint)>,
     /// Attaching fails.
     pub stuck: bool,
+    /// How interfaces stand cannot be said.
+    pub unlisted: bool,
     /// Most assigned addresses.
     pub capacity: usize,
     /// Most combinations of pool, lease and interface at a time; `None`: any number.
@@ -289,9 +291,12 @@ impl Places for FakeKernel {
         }
     }
 
-    fn interfaces(&self) -> Vec<InterfaceState> {
+    fn interfaces(&self) -> Result<Vec<InterfaceState>, KernelError> {
         let _network = self.network();
         let state = self.state();
+        if state.unlisted {
+            return Err(KernelError::Late);
+        }
         let one = |link: &Link| {
             let role = self.config.role(&link.name)?;
             let hook = |hook: HookPoint| {
@@ -311,7 +316,7 @@ impl Places for FakeKernel {
                 hooks,
             })
         };
-        state.links.iter().filter_map(one).collect()
+        Ok(state.links.iter().filter_map(one).collect())
     }
 
     fn floor(&self) -> String {

@@ -13,9 +13,12 @@ pub trait Places: Send + Sync {
     fn set_links(&self, links: &[Link]);
 
     /// How every configured interface stands, asked from the kernel now.
-    fn interfaces(&self) -> Vec<InterfaceState>;
+    ///
+    /// # Errors
+    /// It is not known: see [`KernelError`].
+    fn interfaces(&self) -> Result<Vec<InterfaceState>, KernelError>;
 
-    /// How the floor stands: "closed", "open", or "broken: ...", asked from the kernel now.
+    /// How the floor stands: "closed", "open", "broken: ...", or "not known: ...", asked from the kernel now.
     fn floor(&self) -> String;
 
     /// Reads addresses by system call through the program that is attached now at each hook of each interface that has a role; for each

@@ -130,7 +130,15 @@ impl Sample {
             ),
             floor,
         )?;
-        let hooks = status.interfaces.iter().flat_map(|i| {
+        page.gauge(
+            (
+                "interfaces_known",
+                "1: it is known how interfaces stand; 0: the kernel does not say.",
+                None,
+            ),
+            u64::from(status.interfaces.is_ok()),
+        )?;
+        let hooks = status.interfaces.iter().flatten().flat_map(|i| {
             i.hooks.iter().map(|h| {
                 let labels = vec![("interface", i.name.clone()), ("hook", hook(h.hook).to_owned())];
                 (labels, u64::from(h.program_id.is_some()))

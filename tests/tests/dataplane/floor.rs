@@ -238,6 +238,10 @@ fn a_core_name_before_a_device_pattern_stays_core() {
     g.site.gw.ip("route add 192.0.2.0/24 dev tun9").unwrap();
     g.open();
     let foreign: IpAddr = "192.0.2.7".parse().unwrap();
-    assert!(g.reaches(&core, foreign, MAIL, 25), "{:?}", g.live(|l| l.interfaces()));
+    assert!(
+        g.reaches(&core, foreign, MAIL, 25),
+        "{:?}",
+        g.live(|l| l.interfaces().unwrap())
+    );
     assert!(!g.reaches(&device, foreign, MAIL, 25));
 }

@@ -125,7 +125,7 @@ impl Gateway {
 
     /// Problems of every hook.
     pub(crate) fn problems(&mut self) -> Vec<String> {
-        let all = self.live(|l| l.interfaces());
+        let all = self.live(|l| l.interfaces()).unwrap();
         all.iter()
             .flat_map(|i| i.hooks.iter().map(|h| h.problem.clone()))
             .filter(|p| !p.is_empty())

@@ -57,7 +57,7 @@ fn between_ethernets_xdp_judges_and_tc_grants() {
     let mut g = Gateway::new("dev0", |c| c);
     g.site.by_ethernet().unwrap();
     g.open();
-    let states = g.live(|l| l.interfaces());
+    let states = g.live(|l| l.interfaces()).unwrap();
     let xdp: Vec<_> = states
         .iter()
         .flat_map(|i| &i.hooks)

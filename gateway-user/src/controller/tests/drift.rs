@@ -6,7 +6,7 @@ use super::kit::*;
 use crate::{
     config::Source,
     controller::Refusal,
-    kernel::{Assignment, HookPoint},
+    kernel::{Assignment, HookPoint, KernelError},
     model::{SessionId, Trust},
 };
 
@@ -84,6 +84,34 @@ async fn a_program_that_is_gone_is_drift() {
         (drift.found, drift.repaired, drift.last[0].subject.as_str()),
         (1, 0, "tun0, tc egress")
     );
+}
+
+#[tokio::test]
+async fn how_interfaces_stand_may_be_not_known_and_is_then_not_said_to_be_wrong() {
+    let g = Gateway::new().await;
+    g.register("phone", "office").await;
+    g.open("phone", &["10.66.0.5"]).await.unwrap();
+    {
+        let mut state = g.kernel.state();
+        state.unlisted = true;
+        state.detached.insert((3, HookPoint::TcEgress));
+    }
+    let status = g.controller().status().await.unwrap();
+    assert_eq!(status.interfaces, Err(KernelError::Late.to_string()));
+    assert!(
+        status.warnings.iter().any(|w| w.contains("not known")),
+        "{:?}",
+        status.warnings
+    );
+    let asked = tokio::spawn({
+        let controller = g.controller().clone();
+        async move { controller.check_drift().await.unwrap() }
+    });
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    assert!(!asked.is_finished(), "it has been attached again, which nobody can tell");
+    g.kernel.state().unlisted = false;
+    let drift = asked.await.unwrap();
+    assert_eq!((drift.found, drift.repaired), (1, 1), "{drift:?}");
 }
 
 #[tokio::test]

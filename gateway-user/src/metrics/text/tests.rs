@@ -48,12 +48,12 @@ fn figures() -> Figures {
         status: Status {
             mode: Mode::Enforce,
             floor: "closed".to_owned(),
-            interfaces: vec![InterfaceState {
+            interfaces: Ok(vec![InterfaceState {
                 name: "tun0".to_owned(),
                 ifindex: Some(3),
                 role: crate::config::InterfaceRole::Device,
                 hooks: vec![hook(HookPoint::TcIngress, Some(7)), hook(HookPoint::TcEgress, None)],
-            }],
+            }]),
             revision: Revision(12),
             store: "the disk is full".to_owned(),
             devices: 5,

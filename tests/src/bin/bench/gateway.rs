@@ -213,7 +213,7 @@ impl Gateway {
     /// The program of ours that is attached now.
     pub(crate) fn attached(&mut self, interface: &str, hook: HookPoint) -> Result<ProgramFd> {
         let live = &mut self.live;
-        let states = self.namespace.run(|| live.interfaces());
+        let states = self.namespace.run(|| live.interfaces())?;
         let state = states.iter().find(|s| s.name == interface).context("no such interface")?;
         let hook = state.hooks.iter().find(|h| h.hook == hook).context("no such hook")?;
         let Some(id) = hook.program_id else {

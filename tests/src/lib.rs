@@ -3,6 +3,7 @@
 
 pub mod api;
 pub mod bulk;
+pub mod desk;
 pub mod differential;
 pub mod elements;
 pub mod flows;

@@ -1,6 +1,13 @@
 //! The core's servers, real ones: HTTP by Python's http.server, DNS by dnsmasq.
 
-use std::{fs, net::IpAddr, path::Path, process::Command, time::Duration};
+use std::{
+    fs,
+    net::{IpAddr, TcpListener},
+    path::Path,
+    process::Command,
+    thread,
+    time::Duration,
+};
 
 use anyhow::{Context as _, Result};
 
@@ -90,6 +97,16 @@ pub fn curl(device: &Namespace, folder: &Path) -> Result<Command> {
 pub fn fetch(device: &Namespace, url: &str, limit: Duration, folder: &Path) -> Result<String> {
     let seconds = limit.as_secs_f32().to_string();
     output(curl(device, folder)?.args(["--fail", "--max-time", &seconds, url]))
+}
+
+/// Takes TCP connections inside `at`'s namespace for as long as this process lives, and closes each.
+///
+/// # Errors
+/// The port is taken.
+pub fn listen(of: &Namespace, at: IpAddr, port: u16) -> Result<()> {
+    let listener = of.run(|| TcpListener::bind((at, port)))?;
+    thread::spawn(move || listener.incoming().for_each(drop));
+    Ok(())
 }
 
 /// Waits until a TCP port answers, asked from inside `from`.

@@ -9,16 +9,14 @@ use gateway_ebpf::abi::{VERSION, program};
 use gateway_user::dataplane::object::Loading;
 use lazaret_proto::v1::Enforcement;
 use lazaret_tests::{
+    desk::{Desk, LIMIT},
     gateway::Gateway,
-    netns::Tun,
-    packets::{self, Watcher},
+    lab::Lab,
+    packets,
     process::{self, until},
-    require,
-    site::{self, Site},
+    require, site,
 };
 use nix::sys::signal::{SIGCONT, SIGSTOP};
-
-const LIMIT: Duration = Duration::from_secs(10);
 
 /// Detaches a program by its link's pin, as root can: the link stays, and is attached to nothing.
 fn detach(gateway: &Gateway, interface: &str, slot: &str) {
@@ -32,19 +30,14 @@ fn detach(gateway: &Gateway, interface: &str, slot: &str) {
 #[test]
 fn a_release_is_not_enforced_where_a_foreign_program_holds_the_hook() {
     require!(Root, Bpf, Program("bpftool"));
-    let site = Site::new().unwrap();
-    site.by_ethernet().unwrap();
-    let mut gateway = Gateway::new(&site, "dev0").unwrap();
-    gateway.start().unwrap();
-    gateway.attached("dev0").unwrap();
-    gateway.attached("core0").unwrap();
-    let local = gateway.local().unwrap();
-    local.register("phone", "staff").unwrap();
-    local.open("lab", "phone", &["10.66.0.5", "fd00:66::5"], "dev0").unwrap();
+    let mut desk = Desk::new(|_| Ok(())).unwrap();
+    desk.local.register("phone", "staff").unwrap();
+    desk.open().unwrap();
+    let Desk { local, gateway, site } = &mut desk;
 
     // Stopped, so that it cannot repair in between: ours goes, another one takes its place.
     gateway.daemon().unwrap().signal(SIGSTOP).unwrap();
-    detach(&gateway, "core0", "xdp");
+    detach(gateway, "core0", "xdp");
     let ifindex = site.gw.ifindex("core0").unwrap();
     let loading = Loading::new().unwrap();
     let mut foreign = aya::Ebpf::load(loading.bytes()).unwrap();
@@ -81,32 +74,26 @@ fn a_release_is_not_enforced_where_a_foreign_program_holds_the_hook() {
 #[test]
 fn with_programs_detached_the_floor_denies() {
     require!(Root, Bpf, Tun, Program("bpftool"));
-    let site = Site::new().unwrap();
-    let mut gateway = Gateway::new(&site, "tun0").unwrap();
-    let device = Tun::new(&site.gw, "tun0").unwrap();
-    site.gw.address("tun0", &format!("{}/24", site::TUNNEL)).unwrap();
-    gateway.start().unwrap();
-    gateway.attached("tun0").unwrap();
-    gateway.attached("core0").unwrap();
-    let local = gateway.local().unwrap();
+    let mut lab = Lab::new(|_| Ok(())).unwrap();
+    let arrived = lab.arrivals(site::DEVICE, site::MAIL).unwrap();
+    let Lab { tun, local, gateway, .. } = &mut lab;
     local.register("phone", "staff").unwrap();
     local.open("lab", "phone", &["10.66.0.5"], "tun0").unwrap();
     assert_eq!(local.applied("phone").unwrap().enforcement(), Enforcement::Enforced);
 
-    let arrived = Watcher::new(&site.core, |p| !p.outgoing && p.from == site::DEVICE).unwrap();
     let to_mail = |n: u8| packets::udp((site::DEVICE, 4000), (site::MAIL, 9999), &[n]);
-    (0..50).for_each(|n| device.send(&to_mail(n)).unwrap());
+    (0..50).for_each(|n| tun.send(&to_mail(n)).unwrap());
     assert_eq!(arrived.seen().len(), 50, "released: all pass");
 
     gateway.daemon().unwrap().signal(SIGSTOP).unwrap();
-    detach(&gateway, "tun0", "ingress");
-    (0..50).for_each(|n| device.send(&to_mail(n)).unwrap());
+    detach(gateway, "tun0", "ingress");
+    (0..50).for_each(|n| tun.send(&to_mail(n)).unwrap());
     assert_eq!(arrived.seen().len(), 50, "no judge, no pass: even of a released device");
     gateway.daemon().unwrap().signal(SIGCONT).unwrap();
 
     // Repaired by itself.
     until(LIMIT, "the daemon attaches again", || {
-        device.send(&to_mail(0))?;
+        tun.send(&to_mail(0))?;
         thread::sleep(Duration::from_millis(20));
         Ok(arrived.seen().len() > 50)
     })

@@ -1,99 +1,63 @@
 //! End to end, a device's whole life by the command line: keys, a publication, exceptions, what is told of it; packets say what is in force.
 #![allow(clippy::unwrap_used, reason = "a test ends at what it does not expect")]
 
-use std::{net::TcpListener, thread, time::Duration};
-
 use lazaret_tests::{
-    gateway::Gateway,
-    process, require, services,
-    site::{self, Site},
+    desk::{Desk, LIMIT, PATIENCE},
+    process, require, site,
 };
-use serde_json::Value;
 
-/// How long something that must not arrive is waited for.
-const PATIENCE: Duration = Duration::from_millis(400);
-const LIMIT: Duration = Duration::from_secs(5);
-
-struct Desk {
-    gateway: Gateway,
-    site: Site,
+/// What a command that must be refused says.
+fn refused(desk: &Desk, words: &str) -> String {
+    let error = process::output(desk.gateway.lazaret().args(words.split_whitespace()));
+    format!("{:#}", error.expect_err(words))
 }
 
-impl Desk {
-    /// `phone` is connected by Ethernet, to a core with a DM server and a mail server.
-    fn new() -> Self {
-        let site = Site::new().unwrap();
-        site.by_ethernet().unwrap();
-        for at in [site::DM, site::MAIL] {
-            let listener = site.core.run(|| TcpListener::bind((at, 80))).unwrap();
-            thread::spawn(move || listener.incoming().for_each(drop));
-        }
-        let mut gateway = Gateway::new(&site, "dev0").unwrap();
-        gateway.start().unwrap();
-        gateway.attached("dev0").unwrap();
-        gateway.attached("core0").unwrap();
-        let local = gateway.local().unwrap();
-        local.register("phone", "staff").unwrap();
-        local.open("lab", "phone", &["10.66.0.5"], "dev0").unwrap();
-        Self { gateway, site }
-    }
+fn mail(desk: &Desk, wanted: bool) {
+    let reached = desk.reaches(site::MAIL, if wanted { LIMIT } else { PATIENCE });
+    assert_eq!(reached, wanted, "the mail server; {}", why(desk));
+}
 
-    fn json(&self, words: &str) -> Value {
-        serde_json::from_str(&self.gateway.cli(&format!("{words} --json")).unwrap()).unwrap()
-    }
-
-    /// What a command that must be refused says.
-    fn refused(&self, words: &str) -> String {
-        let error = process::output(self.gateway.lazaret().args(words.split_whitespace()));
-        format!("{:#}", error.expect_err(words))
-    }
-
-    fn mail(&self, wanted: bool) {
-        let limit = if wanted { LIMIT } else { PATIENCE };
-        let reached = services::reaches(&self.site.device, site::MAIL, 80, limit);
-        assert_eq!(reached, wanted, "the mail server; {}", self.why());
-    }
-
-    fn why(&self) -> String {
-        self.gateway.cli("why phone").unwrap()
-    }
+fn why(desk: &Desk) -> String {
+    desk.gateway.cli("why phone").unwrap()
 }
 
 #[test]
 fn keys_a_publication_and_exceptions() {
     require!(Root, Bpf);
-    let desk = Desk::new();
-    desk.mail(false);
+    let desk = Desk::new(|_| Ok(())).unwrap();
+    desk.local.register("phone", "staff").unwrap();
+    desk.open().unwrap();
+    mail(&desk, false);
 
     desk.gateway.cli("policy publish r1 --ceiling 100 --rate 100").unwrap();
     // Only the final key releases, and the temporary one is taken once.
-    let temporary = desk.json("policy offer phone --revision r1");
+    let temporary = desk.json("policy offer phone --revision r1").unwrap();
     let temporary = temporary["temporary_key"].as_str().unwrap();
-    assert!(desk.why().contains("policy-pending"), "{}", desk.why());
+    assert!(why(&desk).contains("policy-pending"), "{}", why(&desk));
     let release = format!("device release phone --policy-revision r1 --key {temporary}");
-    assert!(desk.refused(&release).contains("POLICY_KEY_TEMPORARY"));
+    assert!(refused(&desk, &release).contains("POLICY_KEY_TEMPORARY"));
     let acknowledge = format!("policy acknowledge phone --key {temporary}");
-    let key = desk.json(&acknowledge);
+    let key = desk.json(&acknowledge).unwrap();
     let key = key["final_key"].as_str().unwrap();
-    assert!(desk.refused(&acknowledge).contains("POLICY_KEY_UNKNOWN"));
+    assert!(refused(&desk, &acknowledge).contains("POLICY_KEY_UNKNOWN"));
     let other = format!("device release phone --policy-revision r9 --key {key}");
-    assert!(desk.refused(&other).contains("POLICY_KEY_REVISION"));
-    desk.mail(false);
+    assert!(refused(&desk, &other).contains("POLICY_KEY_REVISION"));
+    mail(&desk, false);
     desk.gateway
         .cli(&format!("device release phone --policy-revision r1 --key {key}"))
         .unwrap();
-    desk.mail(true);
+    mail(&desk, true);
 
     // A newer revision: what was proved is not enough.
     desk.gateway.cli("policy publish r2 --urgent").unwrap();
-    process::until(LIMIT, "its wave comes", || Ok(desk.why().contains("stale"))).unwrap();
-    desk.mail(false);
-    let why = desk.why();
+    process::until(LIMIT, "its wave comes", || Ok(why(&desk).contains("stale"))).unwrap();
+    mail(&desk, false);
+    let why = why(&desk);
     assert!(
         why.contains("r1") && why.contains("r2"),
         "what is required, and what was found: {why}"
     );
-    let refusal = desk.refused("device release phone --policy-revision r1");
+    let refusal = refused(&desk, "device release phone --policy-revision r1");
     assert!(refusal.contains("STALE_POLICY_REVISION"), "{refusal}");
     let code = refusal.split(|c: char| !c.is_ascii_alphanumeric()).find(|word| {
         word.strip_prefix('A')
@@ -111,19 +75,16 @@ fn keys_a_publication_and_exceptions() {
             .cli(&format!("exception grant phone --{what} --for 1h --reason replacement"))
     };
     grant("release").unwrap();
-    desk.mail(true);
+    mail(&desk, true);
     desk.gateway.cli("exception end phone").unwrap();
-    desk.mail(false);
+    mail(&desk, false);
     grant("block").unwrap();
-    assert!(
-        desk.refused("device release phone --policy-revision r2")
-            .contains("DEVICE_BLOCKED")
-    );
+    assert!(refused(&desk, "device release phone --policy-revision r2").contains("DEVICE_BLOCKED"));
     desk.gateway.cli("exception end phone").unwrap();
     desk.gateway.cli("device release phone --policy-revision r2").unwrap();
-    desk.mail(true);
+    mail(&desk, true);
     assert!(desk.gateway.cli("renew phone").unwrap().contains("phone"));
-    let progress = desk.json("policy progress");
+    let progress = desk.json("policy progress").unwrap();
     assert_eq!(progress["policy_revision"], "r2", "{progress}");
     let drift = desk.gateway.cli("drift").unwrap();
     assert!(drift.contains(" 0 differed"), "{drift}");

@@ -3,18 +3,12 @@
 
 use std::path::Path;
 
-use lazaret_tests::{gateway::Gateway, process, require, require::python, site::Site};
+use lazaret_tests::{desk::Desk, process, require, require::python};
 
 #[test]
 fn pythons_grpcio_registers_releases_revokes_and_watches() {
     require!(Root, Bpf, Python);
-    let site = Site::new().unwrap();
-    site.by_ethernet().unwrap();
-    let mut gateway = Gateway::new(&site, "dev0").unwrap();
-    gateway.start().unwrap();
-    gateway.attached("dev0").unwrap();
-    gateway.attached("core0").unwrap();
-    let local = gateway.local().unwrap();
+    let Desk { local, gateway, site } = Desk::new(|_| Ok(())).unwrap();
     local.register("tablet", "staff").unwrap();
     let here = Path::new(env!("CARGO_MANIFEST_DIR"));
     let mut client = site.core.command(python().unwrap());

@@ -1,25 +1,16 @@
 //! A running gateway between a device by Ethernet and a core with TCP listeners, and the command line that asks it.
 
-use std::{net::TcpListener, process::Stdio, thread, time::Duration};
+use std::{
+    ops::{Deref, DerefMut},
+    process::Stdio,
+};
 
 use lazaret_proto::v1;
-use lazaret_tests::{
-    api::Client,
-    gateway::Gateway,
-    process, services,
-    site::{self, Site},
-};
+pub(crate) use lazaret_tests::desk::{LIMIT, PATIENCE};
+use lazaret_tests::{desk::Desk, gateway::Gateway};
 use serde_json::Value;
 
-/// How long something that must not arrive is waited for.
-pub(crate) const PATIENCE: Duration = Duration::from_millis(300);
-pub(crate) const LIMIT: Duration = Duration::from_secs(5);
-
-pub(crate) struct Stage {
-    pub(crate) local: Client,
-    pub(crate) gateway: Gateway,
-    pub(crate) site: Site,
-}
+pub(crate) struct Stage(Desk);
 
 impl Stage {
     /// With `phone` registered, and no session.
@@ -28,25 +19,13 @@ impl Stage {
     }
 
     pub(crate) fn with(configure: impl FnOnce(&Gateway)) -> Self {
-        let site = Site::new().unwrap();
-        site.by_ethernet().unwrap();
-        for at in [site::DM, site::DM6, site::MAIL, site::MAIL6] {
-            let listener = site.core.run(|| TcpListener::bind((at, 80))).unwrap();
-            thread::spawn(move || listener.incoming().for_each(drop));
-        }
-        let mut gateway = Gateway::new(&site, "dev0").unwrap();
-        configure(&gateway);
-        gateway.start().unwrap();
-        gateway.attached("dev0").unwrap();
-        gateway.attached("core0").unwrap();
-        let local = gateway.local().unwrap();
-        local.register("phone", "staff").unwrap();
-        Self { local, gateway, site }
+        let desk = Desk::new(|g| Ok(configure(g))).unwrap();
+        desk.local.register("phone", "staff").unwrap();
+        Self(desk)
     }
 
     pub(crate) fn open(&self) -> u64 {
-        let opened = self.local.open("lab", "phone", &["10.66.0.5", "fd00:66::5"], "dev0").unwrap();
-        opened.session.unwrap().session_id
+        self.0.open().unwrap().session.unwrap().session_id
     }
 
     /// `lazaret explain` with `--json`: its explanations.
@@ -72,15 +51,22 @@ impl Stage {
         )
     }
 
-    /// Whether the device gets a TCP connection to port 80 there.
-    pub(crate) fn reaches(&self, at: std::net::IpAddr, limit: Duration) -> bool {
-        services::reaches(&self.site.device, at, 80, limit)
-    }
-
     /// Every counter, those of rules included, and the last denials.
     pub(crate) fn all_counted(&self) -> (Value, Vec<v1::Denial>) {
-        let text = process::output(self.gateway.lazaret().args(["counters", "--json"])).unwrap();
-        (serde_json::from_str(&text).unwrap(), self.local.denials().unwrap())
+        (self.json("counters").unwrap(), self.local.denials().unwrap())
+    }
+}
+
+impl Deref for Stage {
+    type Target = Desk;
+    fn deref(&self) -> &Desk {
+        &self.0
+    }
+}
+
+impl DerefMut for Stage {
+    fn deref_mut(&mut self) -> &mut Desk {
+        &mut self.0
     }
 }
 

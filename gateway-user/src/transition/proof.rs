@@ -139,9 +139,13 @@ pub(super) fn applied(
 /// Where a proof that the release stands on is dated ahead: up to when what was seen is no proof once more. A clock that was set back must not
 /// keep out what it lets come.
 pub(super) fn spent(device: &Device, now: &Now) -> WallTime {
-    let ahead = WallTime(now.wall.0.saturating_add(FUTURE_TOLERANCE_MS));
     let dated = device.release.proved.map(|p| p.wall).filter(|dated| *dated > now.wall);
-    dated.map_or(WallTime(i64::MIN), |dated| dated.min(ahead))
+    dated.map_or(WallTime(i64::MIN), |dated| dated.min(latest(now)))
+}
+
+/// How a proof may be dated at the latest.
+pub(super) fn latest(now: &Now) -> WallTime {
+    WallTime(now.wall.0.saturating_add(FUTURE_TOLERANCE_MS))
 }
 
 pub(super) fn renew(device: &mut Device, context: &Context<'_>) -> Result<(), Refusal> {
@@ -189,7 +193,7 @@ pub(super) fn required(device: &Device, revision: &PolicyRevision, context: &Con
 fn fresh(device: &Device, observed_at: Option<WallTime>, context: &Context<'_>) -> Result<(), Refusal> {
     let observed = observed_at.ok_or(Refusal::StaleSignal)?;
     let now = context.now.wall.0;
-    if observed.0 > now.saturating_add(FUTURE_TOLERANCE_MS) {
+    if observed > latest(&context.now) {
         return Err(Refusal::SignalFromFuture);
     }
     if device.release.restricted_at.is_some_and(|restricted| observed <= restricted) {

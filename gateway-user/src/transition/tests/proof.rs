@@ -91,8 +91,30 @@ fn a_late_restriction_restricts() {
     desk.tell(Signal::PolicyRevoked {
         observed_at: Some(WallTime(i64::MAX)),
     });
-    assert_eq!(desk.device.release.restricted_at, Some(desk.now.wall));
-    desk.pass(1).proof("r1");
+    assert_eq!(
+        desk.device.release.restricted_at,
+        Some(WallTime(desk.now.wall.0 + FUTURE_TOLERANCE_MS))
+    );
+    desk.pass(FUTURE_TOLERANCE_MS + 1).proof("r1");
+    assert!(desk.released());
+}
+
+#[test]
+fn a_gateway_whose_clock_is_slow_takes_no_proof_from_before_a_revocation() {
+    // It is a minute and a half slow: an MDM whose clock is right dates everything ahead.
+    let r = "r1".parse().unwrap();
+    let mdm = |desk: &Desk| WallTime(desk.now.wall.0 + 90_000);
+    let mut desk = Desk::new("office");
+    // Seen, but the gateway could not take it (UNAVAILABLE); then revoked; then the MDM tries again what was not taken.
+    let seen = mdm(&desk);
+    desk.pass(30_000);
+    let observed_at = Some(mdm(&desk));
+    desk.tell(Signal::PolicyRevoked { observed_at }).pass(1000);
+    assert_eq!(desk.refused(proof(&r, seen)), "STALE_SIGNAL");
+    assert_eq!(desk.device.release.restricted_at, observed_at);
+    // What was seen after it releases at once.
+    let next = mdm(&desk);
+    desk.tell(proof(&r, next));
     assert!(desk.released());
 }
 

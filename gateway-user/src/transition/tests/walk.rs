@@ -27,6 +27,8 @@ impl Dice {
 struct Known {
     /// What it was restricted by last, as the source dates it.
     restricted: Option<WallTime>,
+    /// Since when its deadline runs, and when it ends.
+    deadline: Option<Grant>,
     /// A proof that was accepted, until anything restricted; with the time that it may hold at most on the clock of `age`.
     proof: Option<Grant>,
     /// An operator's release, until anything ended it.
@@ -140,6 +142,8 @@ impl Walk {
         match dice.roll(40) {
             // Set back or forward by up to an hour and a half.
             0 => self.desk.now.wall.0 += dice.roll(10_800_000) as i64 - 5_400_000,
+            // Set right, as far as what is tolerated goes.
+            5..10 => self.desk.now.wall.0 = self.truth().0 + dice.roll(240_001) as i64 - 120_000,
             1 => {
                 let down = dice.roll(600_000);
                 self.age += down;
@@ -167,10 +171,16 @@ impl Walk {
         self.committed = self.committed.max(self.desk.now.wall);
     }
 
+    /// What the MDM's clock shows, which is right.
+    fn truth(&self) -> WallTime {
+        WallTime(kit::START.wall.0 + self.age as i64)
+    }
+
     /// What an earlier boot gave has as much left as the wall clock says, and never more than it had.
     fn measure(&mut self) {
         let (age, now) = (self.age, self.desk.now);
-        for grant in [&mut self.known.proof, &mut self.known.exception].into_iter().flatten() {
+        let known = &mut self.known;
+        for grant in [&mut known.proof, &mut known.exception, &mut known.deadline].into_iter().flatten() {
             if grant.boot == now.boot_id {
                 continue;
             }
@@ -212,7 +222,12 @@ impl Walk {
         let revision = if dice.once_in(2) { last.unwrap_or(revision) } else { revision };
         let now = self.desk.now;
         let far = if dice.once_in(10) { 3 * 86_400_000 } else { 600_000 };
-        let observed_at = (!dice.once_in(10)).then(|| WallTime(now.wall.0 + dice.roll(far) as i64 - far as i64 * 2 / 3));
+        let observed_at = match dice.roll(10) {
+            0 => None,
+            // As an MDM does that sees it now, or has seen it a while ago.
+            1..7 => Some(WallTime(self.truth().0 - dice.one_of(&[0, 0, 1, 60_000, 600_000, 90_000_000]))),
+            _ => Some(WallTime(now.wall.0 + dice.roll(far) as i64 - far as i64 * 2 / 3)),
+        };
         let hours = dice.roll(4);
         let signal = match dice.roll(100) {
             0..30 => Signal::PolicyApplied {
@@ -313,8 +328,10 @@ impl Walk {
         };
         match signal {
             Signal::PolicyRevoked { observed_at } => {
-                let now = self.desk.now.wall;
-                self.restricted(observed_at.map_or(now, |t| t.min(now)));
+                // While the clocks differ by no more than is tolerated, the MDM's says what came first.
+                let (now, truth) = (self.desk.now.wall, self.truth());
+                let ordered = |seen: &WallTime| *seen <= truth && truth.0 - now.0 <= 120_000;
+                self.restricted(observed_at.map_or(now, |seen| if ordered(&seen) { seen } else { seen.min(now) }));
             }
             Signal::Restored | Signal::Retire => self.restricted(self.desk.now.wall),
             Signal::LeaseEnded => self.known.proof = None,
@@ -360,6 +377,7 @@ impl Walk {
         let Ok(step) = self.desk.register(&list) else { return true };
         if window != before.enrolment.window {
             self.known.enrolled = false;
+            self.known.deadline = None;
         }
         self.check(&before, step.device, was, Signal::Start, seen)
     }
@@ -367,6 +385,7 @@ impl Walk {
     /// What must be so after every step.
     fn check(&mut self, before: &Device, after: Device, was: bool, signal: Signal<'_>, seen: &mut Seen) -> bool {
         self.desk.device = after;
+        self.settle_deadline();
         let context = self.desk.context();
         let device = &self.desk.device;
         let is = self.desk.released();
@@ -433,6 +452,16 @@ impl Walk {
         if self.desk.device.exception.is_none() {
             self.known.exception = None;
         }
+        self.settle_deadline();
+    }
+
+    /// That it runs when it has to is asserted; here is how long.
+    fn settle_deadline(&mut self) {
+        match (self.desk.device.enrolment.deadline, self.known.deadline) {
+            (None, _) => self.known.deadline = None,
+            (Some(_), None) => self.known.deadline = Some(self.grant(Some(self.age + DEADLINE_MS))),
+            (Some(_), Some(_)) => {}
+        }
     }
 
     fn grant(&self, end: Option<Age>) -> Grant {
@@ -455,7 +484,10 @@ impl Walk {
         let window = self.desk.device.enrolment.window;
         let wall = context.now.wall;
         let within = window.not_before.is_none_or(|t| t <= wall) && window.not_after.is_none_or(|t| wall <= t);
-        self.known.enrolled || within
+        let known = |d: &Grant| self.behind.is_none() || d.boot == context.now.boot_id;
+        let shuts = context.config.devices.after_deadline == AfterDeadline::Block;
+        let deadline = self.known.deadline.filter(|d| shuts && known(d)).and_then(|d| d.end);
+        self.known.enrolled || within && deadline.is_none_or(|end| self.age < end)
     }
 }
 

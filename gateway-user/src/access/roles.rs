@@ -123,12 +123,7 @@ pub fn by_name(name: &str) -> Option<Role> {
 /// Its name.
 #[must_use]
 pub const fn name(role: Role) -> &'static str {
-    match role {
-        Mdm => "mdm",
-        Vpn => "vpn",
-        Operator => "operator",
-        Viewer => "viewer",
-    }
+    role.name()
 }
 
 #[cfg(test)]

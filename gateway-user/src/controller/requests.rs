@@ -105,7 +105,7 @@ impl Writer {
         let at = self.clock.now().wall;
         self.requests.put(key(context), digest, at);
         self.batch.changes.requests.push(Request {
-            client: context.by.name.clone(),
+            client: context.by.requester(),
             id: context.request.clone(),
             digest,
             at,
@@ -143,7 +143,7 @@ impl Writer {
         if !secret {
             self.answers_since.get_or_insert_with(Instant::now);
             self.answers.push(Request {
-                client: context.by.name.clone(),
+                client: context.by.requester(),
                 id: context.request.clone(),
                 digest,
                 at: recent.at,
@@ -154,11 +154,14 @@ impl Writer {
     }
 
     fn stored(&mut self, context: &SignalContext) -> Option<Request> {
-        let found = self.store.request(&context.by.name, &context.request).unwrap_or_else(|e| {
-            // What loosens is refused by the commit then; what restricts is not refused for a store that cannot be read.
-            tracing::error!(error = %e, "a request cannot be looked up; it is taken for a new one");
-            None
-        });
+        let found = self
+            .store
+            .request(&context.by.requester(), &context.request)
+            .unwrap_or_else(|e| {
+                // What loosens is refused by the commit then; what restricts is not refused for a store that cannot be read.
+                tracing::error!(error = %e, "a request cannot be looked up; it is taken for a new one");
+                None
+            });
         let oldest = self
             .clock
             .now()
@@ -170,5 +173,5 @@ impl Writer {
 }
 
 fn key(context: &SignalContext) -> Key {
-    (context.by.name.clone(), context.request.clone())
+    (context.by.requester(), context.request.clone())
 }

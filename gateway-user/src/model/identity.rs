@@ -20,6 +20,19 @@ pub enum Role {
     Viewer,
 }
 
+impl Role {
+    /// Its name, as certificates, configuration and command line write it.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Mdm => "mdm",
+            Self::Vpn => "vpn",
+            Self::Operator => "operator",
+            Self::Viewer => "viewer",
+        }
+    }
+}
+
 /// Who asks.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Identity {
@@ -44,6 +57,12 @@ impl Identity {
             client: name.into(),
             scope: Scope::default(),
         }
+    }
+
+    /// Whose its request ids are: the client's in its role, whatever certificate it shows.
+    #[must_use]
+    pub fn requester(&self) -> String {
+        format!("{}:{}", self.role.name(), self.client)
     }
 }
 

@@ -145,7 +145,7 @@ pub struct Snapshot {
 /// A request that was answered, or whose change was committed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Request {
-    /// The caller: [`crate::model::Identity::name`].
+    /// The caller: [`crate::model::Identity::requester`].
     pub client: String,
     /// Its id for the request.
     pub id: RequestId,

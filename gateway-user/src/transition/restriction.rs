@@ -14,7 +14,11 @@ pub(super) fn revoked(device: &mut Device, observed_at: Option<WallTime>, contex
     let now = context.now.wall;
     // Dated further ahead than a proof may be, it would lock out the releases that follow it; dated back to this clock, which may be the one
     // that is slow, it would let in a proof that was seen before it.
-    restricted(device, observed_at.map_or(now, |t| t.min(proof::latest(&context.now))), &context.now);
+    restricted(
+        device,
+        observed_at.map_or(now, |t| t.min(proof::latest(&context.now))),
+        &context.now,
+    );
     // Blocked is tighter than quarantined, and no revocation loosens.
     if device.state != DeviceState::Blocked {
         quarantine(device, StateReason::PolicyRevoked, context);

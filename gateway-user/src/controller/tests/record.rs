@@ -55,7 +55,10 @@ async fn a_repeated_request_gets_the_first_answer_also_after_a_restart() {
     g.stop().await;
     // The answer has come to the row of the request, which was not written anew.
     let mut store = SqliteStore::open(&g.state_directory()).unwrap();
-    let kept = store.request(&g.seen(0).by.name, &"one".parse().unwrap()).unwrap().unwrap();
+    let kept = store
+        .request(&g.seen(0).by.requester(), &"one".parse().unwrap())
+        .unwrap()
+        .unwrap();
     assert_eq!((kept.at, kept.answer.as_deref()), (asked_at, Some(&b"the answer"[..])));
     drop(store);
     g.start().await.unwrap();
@@ -86,6 +89,46 @@ async fn a_repeated_request_gets_the_first_answer_also_after_a_restart() {
     // Once it is no longer kept, it is a new request.
     g.clock.advance_ms(25 * 3_600_000);
     assert!(matches!(ask(&g, "one", 2).await, Ok(Answer::First(_))));
+}
+
+#[tokio::test]
+async fn request_ids_belong_to_a_client_in_its_role_and_outlive_its_certificate() {
+    let mut g = Gateway::new().await;
+    g.register("phone", "office").await;
+    let ask = |g: &Gateway, role, name: &str, client: &str| {
+        let controller = g.controller().clone();
+        let by = Identity {
+            name: name.to_owned(),
+            client: client.into(),
+            ..Identity::unlimited(role, name)
+        };
+        let context = SignalContext {
+            by,
+            ..request(g, "one", 1)
+        };
+        async move {
+            let told = controller.policy_applied(context.clone(), id("phone"), "rev-1".parse().unwrap(), None);
+            (context, told.await)
+        }
+    };
+    let again = || Ok(Answer::Again(b"the answer".to_vec()));
+    let (context, first) = ask(&g, Role::Mdm, "mdm (serial 01)", "mdm").await;
+    assert!(matches!(first, Ok(Answer::First(_))));
+    g.controller().answered(context, b"the answer".to_vec(), false);
+    // Its certificate is renewed between a request and its repetition; then the gateway starts anew.
+    assert_eq!(ask(&g, Role::Mdm, "mdm (serial 02)", "mdm").await.1, again());
+    g.restart().await;
+    assert_eq!(ask(&g, Role::Mdm, "mdm (serial 03)", "mdm").await.1, again());
+    // Neither another client whose certificate has the same name and number, nor the same subject in another role.
+    for (role, client) in [(Role::Mdm, "mdm (0123)"), (Role::Operator, "mdm")] {
+        assert!(matches!(
+            ask(&g, role, "mdm (serial 01)", client).await.1,
+            Ok(Answer::First(_))
+        ));
+    }
+    // The audit says exactly who it was.
+    let entries = entries(&g).await;
+    assert_eq!(entries.last().unwrap().entry.by, "mdm (serial 01)");
 }
 
 #[tokio::test]

@@ -180,7 +180,10 @@ impl Walk {
     fn measure(&mut self) {
         let (age, now) = (self.age, self.desk.now);
         let known = &mut self.known;
-        for grant in [&mut known.proof, &mut known.exception, &mut known.deadline].into_iter().flatten() {
+        for grant in [&mut known.proof, &mut known.exception, &mut known.deadline]
+            .into_iter()
+            .flatten()
+        {
             if grant.boot == now.boot_id {
                 continue;
             }
@@ -225,7 +228,9 @@ impl Walk {
         let observed_at = match dice.roll(10) {
             0 => None,
             // As an MDM does that sees it now, or has seen it a while ago.
-            1..7 => Some(WallTime(self.truth().0 - dice.one_of(&[0, 0, 1, 60_000, 600_000, 90_000_000]))),
+            1..7 => Some(WallTime(
+                self.truth().0 - dice.one_of(&[0, 0, 1, 60_000, 600_000, 90_000_000]),
+            )),
             _ => Some(WallTime(now.wall.0 + dice.roll(far) as i64 - far as i64 * 2 / 3)),
         };
         let hours = dice.roll(4);

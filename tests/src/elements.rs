@@ -6,6 +6,7 @@ use std::{
     ptr,
 };
 
+use aya::maps::MapData;
 use gateway_ebpf::abi::{Count, CpuCounts, MAX_RULES, POLICIES, POOLS, Policy, REASONS};
 use memmap2::{MmapOptions, MmapRaw};
 
@@ -19,13 +20,14 @@ pub struct Counts {
     pub shadow_drops: Vec<Count>,
 }
 
-/// Reads COUNTERS.
+/// Reads COUNTERS, which has as many as the numbers of CPUs go: more than there can be, where numbers are left out.
 ///
 /// # Errors
 /// It cannot be mapped.
 pub fn counts(map: BorrowedFd<'_>) -> io::Result<Counts> {
-    let cpus = aya::util::nr_cpus().map_err(|(_, e)| e)?;
-    let memory = mapped(map, cpus * size_of::<CpuCounts>())?;
+    let info = MapData::from_fd(map.try_clone_to_owned()?).and_then(|m| m.info());
+    let size = info.map_err(io::Error::other)?.value_size() as usize;
+    let (memory, cpus) = (mapped(map, size)?, size / size_of::<CpuCounts>());
     let first = memory.as_ptr().cast::<CpuCounts>();
     let sum = |of: &dyn Fn(*const CpuCounts) -> *const Count| {
         (0..cpus).fold(Count::default(), |sum, cpu| {
@@ -66,4 +68,35 @@ pub fn write_policy(map: BorrowedFd<'_>, place: u32, policy: &Policy) -> io::Res
 
 fn mapped(map: BorrowedFd<'_>, len: usize) -> io::Result<MmapRaw> {
     MmapOptions::new().len(len).map_raw(map.as_fd().as_raw_fd())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::{FromRawFd as _, OwnedFd};
+
+    use super::*;
+
+    /// Whatever this machine's CPUs are.
+    #[test]
+    fn what_the_highest_cpu_has_counted_is_read() {
+        const CPUS: usize = 7;
+        const BPF_MAP_CREATE: libc::c_long = 0;
+        const ARRAY: u32 = 2;
+        const MMAPABLE: u32 = 1 << 10;
+        crate::require!(Root, Bpf);
+        let size = CPUS * size_of::<CpuCounts>();
+        let mut attribute = [0_u32; 16];
+        attribute[..5].copy_from_slice(&[ARRAY, 4, size as u32, 1, MMAPABLE]);
+        // SAFETY: the attribute is longer than the command needs, zero behind, and has no pointers.
+        let fd = unsafe { libc::syscall(libc::SYS_bpf, BPF_MAP_CREATE, attribute.as_ptr(), size_of_val(&attribute)) };
+        assert!(fd >= 0, "{}", io::Error::last_os_error());
+        // SAFETY: the call succeeded, so this is a new descriptor of ours.
+        let map = unsafe { OwnedFd::from_raw_fd(fd as i32) };
+        let memory = mapped(map.as_fd(), size).unwrap();
+        for (cpu, packets) in [(0, 3), (CPUS - 1, 4)] {
+            // SAFETY: inside the mapping, which nobody else has.
+            unsafe { (*memory.as_mut_ptr().cast::<CpuCounts>().add(cpu)).pools[1][2].packets = packets };
+        }
+        assert_eq!(counts(map.as_fd()).unwrap().pools[1][2].packets, 7);
+    }
 }

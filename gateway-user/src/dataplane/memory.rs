@@ -20,7 +20,7 @@ const HASH_ELEMENT: u64 = 48 + 8;
 /// Buckets of HASH6.
 const BUCKET6: u64 = 64;
 
-/// Most bytes of each map, with every table full, by name; `cpus`: possible CPUs.
+/// Most bytes of each map, with every table full, by name; `cpus`: possible CPUs, of whose numbers none is left out.
 ///
 /// # Errors
 /// [`CompileError`] names the limit that the pools exceed.

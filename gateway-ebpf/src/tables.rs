@@ -295,6 +295,8 @@ pub struct MemTables<'a> {
     pub coarse_now: u64,
     /// The boot clock, nanoseconds.
     pub boot_now: u64,
+    /// Likewise as [`crate::clock::BootClock`] tells it.
+    pub about_boot_now: u64,
 }
 
 #[cfg(not(target_arch = "bpf"))]
@@ -338,7 +340,7 @@ impl Tables for MemTables<'_> {
         self.coarse_now
     }
     fn about_boot_now(&self) -> u64 {
-        self.boot_now
+        self.about_boot_now
     }
     fn boot_now(&self) -> u64 {
         self.boot_now

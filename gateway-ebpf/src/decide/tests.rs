@@ -120,6 +120,7 @@ impl Memory {
             cold: &|_| cold,
             coarse_now: now,
             boot_now: now,
+            about_boot_now: now,
         };
         then(&tables)
     }

@@ -430,6 +430,7 @@ fn several_cpus_at_one_bucket() {
                     cold: &|_| None,
                     coarse_now: 1_000,
                     boot_now: 1_000,
+                    about_boot_now: 1_000,
                 };
                 for round in 0..under_miri(2_000, 10) {
                     let id = thread << 16 | round;

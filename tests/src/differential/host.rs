@@ -1,16 +1,17 @@
 //! The shipping decision, as the host computes it, on a scenario: the text goes through the real configuration parser and the real
 //! policy compiler; addresses are put into the tables here, plainly.
 
-use std::{collections::HashMap, net::IpAddr, path::Path};
+use std::{cell::Cell, collections::HashMap, net::IpAddr, path::Path};
 
 use gateway_ebpf::{
     abi::{
         BUCKET6_SLOTS, Bucket6, Cold, ColdKey, Control, ENTRY_DELEGATED, FLAG_DELEGATED, FLAG_INTERFACE_POOLS, FragmentBucket,
         Home6, Homes6, Interface, Policy, VERSION, class_entry, delegated, hook, mix6,
     },
+    clock::BootClock,
     decide::{Direction, Outcome, Place, Role, Verdict},
     headers::{Headers, Rare},
-    parse::parse_full,
+    parse::{parse_common, parse_common6, parse_full},
     quick::quick,
     rare::decide_packet,
     tables::MemTables,
@@ -43,10 +44,13 @@ pub struct Host {
     pub fragments: Vec<FragmentBucket>,
     /// Nanoseconds.
     pub now: u64,
+    clock: Cell<BootClock>,
 }
 
 /// First class number of live sessions; below are the pools' own.
 const FIRST_BOUND: u8 = 64;
+/// Of the slowest timer that kernels have, nanoseconds.
+const TICK: u64 = 10_000_000;
 /// Few buckets, so that devices share them.
 const FRAGMENT_BITS: u32 = 4;
 
@@ -75,6 +79,7 @@ impl Host {
             interfaces: Vec::new(),
             fragments: Vec::new(),
             now: START,
+            clock: Cell::default(),
         };
         host.rest(&config);
         host.bind(&scenario.sessions);
@@ -91,7 +96,7 @@ impl Host {
         })
     }
 
-    /// What the short way says, where it says anything.
+    /// What the decision's short way says of a packet, however it is read, where it says anything.
     #[must_use]
     pub fn quickly(&self, step: &Step) -> Option<Verdict> {
         let (mut h, mut rare) = (Headers::default(), Rare::default());
@@ -103,7 +108,21 @@ impl Host {
         self.with_tables(|tables| quick(tables, &self.control, place(step), &h))
     }
 
+    /// What the short way reads of a packet, where it takes it.
+    #[must_use]
+    pub fn read_shortly(step: &Step) -> Option<Headers> {
+        let bytes = &step.bytes[..];
+        match (step.tag, step.place.ethernet) {
+            (Some(_), _) => None,
+            (None, true) => parse_common::<_, true>(bytes).or_else(|| parse_common6::<_, true>(bytes)),
+            (None, false) => parse_common::<_, false>(bytes).or_else(|| parse_common6::<_, false>(bytes)),
+        }
+    }
+
     fn with_tables<R>(&self, then: impl FnOnce(&MemTables<'_>) -> R) -> R {
+        let mut clock = self.clock.take();
+        let about_boot_now = clock.about(self.now / TICK, || self.now);
+        self.clock.set(clock);
         then(&MemTables {
             control: &self.control,
             directory4: &self.directory4,
@@ -116,6 +135,7 @@ impl Host {
             cold: &|key| self.cold.get(key).copied(),
             coarse_now: self.now,
             boot_now: self.now,
+            about_boot_now,
         })
     }
 

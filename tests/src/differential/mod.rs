@@ -98,7 +98,7 @@ pub fn disagreement(scenario: &Scenario, covered: &mut Covered) -> Result<Option
             Err((judgment, shipping)) => (judgment, Some(shipping)),
         };
         covered.packets += 1;
-        covered.quick += u64::from(host.quickly(step).is_some());
+        covered.quick += u64::from(Host::read_shortly(step).is_some() && host.quickly(step).is_some());
         *covered.reasons.entry(judgment.reason).or_default() += 1;
         if let Some(shipping) = shipping {
             return Ok(Some(Disagreement {
@@ -122,6 +122,11 @@ pub fn compare(host: &mut Host, reference: &mut Reference, step: &Step) -> Resul
     let quick = host.quickly(step);
     let (verdict, headers) = host.judge(step);
     let judgment = agreed(&verdict, &headers, reference, step)?;
+    if let Some(read) = Host::read_shortly(step)
+        && read != headers
+    {
+        return Err((judgment, format!("{read:?} read the short way, {headers:?} the long way")));
+    }
     match quick {
         Some(quick) if quick != verdict => Err((
             judgment,

@@ -472,7 +472,11 @@ fn framed(r: &mut Random, place: Place, mut packet: Vec<u8>, v4: bool) -> Step {
         place,
         tag,
         bytes,
-        wait: if r.once_in(200) { 31_000_000_000 } else { 0 },
+        wait: match r.below(200) {
+            0 => 31_000_000_000,
+            1..16 => 3_000_000,
+            _ => 0,
+        },
     }
 }
 

@@ -296,18 +296,22 @@ fn rule(r: &mut Random, text: &mut String) {
 }
 
 fn sessions(r: &mut Random) -> Vec<Session> {
+    // While no lease has ended yet, nobody looks at the single ones: then the first end is what matters, beside a tick of the timer or long after.
+    let first = r
+        .once_in(3)
+        .then(|| START + r.one_of(&[4_000_000, 14_000_000, 24_000_001, 20_000_000_000]));
     let mut sessions: Vec<Session> = Vec::new();
     for device in DEVICES4.iter().chain(DEVICES6) {
         if r.once_in(2) {
             continue;
         }
         let address: IpAddr = device.parse().unwrap_or_else(|e| panic!("{device}: {e}"));
-        let fallback = (!r.once_in(6)).then(|| r.one_of(&[1, 1, 3, 5]));
-        // Without its record, nobody knows when a lease ends; it counts as ended as soon as any has.
-        let ends: &[u64] = if fallback.is_some() {
-            &[1, START, START + 1, u64::MAX]
-        } else {
-            &[1]
+        let fallback = (first.is_some() || !r.once_in(6)).then(|| r.one_of(&[1, 1, 3, 5]));
+        let ends: &[u64] = match (first, fallback) {
+            (Some(first), _) => &[first, first, first + 1, u64::MAX],
+            (None, Some(_)) => &[1, START, START + 1, u64::MAX],
+            // Without its record, nobody knows when a lease ends; it counts as ended as soon as any has.
+            (None, None) => &[1],
         };
         let lease = r.once_in(2).then(|| Lease {
             end: r.one_of(ends),

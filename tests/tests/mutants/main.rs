@@ -1,4 +1,4 @@
-//! Faults planted in the shipping decision, in its parser and tables, and in the policy compiler, one at a time: the differential must find
+//! Faults planted in the shipping decision, in its parsers, clock and tables, and in the policy compiler, one at a time: the differential must find
 //! each. `tests/data/mutants.toml` has them.
 //!
 //! All of them are planted at once, each behind a switch, in a copy of the sources under `target/mutants`; so it is compiled once, and run
@@ -16,7 +16,7 @@ use std::{
 use self::plant::{Mutant, plant};
 
 /// Scenarios that a fault has time to show in, each of 200 packets.
-const SCENARIOS: &str = "400";
+const SCENARIOS: &str = "1000";
 
 #[test]
 fn every_planted_fault_is_found() {

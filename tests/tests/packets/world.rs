@@ -200,6 +200,7 @@ impl World {
             cold: &|key| self.cold.get(key).copied(),
             coarse_now: 1_000,
             boot_now: 1_000,
+            about_boot_now: 1_000,
         })
     }
 

@@ -8,7 +8,7 @@ use std::{
 
 use super::{Refusal, SignalContext, writer::Writer};
 use crate::{
-    model::{RequestId, WallTime},
+    model::{RequestId, SessionId, WallTime},
     store::Request,
 };
 
@@ -50,6 +50,8 @@ struct Recent {
     /// When it was asked: the store knows it by that.
     at: WallTime,
     answer: Option<Vec<u8>>,
+    /// Of a list of sessions that is not worked off: sessions from this number on are younger than it.
+    until: Option<SessionId>,
 }
 
 impl Requests {
@@ -73,6 +75,7 @@ impl Requests {
                 digest,
                 at,
                 answer: None,
+                until: None,
             },
         );
     }
@@ -111,6 +114,22 @@ impl Writer {
             at,
             answer: None,
         });
+    }
+
+    /// Remembers a list of sessions until it is worked off, in memory only: it is no change yet.
+    pub(super) fn remember_list(&mut self, context: &SignalContext, until: SessionId) {
+        let Some(digest) = context.digest else { return };
+        let at = self.clock.now().wall;
+        self.requests.put(key(context), digest, at);
+        if let Some(recent) = self.requests.recent.get_mut(&key(context)) {
+            recent.until = Some(until);
+        }
+    }
+
+    /// The same list, if it waits, is being worked off, or was given up before that.
+    pub(super) fn known_list(&self, context: &SignalContext) -> Option<SessionId> {
+        let known = self.requests.recent.get(&key(context))?;
+        known.until.filter(|_| context.digest == Some(known.digest))
     }
 
     /// It was refused after all: it has changed nothing.

@@ -18,13 +18,18 @@ use crate::model::{SessionId, SourceName};
 const ACTION: &str = "SynchroniseSessions";
 /// Reports, or sessions, of a slice.
 const SLICE: usize = 256;
+/// Lists that may wait: each may have megabytes.
+const WAITING: usize = 16;
 
+/// What a caller waits for.
 type Outcome = Result<Answer<SynchroniseOutcome>, Refused>;
 
 /// A list that is being worked off.
 pub(super) struct Synchronise {
     context: SignalContext,
     source: SourceName,
+    /// It is worked off to its end, whoever waits for it.
+    begun: bool,
     /// Sessions from this number on are younger than the list.
     until: SessionId,
     /// Not looked at yet.
@@ -40,6 +45,15 @@ pub(super) struct Synchronise {
     to: oneshot::Sender<Outcome>,
 }
 
+impl Synchronise {
+    /// Whether it is this request's.
+    fn is(&self, context: &SignalContext) -> bool {
+        context.digest.is_some()
+            && (&self.context.request, self.context.digest) == (&context.request, context.digest)
+            && self.context.by.requester() == context.by.requester()
+    }
+}
+
 impl Writer {
     /// Puts a list in line.
     pub(super) fn synchronise(
@@ -49,16 +63,29 @@ impl Writer {
         reports: Vec<SessionReport>,
         to: oneshot::Sender<Outcome>,
     ) {
-        self.heard_of(&source);
+        // Who waits no longer asks again, or tells of what is so then.
+        self.lists.retain(|list| list.begun || !list.to.is_closed());
         // An old list again must not end what has opened since.
-        if !matches!(self.asked_before(&context), Ok(Before::Never)) {
-            return self.as_it_is(&context, source, to);
+        let before = self.asked_before(&context);
+        let until = match self.known_list(&context) {
+            Some(_) if self.lists.iter().any(|list| list.is(&context)) => return refuse(to),
+            Some(until) if matches!(before, Ok(Before::UnderWay)) => until,
+            _ if matches!(before, Ok(Before::Never)) => {
+                self.heard_of(&source);
+                self.registry.next_session_id()
+            }
+            _ => return self.as_it_is(&context, source, to),
+        };
+        // Refused for room, too: asked again it is no younger.
+        self.remember_list(&context, until);
+        if self.lists.len() >= WAITING {
+            return refuse(to);
         }
-        let until = self.registry.next_session_id();
         let reports: Vec<(u32, SessionReport)> = (0..).zip(reports).collect();
         self.lists.push_back(Synchronise {
             context,
             source,
+            begun: false,
             until,
             reports: reports.into_iter().peekable(),
             new: Vec::new(),
@@ -75,6 +102,10 @@ impl Writer {
     /// One slice of the list that came first.
     pub(super) fn slice(&mut self) {
         let Some(mut list) = self.lists.pop_front() else { return };
+        if !list.begun && list.to.is_closed() {
+            return;
+        }
+        list.begun = true;
         if self.advance(&mut list) {
             self.finish_list(list);
         } else {
@@ -165,6 +196,8 @@ impl Writer {
             ..
         } = list;
         let kept = kept.len() - opened.len();
+        // From here on it is a change, remembered as any other.
+        self.forget(&context);
         let decide = move |_: &mut Self, _: Ask<'_>| {
             Ok(Decided::new(Subject::Nothing, move |w: &mut Self, settled| {
                 let problem = settled.failed.or_else(|| w.store_problem.clone());
@@ -184,4 +217,9 @@ impl Writer {
         };
         self.command(&context, ACTION, About::subject(source), decide, to);
     }
+}
+
+/// The same list is under way, or too many are: it is tried again. That the caller is gone by then is fine.
+fn refuse(to: oneshot::Sender<Outcome>) {
+    drop(to.send(Err(Refusal::Busy.into())));
 }

@@ -148,6 +148,36 @@ async fn a_source_that_falls_silent_loses_its_sessions_and_others_do_not() {
 }
 
 #[tokio::test]
+async fn an_old_list_again_is_no_sign_of_life() {
+    let mut config = config();
+    config.sources = vec![Source {
+        name: "vpn-1".parse().unwrap(),
+        heartbeat: Duration::from_mins(5),
+    }];
+    let g = Gateway::with(config).await;
+    g.register("one", "office").await;
+    g.open("one", &["10.66.0.5"]).await.unwrap();
+    let list = async || {
+        let context = crate::controller::SignalContext {
+            digest: Some([7; 32]),
+            ..g.seen(0)
+        };
+        let list = vec![report("one", &["10.66.0.5"])];
+        let told = g.controller().synchronise_sessions(context, "vpn-1".parse().unwrap(), list);
+        told.await.unwrap();
+    };
+    list().await;
+    for _ in 0..2 {
+        g.clock.advance_ms(2 * 60_000);
+        list().await;
+    }
+    assert_eq!(g.controller().sessions(None, 10).await.unwrap().len(), 1);
+    g.clock.advance_ms(60_000);
+    g.until("ended", async |g| g.controller().sessions(None, 10).await.unwrap().is_empty())
+        .await;
+}
+
+#[tokio::test]
 async fn a_session_of_too_little_trust_stays_in_quarantine() {
     let mut config = config();
     config.pools[1].min_trust = Trust::VpnKey;

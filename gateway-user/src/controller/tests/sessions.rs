@@ -2,10 +2,12 @@
 
 use std::net::IpAddr;
 
+use futures_util::FutureExt as _;
+
 use super::kit::*;
 use crate::{
     config::UnknownDevice,
-    controller::{Enforcement, Refusal, SessionReport},
+    controller::{Answer, Enforcement, Refusal, SessionReport, SignalContext},
     kernel::fake::Call,
     model::{DeviceState, SessionId, prefix},
 };
@@ -373,6 +375,130 @@ async fn a_list_ends_keeps_and_opens() {
         .unwrap();
     assert_eq!((none.opened, none.kept, none.ended), (0, 0, 3));
     assert_eq!(g.controller().sessions(None, 10).await.unwrap().len(), 1);
+}
+
+/// A request of vpn-1's.
+fn listed(g: &Gateway, id: &str) -> SignalContext {
+    SignalContext {
+        request: id.parse().unwrap(),
+        digest: Some([7; 32]),
+        ..g.seen(0)
+    }
+}
+
+/// Keeps the controller's thread from its queue until it is told to go on.
+async fn held(g: &Gateway) -> std::sync::mpsc::Sender<()> {
+    let (go, wait) = std::sync::mpsc::channel::<()>();
+    let wait = std::sync::Arc::new(std::sync::Mutex::new(wait));
+    let (reached, there) = tokio::sync::oneshot::channel();
+    let reached = std::sync::Arc::new(std::sync::Mutex::new(Some(reached)));
+    let controller = g.controller().clone();
+    tokio::spawn(async move {
+        let hold = move |(): &mut (), _: &crate::model::Device, _: &crate::transition::Context<'_>| {
+            if let Some(reached) = reached.lock().unwrap().take() {
+                reached.send(()).unwrap();
+                wait.lock().unwrap().recv().unwrap();
+            }
+        };
+        controller.fold_devices((), hold).await
+    });
+    there.await.unwrap();
+    go
+}
+
+#[tokio::test]
+async fn a_list_under_way_that_comes_again_ends_nothing_that_opened_since() {
+    let g = Gateway::new().await;
+    for device in ["old", "listed", "young"] {
+        g.register(device, "office").await;
+    }
+    g.open("old", &["10.66.0.5"]).await.unwrap();
+    let list = || vec![report("listed", &["10.66.0.6"])];
+    let source = || "vpn-1".parse().unwrap();
+    let devices = async || {
+        let sessions = g.controller().sessions(None, 10).await.unwrap();
+        let mut all: Vec<String> = sessions
+            .iter()
+            .filter_map(|s| s.session.device.clone())
+            .map(|d| d.to_string())
+            .collect();
+        all.sort();
+        all
+    };
+    let go = held(&g).await;
+    // All three wait when the controller comes to them: the list, a session that opens by itself, and the list again.
+    let mut first = Box::pin(g.controller().synchronise_sessions(listed(&g, "one"), source(), list()));
+    let mut young = Box::pin(g.open("young", &["10.66.0.7"]));
+    let mut again = Box::pin(g.controller().synchronise_sessions(listed(&g, "one"), source(), list()));
+    assert!((&mut first).now_or_never().is_none());
+    assert!((&mut young).now_or_never().is_none());
+    assert!((&mut again).now_or_never().is_none());
+    go.send(()).unwrap();
+    young.await.unwrap();
+    assert_eq!(again.await.unwrap_err().refusal, Refusal::Busy);
+    let outcome = first.await.unwrap().first().unwrap();
+    assert_eq!((outcome.opened, outcome.ended), (1, 1));
+    assert_eq!(devices().await, ["listed", "young"]);
+    // Afterwards what is so then is its answer, and the first answer, once that is known.
+    let ask = || g.controller().synchronise_sessions(listed(&g, "one"), source(), list());
+    let so = ask().await.unwrap().first().unwrap();
+    assert_eq!((so.opened, so.kept, so.ended), (0, 2, 0));
+    g.controller().answered(listed(&g, "one"), b"first".to_vec(), false);
+    assert_eq!(ask().await, Ok(Answer::Again(b"first".to_vec())));
+}
+
+#[tokio::test]
+async fn a_list_that_nobody_waits_for_is_dropped_and_asked_again_is_as_old_as_it_was() {
+    let g = Gateway::new().await;
+    for device in ["old", "listed", "young"] {
+        g.register(device, "office").await;
+    }
+    let old = g.open("old", &["10.66.0.5"]).await.unwrap().session.session.id;
+    let source = || "vpn-1".parse().unwrap();
+    let ask = || {
+        let list = vec![report("listed", &["10.66.0.6"])];
+        g.controller().synchronise_sessions(listed(&g, "one"), source(), list)
+    };
+    let go = held(&g).await;
+    assert!(ask().now_or_never().is_none());
+    go.send(()).unwrap();
+    g.open("young", &["10.66.0.7"]).await.unwrap();
+    assert!(
+        g.controller().sessions(None, 1).await.unwrap()[0].session.id == old,
+        "nothing of it was done"
+    );
+    let outcome = ask().await.unwrap().first().unwrap();
+    assert_eq!((outcome.opened, outcome.kept, outcome.ended), (1, 0, 1));
+    assert_eq!(
+        g.controller().sessions(None, 10).await.unwrap().len(),
+        2,
+        "what opened since stays"
+    );
+}
+
+#[tokio::test]
+async fn only_so_many_lists_wait() {
+    let g = Gateway::new().await;
+    g.register("phone", "office").await;
+    let go = held(&g).await;
+    let mut all: Vec<_> = (0..18)
+        .map(|i| {
+            let context = listed(&g, &format!("list-{i}"));
+            Box::pin(
+                g.controller()
+                    .synchronise_sessions(context, "vpn-1".parse().unwrap(), Vec::new()),
+            )
+        })
+        .collect();
+    for asked in &mut all {
+        assert!(asked.now_or_never().is_none());
+    }
+    // One has given up: it takes no room from those that come after it.
+    drop(all.remove(0));
+    go.send(()).unwrap();
+    let told: Vec<bool> = futures_util::future::join_all(all).await.iter().map(Result::is_ok).collect();
+    assert_eq!(told.iter().filter(|done| **done).count(), 16, "{told:?}");
+    assert!(!told[16]);
 }
 
 #[tokio::test]

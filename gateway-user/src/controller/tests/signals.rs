@@ -108,6 +108,9 @@ async fn a_restriction_dated_ahead_does_not_lock_later_releases_out() {
         .policy_revoked(g.seen(1_000_000_000), id("phone"), String::new())
         .await
         .unwrap();
+    // No further ahead than a proof may be dated.
+    g.clock.advance_ms(120_000);
+    assert_eq!(g.applied("phone").await, Err(Refusal::StaleSignal));
     g.clock.advance_ms(1);
     assert_eq!(enforcement(g.applied("phone").await), Enforcement::NoSession);
 }

@@ -3,14 +3,12 @@
 //!
 //! It does not revoke: leave a client out by a revocation list of a larger CA, by making a new CA, or by a short `--days`.
 
+mod files;
 mod renew;
 
 use std::{
-    fmt,
-    fs::{self, DirBuilder, OpenOptions},
-    io::{self, Write as _},
+    fmt, io,
     net::IpAddr,
-    os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _},
     path::{Path, PathBuf},
     time::{Duration, SystemTime},
 };
@@ -23,6 +21,7 @@ use rustls::pki_types::{CertificateDer, pem::PemObject as _};
 use serde::Serialize;
 use x509_parser::prelude::{FromDer as _, X509Certificate};
 
+use self::files::{private_directory, write_pair};
 pub use self::renew::{RenewArgs, renew};
 use crate::{
     access::{
@@ -333,64 +332,13 @@ fn server_names(dns: &[String], ip: &[IpAddr]) -> Result<Vec<SanType>, PkiError>
     Ok(names)
 }
 
-/// Makes the directory with mode 0700; one that exists must be as tight.
-fn private_directory(dir: &Path) -> Result<(), PkiError> {
-    let failed = |error| PkiError::Write { path: dir.into(), error };
-    match DirBuilder::new().mode(0o700).create(dir) {
-        Ok(()) => Ok(()),
-        Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {
-            let mode = fs::metadata(dir).map_err(failed)?.mode() & 0o7777;
-            if mode & 0o077 == 0 {
-                Ok(())
-            } else {
-                Err(PkiError::LooseDirectory { path: dir.into(), mode })
-            }
-        }
-        Err(e) => Err(failed(e)),
-    }
-}
-
-/// Writes NAME.pem and NAME.key: both or neither.
-fn write_pair(dir: &Path, name: &str, certificate: &str, key: &str) -> Result<(PathBuf, PathBuf), PkiError> {
-    let (pem, secret) = (dir.join(format!("{name}.pem")), dir.join(format!("{name}.key")));
-    write_new(&secret, 0o600, key)?;
-    if let Err(e) = write_new(&pem, 0o644, certificate) {
-        // The key is ours and belongs to no certificate.
-        let _ = fs::remove_file(&secret);
-        return Err(e);
-    }
-    Ok((pem, secret))
-}
-
-/// A file that did not exist (O_EXCL: no link is followed), with this mode from its first moment on.
-fn write_new(path: &Path, mode: u32, content: &str) -> Result<(), PkiError> {
-    let failed = |error: io::Error| match error.kind() {
-        io::ErrorKind::AlreadyExists => PkiError::Exists(path.into()),
-        _ => PkiError::Write {
-            path: path.into(),
-            error,
-        },
-    };
-    let mut file = OpenOptions::new()
-        .write(true)
-        .create_new(true)
-        .mode(mode)
-        .open(path)
-        .map_err(failed)?;
-    let written = file
-        .write_all(content.as_bytes())
-        // The umask may have taken bits away that a certificate should have.
-        .and_then(|()| file.set_permissions(fs::Permissions::from_mode(mode)))
-        .and_then(|()| file.sync_all());
-    if written.is_err() {
-        let _ = fs::remove_file(path);
-    }
-    written.map_err(failed)
-}
-
 #[cfg(test)]
 mod tests {
-    use std::collections::HashSet;
+    use std::{
+        collections::HashSet,
+        fs,
+        os::unix::fs::{MetadataExt as _, PermissionsExt as _},
+    };
 
     use super::*;
     use crate::access::peer::Peer;
@@ -569,7 +517,7 @@ mod tests {
         fs::set_permissions(dir.join("ca.key"), fs::Permissions::from_mode(0o640)).unwrap();
         assert!(matches!(issue(&server(&dir)), Err(PkiError::Ca(TlsError::LooseKey { .. }))));
         fs::remove_file(dir.join("ca.key")).unwrap();
-        write_new(&dir.join("ca.key"), 0o600, &KeyPair::generate().unwrap().serialize_pem()).unwrap();
+        files::write_new(&dir.join("ca.key"), 0o600, &KeyPair::generate().unwrap().serialize_pem()).unwrap();
         assert!(matches!(issue(&server(&dir)), Err(PkiError::Mismatch(_))));
 
         let loose = tmp.path().join("loose");

@@ -10,6 +10,7 @@ mod warnings;
 use std::path::Path;
 
 use super::*;
+use crate::model::Trust;
 
 /// Line 1 is `mode`; the parts are put together so that a test can replace one.
 struct File {

@@ -7,6 +7,7 @@ mod commands;
 mod commit;
 mod dossier;
 mod drift;
+mod enforce;
 mod exceptions;
 mod figures;
 mod inspect;

@@ -1,8 +1,7 @@
-//! The thread that owns store and kernel: its start, its loop, what it does when time passes, and how the kernel gets what memory has.
+//! The thread that owns store and kernel: its start, its loop, and what it does when time passes.
 
 use std::{
     collections::{HashMap, VecDeque},
-    net::IpAddr,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -28,9 +27,9 @@ use crate::{
     audit::Head,
     clock::Clock,
     config::Config,
-    kernel::{Kernel, KernelError, Link},
+    kernel::{Kernel, Link},
     model::{BootTime, DeviceId, Now, SourceName, UriChange, WallTime},
-    reconcile::{self, Held, Observed, Op},
+    reconcile::Op,
     store::{ChangeSet, Request, Store},
     transition::{Context, Directory as _, Policies, Signal},
 };
@@ -80,8 +79,6 @@ impl Default for Options {
 const KEPT_CONFLICTS: usize = 16;
 /// The same conflict is noted again after so many milliseconds.
 const NOTED_AGAIN_MS: i64 = 600_000;
-/// How long after a failure of the kernel everything is compared and put right.
-const REPAIR_AFTER: Duration = Duration::from_secs(5);
 
 /// All that the thread owns.
 pub(super) struct Writer {
@@ -141,10 +138,10 @@ pub(super) struct Writer {
     pub(super) stopping: bool,
     pub(super) options: Options,
     /// The programs' word for the first end of a lease, as last set.
-    earliest: Option<BootTime>,
+    pub(super) earliest: Option<BootTime>,
     next_check: Instant,
     pub(super) next_retry: Instant,
-    next_repair: Instant,
+    pub(super) next_repair: Instant,
     pub(super) backoff: Duration,
 }
 
@@ -383,46 +380,6 @@ impl Writer {
         );
     }
 
-    /// Puts the sessions of these devices, and addresses that nobody holds any more, into the kernel as they should be now. Returns the
-    /// first failure; it is repaired later.
-    pub(super) fn enforce(&mut self, devices: &[&DeviceId], cleared: &[IpAddr]) -> Option<KernelError> {
-        let now = self.clock.now();
-        let sessions = devices
-            .iter()
-            .flat_map(|id| self.registry.sessions_of(id))
-            .map(|s| (s, self.registry.device_of(s)));
-        // While the kernel may still have a lease that memory has not, the programs go on looking at it.
-        let earliest = match &self.kernel_problem {
-            None => self.registry.earliest_lease(),
-            Some(_) => reconcile::sooner(self.registry.earliest_lease(), self.earliest),
-        };
-        let wanted = reconcile::desired(sessions, earliest, &self.context(now));
-        let free = cleared.iter().filter(|a| !self.registry.is_held(**a));
-        let found = Observed {
-            addresses: free.map(|a| (*a, Held::default())).collect(),
-            earliest: self.earliest,
-        };
-        let ops = reconcile::plan(&wanted, &found, &self.config);
-        self.apply(ops)
-    }
-
-    /// The programs' word for the first end of a lease, as last set.
-    pub(super) const fn earliest(&self) -> Option<BootTime> {
-        self.earliest
-    }
-
-    /// Applies what a plan says; what fails is repaired later. Returns the first failure.
-    pub(super) fn apply(&mut self, ops: Vec<Op>) -> Option<KernelError> {
-        let applied = reconcile::apply(ops, self.kernel.as_mut());
-        self.earliest = applied.earliest.unwrap_or(self.earliest);
-        for (op, e) in &applied.failed {
-            error!(operation = ?op, error = %e, "the kernel refused; it is tried again");
-            self.kernel_problem = Some(e.to_string());
-            self.next_repair = Instant::now() + REPAIR_AFTER.min(self.options.check);
-        }
-        applied.failed.into_iter().next().map(|(_, e)| e)
-    }
-
     /// A conflict, by the rule's name and what it decided: in the log, the status and the audit. A source that reports the same again and again
     /// is noted once in a while.
     pub(super) fn note_conflict(&mut self, rule: &'static str, device: Option<&DeviceId>, what: &str) {
@@ -450,23 +407,7 @@ impl Writer {
             self.look_after();
             self.next_check = instant + self.options.check;
         }
-        if self.kernel_problem.is_some() && instant >= self.next_repair {
-            self.next_repair = instant + REPAIR_AFTER;
-            if let Err(e) = self.reconcile() {
-                error!(error = %e, "the kernel's tables cannot be read; it is tried again");
-            }
-        }
-    }
-
-    /// Binds sessions to the interfaces that exist now, and has everything else of these looked after by another thread.
-    pub(super) fn look_after(&mut self) {
-        self.follow();
-        self.upkeep.keep(&self.links);
-    }
-
-    fn follow(&mut self) {
-        let links = self.links.clone();
-        reconcile::apply(vec![Op::Links(links)], self.kernel.as_mut());
+        self.repair(instant);
     }
 
     /// When what waits for a commit is to have one of its own.
@@ -514,17 +455,5 @@ impl Writer {
             connected: self.registry.connected(id),
             ..self.context(now)
         }
-    }
-
-    /// Compares everything, and puts right what differs.
-    pub(super) fn reconcile(&mut self) -> Result<(), KernelError> {
-        let now = self.clock.now();
-        let found = reconcile::observe(self.kernel.as_ref(), self.earliest)?;
-        let wanted = reconcile::desired(self.registry.live(), self.registry.earliest_lease(), &self.context(now));
-        let ops = reconcile::plan(&wanted, &found, &self.config);
-        if self.apply(ops).is_none() {
-            self.kernel_problem = None;
-        }
-        Ok(())
     }
 }

@@ -10,7 +10,7 @@ use rcgen::KeyPair;
 use rustls::pki_types::{CertificateDer, pem::PemObject as _};
 use x509_parser::prelude::{FromDer as _, GeneralName, X509Certificate};
 
-use super::{IssueArgs, Made, PkiError, ca, certified, write_new};
+use super::{IssueArgs, Made, PkiError, ca, certified, files::write_new};
 use crate::{
     access::{
         peer::Peer,

@@ -19,7 +19,11 @@ impl Stage {
     }
 
     pub(crate) fn with(configure: impl FnOnce(&Gateway)) -> Self {
-        let desk = Desk::new(|g| Ok(configure(g))).unwrap();
+        let desk = Desk::new(|g| {
+            configure(g);
+            Ok(())
+        })
+        .unwrap();
         desk.local.register("phone", "staff").unwrap();
         Self(desk)
     }

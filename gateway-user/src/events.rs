@@ -4,7 +4,7 @@
 use std::{
     collections::VecDeque,
     fmt,
-    net::{IpAddr, Ipv6Addr},
+    net::{IpAddr, Ipv4Addr},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
@@ -24,7 +24,12 @@ pub struct Event {
 
 impl From<Denial> for Event {
     fn from(record: Denial) -> Self {
-        let address = |b: [u8; 16]| (record.version != 0).then(|| Ipv6Addr::from(b).to_canonical());
+        // By the packet's version, not by the form of the address: an IPv6 packet may have ::ffff:10.66.0.5 as its source, which is no device's.
+        let address = |b: [u8; 16]| match record.version {
+            0 => None,
+            4 => Some(Ipv4Addr::from([b[12], b[13], b[14], b[15]]).into()),
+            _ => Some(IpAddr::V6(b.into())),
+        };
         Self {
             source: address(record.src),
             destination: address(record.dst),
@@ -183,6 +188,22 @@ mod tests {
             ..Denial::default()
         }
         .into()
+    }
+
+    #[test]
+    fn a_denial_is_blamed_on_the_address_that_the_packet_had() {
+        let mapped: [u8; 16] = Ipv4Addr::new(10, 66, 0, 5).to_ipv6_mapped().octets();
+        let source = |version| {
+            Event::from(Denial {
+                version,
+                src: mapped,
+                ..Denial::default()
+            })
+            .source
+        };
+        assert_eq!(source(4), Some("10.66.0.5".parse().unwrap()));
+        assert_eq!(source(6), Some(IpAddr::V6(mapped.into())));
+        assert_eq!(source(0), None);
     }
 
     #[tokio::test]

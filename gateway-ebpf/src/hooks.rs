@@ -17,7 +17,7 @@ use gateway_ebpf::{
     decide::{Direction, Outcome, Place, Role, Verdict, shadow},
     headers::{Headers, Judged},
     parse::{Parsed, parse_fast, parse_full},
-    rare::{decide_rare, wrong_vlan},
+    rare::{decide_rare, is_inner_vlan, wrong_vlan},
     reason::Reason,
     tables::{Tables, read},
 };
@@ -26,7 +26,7 @@ use crate::{
     access::{Direct, SkbBytes, XdpBytes},
     answer, capture,
     maps::{KERNEL, keep, keep_plain, kept_rare, own, probing},
-    note::{is_tagged, leave_word, metadata, tag, vlan},
+    note::{has_more_tags, is_tagged, leave_word, metadata, tag, vlan},
     report::{self, Denied},
     short, trace,
 };
@@ -71,47 +71,40 @@ fn tc_guard(ctx: TcContext) -> i32 {
     guard(ctx.skb.skb)
 }
 
-/// XDP's verdict table. XDP cannot set the firewall mark: metadata in front of the frame carries it to the TC program.
+/// XDP's verdict table, for headers that are kept. XDP cannot set the firewall mark: metadata in front of the frame carries it to the TC program.
 #[inline(always)]
-fn xdp_verdict<const KEPT: bool>(ctx: *mut xdp_md, ifindex: u32, hook: u8, verdict: &Verdict, h: &Headers) -> u32 {
+fn xdp_verdict(ctx: *mut xdp_md, ifindex: u32, hook: u8, verdict: &Verdict, h: &Headers) -> u32 {
     let flags = flags();
-    let place = if hook == hook::XDP_DEVICE { DEVICE_ETH } else { CORE_ETH };
-    account::<KEPT>(flags, place, ifindex, hook, verdict, h);
-    let pass = match verdict.outcome() {
+    let observed = flags & FLAG_OBSERVE != 0;
+    let word = match verdict.outcome() {
         Outcome::Grant => Some(verdict.mark),
         Outcome::Link | Outcome::NotOurs => Some(0),
-        Outcome::Deny => {
-            let observed = flags & FLAG_OBSERVE != 0;
-            if !probing() {
-                let what = Denied::new(verdict, hook, observed).word();
-                if flags & FLAG_CAPTURE != 0 && (KEPT || keep(h)) {
-                    capture_frame(ctx, what, ifindex);
-                }
-                if report::may_tell() && (KEPT || keep(h)) {
-                    report::tell(what, ifindex);
-                }
-            }
-            if observed {
-                Some(0)
-            } else if verdict.answer && !probing() && (KEPT || keep(h)) && answer::may_answer(verdict.pool.into()) != 0 {
-                // Only with the companion's help; without room for the request it is a denial like others.
-                return match leave_word(ctx, ifindex, MARK_ANSWER | u32::from(verdict.pool) << 16 | tag::<KEPT>(ctx)) {
-                    true => xdp_action::XDP_PASS,
-                    false => xdp_action::XDP_DROP,
-                };
-            } else {
-                None
-            }
-        }
+        Outcome::Deny if observed => Some(0),
+        // Only with the companion's help, if the limit allows it.
+        Outcome::Deny if verdict.answer && !probing() => Some(MARK_ANSWER | u32::from(verdict.pool) << 16),
+        Outcome::Deny => None,
     };
-    match pass {
-        // Without room for it, it passes without, and TC judges it in full.
-        Some(mark) => {
-            leave_word(ctx, ifindex, mark | tag::<KEPT>(ctx));
-            xdp_action::XDP_PASS
-        }
-        None => xdp_action::XDP_DROP,
+    // Before anything is counted or told: what the companion cannot be told of, it judges in full, counts and tells.
+    if let Some(word) = word
+        && !leave_word(ctx, ifindex, word | tag(ctx))
+        && !probing()
+    {
+        return xdp_action::XDP_PASS;
     }
+    let place = if hook == hook::XDP_DEVICE { DEVICE_ETH } else { CORE_ETH };
+    account::<true>(flags, place, ifindex, hook, verdict, h);
+    let denied = matches!(verdict.outcome(), Outcome::Deny);
+    if denied && !probing() {
+        let what = Denied::new(verdict, hook, observed).word();
+        if flags & FLAG_CAPTURE != 0 {
+            capture_frame(ctx, what, ifindex);
+        }
+        if report::may_tell() {
+            report::tell(what, ifindex);
+        }
+    }
+    let passes = !denied || observed || verdict.answer && !probing() && answer::may_answer(verdict.pool.into()) != 0;
+    if passes { xdp_action::XDP_PASS } else { xdp_action::XDP_DROP }
 }
 
 /// TC's verdict table.
@@ -292,7 +285,11 @@ fn xdp_kept<const DEVICE: bool>(ctx: *mut xdp_md) -> u32 {
     let ifindex = unsafe { (*ctx).ingress_ifindex };
     let place = xdp_place::<DEVICE>(ifindex);
     let verdict = decide_rare(&KERNEL, place, h, rare);
-    xdp_verdict::<true>(ctx, ifindex, place.hook, &verdict, h)
+    // What may be the inner one of two tags, the outer of which the card has taken off, only the companion can tell. Nothing is counted yet.
+    if verdict.reason as u8 == Reason::Vlan as u8 && !probing() && is_inner_vlan(&KERNEL, ifindex, rare.vlan) {
+        return xdp_action::XDP_PASS;
+    }
+    xdp_verdict(ctx, ifindex, place.hook, &verdict, h)
 }
 
 #[inline(always)]
@@ -314,7 +311,7 @@ pub(crate) const fn xdp_place<const DEVICE: bool>(ifindex: u32) -> Place {
 fn tc_companion<const PLACE: u8>(skb: *mut __sk_buff) -> i32 {
     let ifindex = ifindex(skb);
     match metadata(skb, ifindex) {
-        Some(word) if word & META_VLAN == vlan(skb) => {
+        Some(word) if word & META_VLAN == vlan(skb) && !has_more_tags(skb) => {
             if word & MARK_GRANT_MASK == MARK_ANSWER {
                 send_answer::<PLACE>(skb, ifindex, (word >> 16) as u8 & MAX_POOLS)
             } else {
@@ -338,7 +335,8 @@ extern "C" fn tc_retagged_core(skb: *mut __sk_buff, word: u32) -> i32 {
     tc_retagged::<CORE_ETH>(skb, word)
 }
 
-/// The companion where XDP has seen another tag than there is: the card has taken one off. XDP has judged and counted all but the VLAN.
+/// The companion where XDP has seen another tag than there is, so that the card has taken one off, or may have seen one less. XDP has judged and
+/// counted all but the VLAN.
 #[inline(always)]
 fn tc_retagged<const PLACE: u8>(skb: *mut __sk_buff, word: u32) -> i32 {
     if tc_read_eth(skb) == 0 {

@@ -8,6 +8,7 @@ use aya_ebpf::{
 use gateway_ebpf::{
     abi::{meta_magic, meta_vlan},
     packet::Packet as _,
+    parse::is_tag,
     tables::{Tables as _, read},
     wire::{Ethernet, Vlan},
 };
@@ -30,16 +31,22 @@ pub(crate) fn vlan(skb: *mut __sk_buff) -> u32 {
     meta_vlan(unsafe { (*skb).vlan_tci } as u16)
 }
 
+/// Whether the frame has one more tag, behind the one in the buffer's own field, or nobody can say so here. The kernel puts a frame's first tag there
+/// if the card has put none: so XDP may have seen all of them, or all but that one.
+#[inline(always)]
+pub(crate) fn has_more_tags(skb: *mut __sk_buff) -> bool {
+    is_tagged(skb) && {
+        let behind = Direct::skb(skb).load::<Ethernet>(0);
+        behind.is_none_or(|e| is_tag(u16::from_be(e.ethertype)))
+    }
+}
+
 /// Two words in front of the frame: ours, for this interface, and what was decided.
 type Meta = [u32; 2];
 
-/// The VLAN tag of a frame as metadata tells it, if the kernel will take it for one (IEEE 802.1Q and 802.1ad). The fast parser takes frames
-/// without only.
+/// The VLAN tag of a frame as metadata tells it, if the kernel will take it for one (IEEE 802.1Q and 802.1ad).
 #[inline(always)]
-pub(crate) fn tag<const KEPT: bool>(ctx: *mut xdp_md) -> u32 {
-    if !KEPT {
-        return 0;
-    }
+pub(crate) fn tag(ctx: *mut xdp_md) -> u32 {
     let frame = Direct::xdp(ctx);
     match frame.load::<Ethernet>(0).map(|e| u16::from_be(e.ethertype)) {
         Some(0x8100 | 0x88a8) => frame
@@ -49,7 +56,7 @@ pub(crate) fn tag<const KEPT: bool>(ctx: *mut xdp_md) -> u32 {
     }
 }
 
-/// Leaves a word for the companion; `false`: there is no room.
+/// Leaves a word for the companion; `false`: there is no room, or the driver has none for metadata at all.
 #[inline(always)]
 pub(crate) fn leave_word(ctx: *mut xdp_md, ifindex: u32, word: u32) -> bool {
     let Some(key) = key() else { return false };

@@ -119,7 +119,10 @@ fn parse<P: Packet + ?Sized, const ETHERNET: bool, const FULL: bool>(
     }
 }
 
-const fn is_tag(ethertype: u16) -> bool {
+/// Whether a VLAN tag follows behind an ethertype, in host byte order.
+#[inline(always)]
+#[must_use]
+pub const fn is_tag(ethertype: u16) -> bool {
     matches!(ethertype, 0x8100 | 0x88a8 | 0x9100)
 }
 

@@ -245,5 +245,14 @@ fn has_vlan<T: Tables>(t: &T, ifindex: u32, vlan: u32) -> bool {
     false
 }
 
+/// Whether an id is the inner one of a VLAN of two tags that the interface has. A called function in the kernel.
+#[inline(never)]
+pub fn is_inner_vlan<T: Tables>(t: &T, ifindex: u32, id: u32) -> bool {
+    let Some(Interface { vlans, .. }) = t.interface(ifindex) else {
+        return false;
+    };
+    id != 0 && vlans.iter().any(|known| read(known) >> 16 == id)
+}
+
 #[cfg(test)]
 mod tests;

@@ -2,7 +2,7 @@
 
 use aya_ebpf::bindings::{__sk_buff, TC_ACT_SHOT, xdp_action, xdp_md};
 use gateway_ebpf::{
-    abi::{FLAG_DELEGATED, FLAG_INTERFACE_POOLS},
+    abi::{CpuCounts, FLAG_DELEGATED, FLAG_INTERFACE_POOLS},
     decide::{Outcome, Place, Verdict},
     headers::Headers,
     parse::{is_six, parse_common, parse_common6},
@@ -58,29 +58,31 @@ pub(crate) fn tc<const PLACE: u8, const ETHERNET: bool>(skb: *mut __sk_buff) -> 
 fn xdp_of<const DEVICE: bool>(ctx: *mut xdp_md, h: &Headers) -> Option<u32> {
     // SAFETY: the kernel gives a valid context.
     let ifindex = unsafe { (*ctx).ingress_ifindex };
-    let verdict = judge(xdp_place::<DEVICE>(ifindex), h)?;
-    Some(match verdict.outcome() {
-        Outcome::Grant => {
-            leave_word(ctx, ifindex, verdict.mark);
-            xdp_action::XDP_PASS
-        }
+    let (verdict, own) = judge(xdp_place::<DEVICE>(ifindex), h)?;
+    let action = match verdict.outcome() {
+        // Without a word, the companion judges it in full, and counts it.
+        Outcome::Grant if !leave_word(ctx, ifindex, verdict.mark) => return Some(xdp_action::XDP_PASS),
+        Outcome::Grant => xdp_action::XDP_PASS,
         _ => xdp_action::XDP_DROP,
-    })
+    };
+    report::count(own, &verdict, h.length);
+    Some(action)
 }
 
 #[inline(always)]
 fn tc_of<const PLACE: u8>(skb: *mut __sk_buff, h: &Headers) -> Option<i32> {
-    let verdict = judge(at(PLACE, ifindex(skb)), h)?;
+    let (verdict, own) = judge(at(PLACE, ifindex(skb)), h)?;
+    report::count(own, &verdict, h.length);
     Some(match verdict.outcome() {
         Outcome::Grant => set_mark(skb, verdict.mark),
         _ => TC_ACT_SHOT,
     })
 }
 
-/// The verdict on a common packet, counted. While the mode, the shadow policy or a capture wants to know more, every packet goes the long way; a denial
+/// The verdict on a common packet, to be counted in this CPU's counters. While the mode, the shadow policy or a capture wants to know more, every packet goes the long way; a denial
 /// does if there is something to tell of it.
 #[inline(always)]
-fn judge(place: Place, h: &Headers) -> Option<Verdict> {
+fn judge(place: Place, h: &Headers) -> Option<(Verdict, *mut CpuCounts)> {
     let control = KERNEL.control()?;
     if probing() || read(&control.flags) & !(FLAG_INTERFACE_POOLS | FLAG_DELEGATED) != 0 {
         return None;
@@ -90,8 +92,7 @@ fn judge(place: Place, h: &Headers) -> Option<Verdict> {
     if !verdict.reason.passes() && report::may_tell() && !report::repeats(h, verdict.reason) {
         return None;
     }
-    report::count(own, &verdict, h.length);
-    Some(verdict)
+    Some((verdict, own))
 }
 
 /// In place of an action: none.

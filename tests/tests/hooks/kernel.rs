@@ -144,6 +144,35 @@ impl Kernel {
         }
     }
 
+    /// Runs an XDP program once on a frame in front of which there is as much metadata as can be, so that none can be added.
+    pub(crate) fn run_without_room(&self, name: &str, frame: &[u8]) -> Run {
+        // A test run has 256 bytes in front of a frame (XDP_PACKET_HEADROOM), 40 of them for the kernel (`struct xdp_frame`).
+        const FULL: usize = 256 - 40;
+        let given = [&[0; FULL][..], frame].concat();
+        let mut data = vec![0; given.len() + 1024];
+        // struct xdp_md of linux/bpf.h: where the packet begins and ends behind its metadata.
+        let mut context = [0_u8; 24];
+        context[..4].copy_from_slice(&(FULL as u32).to_ne_bytes());
+        context[4..8].copy_from_slice(&(given.len() as u32).to_ne_bytes());
+        let Program::Xdp(xdp) = self.0.program(name).unwrap() else {
+            unreachable!()
+        };
+        let done = xdp.test_run(TestRunOptions {
+            data_in: Some(&given),
+            data_out: Some(&mut data),
+            ctx_in: Some(&context),
+            ..TestRunOptions::default()
+        });
+        let done = done.unwrap_or_else(|e| panic!("{name} on {frame:02x?}: {e}"));
+        data.truncate(done.data_size_out as usize);
+        assert_eq!(data, given, "neither the frame nor what is in front of it changes");
+        Run {
+            action: done.return_value.cast_signed(),
+            data: frame.to_vec(),
+            mark: 0,
+        }
+    }
+
     /// Attaches a TC program of ours last in the chain of an interface of the namespace that the caller is in.
     pub(crate) fn attach_tc(&mut self, name: &str, interface: &str, to: TcAttachType) {
         let Program::SchedClassifier(tc) = self.0.program_mut(name).unwrap() else {

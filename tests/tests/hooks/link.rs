@@ -6,7 +6,7 @@ use lazaret_tests::netns::{Namespace, veth};
 
 use crate::{kernel::Kernel, world};
 
-/// `vpn` of the device is joined to `inside` of the gateway, which has VLAN 7, and 9 in 100. TC judges there, both ways, with the guard behind.
+/// `vpn` of the device is joined to `inside` of the gateway, which has VLAN 7, 9 in 100, and 5 in 7. TC judges there, both ways, with the guard behind.
 pub(crate) struct Link {
     pub(crate) device: Namespace,
     pub(crate) gateway: Namespace,
@@ -21,7 +21,7 @@ impl Link {
         let mut kernel = Kernel::load();
         world::write(&kernel, 0, reject);
         let mut vlans = [0; 16];
-        vlans[..2].copy_from_slice(&[7, 100 | 9 << 16]);
+        vlans[..3].copy_from_slice(&[7, 100 | 9 << 16, 7 | 5 << 16]);
         let interface = Interface { pools: !0, vlans };
         kernel.set(map::INTERFACES, &gateway.ifindex("inside").unwrap(), &interface);
         gateway.run(|| {

@@ -9,6 +9,7 @@ mod counting;
 mod frames;
 mod kernel;
 mod link;
+mod no_metadata;
 mod probe;
 mod shadow;
 mod tagged;

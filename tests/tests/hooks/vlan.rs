@@ -1,5 +1,6 @@
-//! XDP, its companion and VLAN tags: where the tag is in the frame, both see the same one; where the card has taken it off, only the companion
-//! sees it. Either way the packet is counted once, and passes only in a VLAN that the interface has.
+//! XDP, its companion and VLAN tags: where the tags are in the frame, both see the same; where the card has taken one off, only the companion
+//! sees it. Either way a packet passes only in a VLAN that the interface has, and what passes is counted once. What XDP has counted as passed without
+//! the tag that it could not see, and the companion drops for it, is counted by both: as passed, and as `vlan`.
 
 use std::{
     net::UdpSocket,
@@ -124,7 +125,19 @@ fn tags_in_the_frame() {
     assert_eq!(site.send(&[5 << 13]), GRANTED);
     assert_eq!(site.send(&[5 << 13 | 7]), GRANTED);
     assert_eq!(site.send(&[100, 9]), GRANTED);
-    for foreign in [&[8][..], &[100], &[9], &[9, 100], &[7, 7], &[4095]] {
+    assert_eq!(site.send(&[7, 5]), GRANTED);
+    for foreign in [
+        &[8][..],
+        &[100],
+        &[9],
+        &[5],
+        &[9, 100],
+        &[7, 7],
+        &[7, 7, 7],
+        &[7, 7, 5],
+        &[7, 5, 5],
+        &[4095],
+    ] {
         assert_eq!(
             site.send(foreign),
             Seen {
@@ -160,22 +173,30 @@ fn a_tag_that_the_card_took_off() {
             "{foreign}"
         );
     }
-    // XDP sees the inner tag alone, which the interface does not have: closed.
-    assert_eq!(
-        site.send(&[100, 9]),
-        Seen {
-            rule: 0,
-            vlan: 2,
-            granted: 0
-        }
-    );
-    // It sees one that the interface has; the two together it has not.
-    assert_eq!(
-        site.send(&[100, 7]),
-        Seen {
-            rule: 2,
-            vlan: 2,
-            granted: 0
-        }
-    );
+    // XDP sees the inner tag alone, which the interface has not, and leaves the frame to its companion, which sees both.
+    assert_eq!(site.send(&[100, 9]), GRANTED);
+    assert_eq!(site.send(&[7, 5]), GRANTED);
+    for foreign in [&[7, 9][..], &[100, 5], &[9, 9], &[5, 9], &[8, 7, 7]] {
+        assert_eq!(
+            site.send(foreign),
+            Seen {
+                rule: 0,
+                vlan: 2,
+                granted: 0
+            },
+            "{foreign:?}"
+        );
+    }
+    // It sees what the interface has; with the tag that the card has taken off it has not, also where that is the same as the one behind.
+    for foreign in [&[100, 7][..], &[7, 7], &[7, 7, 5], &[100, 7, 5]] {
+        assert_eq!(
+            site.send(foreign),
+            Seen {
+                rule: 2,
+                vlan: 2,
+                granted: 0
+            },
+            "{foreign:?}"
+        );
+    }
 }

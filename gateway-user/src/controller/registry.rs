@@ -4,7 +4,7 @@ use std::{
     borrow::Borrow,
     cmp::Ordering,
     collections::{BTreeMap, BTreeSet, HashMap},
-    net::IpAddr,
+    net::{IpAddr, Ipv6Addr},
     ops::Bound,
 };
 
@@ -35,8 +35,8 @@ pub(super) struct Registry {
     progress: Progress,
     sessions: BTreeMap<SessionId, Session>,
     by_address: HashMap<IpAddr, SessionId>,
-    /// How many single IPv6 addresses are held in a /64, by what stands for it.
-    singles: HashMap<IpAddr, u32>,
+    /// The IPv6 addresses that are held by themselves, so that those in a /64 are found.
+    singles: BTreeSet<IpAddr>,
     by_device: HashMap<DeviceId, BTreeSet<SessionId>>,
     by_source: HashMap<SourceName, BTreeSet<SessionId>>,
 }
@@ -248,9 +248,9 @@ impl Registry {
     pub(super) fn put_session(&mut self, session: Session) {
         self.next_session = self.next_session.max(session.id.0 + 1);
         for address in &session.addresses {
-            let new = self.by_address.insert(*address, session.id).is_none();
-            if let Some(network) = prefix::around(*address).filter(|_| new) {
-                *self.singles.entry(network).or_default() += 1;
+            self.by_address.insert(*address, session.id);
+            if prefix::around(*address).is_some() {
+                self.singles.insert(*address);
             }
         }
         if let Some(device) = &session.device {
@@ -265,7 +265,7 @@ impl Registry {
         for address in &session.addresses {
             if self.by_address.get(address) == Some(&id) {
                 self.by_address.remove(address);
-                self.forget_single(*address);
+                self.singles.remove(address);
             }
         }
         if let Some(device) = &session.device
@@ -310,16 +310,6 @@ impl Registry {
         self.device(session.device.as_ref()?)
     }
 
-    fn forget_single(&mut self, address: IpAddr) {
-        let Some(network) = prefix::around(address) else { return };
-        if let Some(count) = self.singles.get_mut(&network) {
-            *count -= 1;
-            if *count == 0 {
-                self.singles.remove(&network);
-            }
-        }
-    }
-
     /// The live session that holds an address, by itself or with its whole /64.
     pub(super) fn holder(&self, address: IpAddr) -> Option<&Session> {
         let held = self.by_address.get(&address);
@@ -335,10 +325,10 @@ impl Registry {
     /// The live sessions that hold any address of a hold: of one address at most one session, of a /64 perhaps many.
     pub(super) fn holders(&self, hold: IpAddr) -> Vec<&Session> {
         let mut all: BTreeSet<SessionId> = self.holder(hold).into_iter().map(|s| s.id).collect();
-        // All addresses are looked at only where there is something to find.
-        if self.singles.contains_key(&hold) {
-            let inside = self.by_address.iter().filter(|(a, _)| prefix::around(**a) == Some(hold));
-            all.extend(inside.map(|(_, id)| *id));
+        if let Some(network) = prefix::network(hold) {
+            let last = Ipv6Addr::from(u128::from(network) | u128::from(u64::MAX));
+            let inside = self.singles.range(IpAddr::from(network)..=IpAddr::from(last));
+            all.extend(inside.filter_map(|a| self.by_address.get(a)));
         }
         all.iter().filter_map(|id| self.sessions.get(id)).collect()
     }

@@ -53,7 +53,7 @@ pub(super) fn uri_changes(connection: &Connection, after: Revision) -> rusqlite:
     if after.0 < floor {
         return Ok(None);
     }
-    let text = "SELECT revision, device, old, new, at, reason FROM uri_changes WHERE revision > ?1 ORDER BY number";
+    let text = "SELECT revision, device, old, new, at, reason FROM uri_changes WHERE revision > ?1 ORDER BY revision, number";
     let mut statement = connection.prepare_cached(text)?;
     statement
         .query_map([signed(after.0)], rows::uri_change)?

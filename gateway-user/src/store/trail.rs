@@ -15,7 +15,8 @@ use crate::{
     model::{DeviceId, RequestId, WallTime},
 };
 
-/// Entries of the audit that are looked through for a device that the registry does not know.
+/// Entries of the audit that are looked through for a device that the registry does not know, and of a device before those that are asked
+/// for.
 const LOOKED_THROUGH: u32 = 20_000;
 
 /// Adds requests, or the answers of those that are there.
@@ -217,13 +218,23 @@ fn of_device(connection: &Connection, below: i64, device: &DeviceId, limit: u32)
             .query_map(params![below, device.as_str(), limit, LOOKED_THROUGH], rows::sealed)?
             .collect();
     };
+    // A page begins where the one before ended: at an entry of the device.
+    let before: Option<i64> = connection
+        .prepare_cached("SELECT previous FROM audit WHERE number = ?1 AND device = ?2")?
+        .query_row(params![below, device.as_str()], |r| r.get(0))
+        .optional()?;
+    next = before.map_or(next, |before| before.min(below - 1));
     let text = format!(
         "SELECT {}, previous FROM audit WHERE number = ?1 AND device = ?2",
         rows::AUDIT
     );
     let mut statement = connection.prepare_cached(&text)?;
     let mut found = Vec::new();
-    while next > 0 && found.len() < limit as usize {
+    // From another number, the way back is followed only so far.
+    for _ in 0..LOOKED_THROUGH {
+        if next <= 0 || found.len() >= limit as usize {
+            break;
+        }
         let row = |r: &Row<'_>| Ok((rows::sealed(r)?, r.get(12)?));
         // The one before may be pruned.
         let Some((sealed, previous)) = statement.query_row(params![next, device.as_str()], row).optional()? else {

@@ -93,22 +93,27 @@ fn a_signal_costs_the_same_however_much_is_kept() {
         serial += count;
         revision = store.commit(&changes, revision, AT).unwrap().revision;
     };
-    let mut measured = Vec::new();
-    for more in [10, 10_000] {
+    let mut measure = |more| {
         signals(&mut store, more);
         // The second has a change of the GatewayURI.
         let commit = steps(&mut store, |s| signals(s, 2));
         let prune = steps(&mut store, |s| s.prune(WallTime(0), u64::MAX).unwrap());
-        measured.push((commit, prune));
-    }
-    let [(commit, prune), (commit_later, prune_later)] = measured[..] else {
-        unreachable!()
+        // What a watcher that has all of it asks, and the second page of the device's first entries.
+        let uris = steps(&mut store, |s| {
+            assert!(s.uri_changes(Revision(u32::MAX.into())).unwrap().is_some())
+        });
+        let page = AuditQuery::Before {
+            number: Some(7),
+            device: Some(of(0).id),
+            limit: 3,
+        };
+        let page = steps(&mut store, |s| assert_eq!(s.audit(&page).unwrap().len(), 3));
+        [commit, prune, uris, page]
     };
-    assert!(commit > 100 && prune > 10, "{measured:?}: nothing was counted");
-    assert!(
-        commit_later < 2 * commit && prune_later < 2 * prune,
-        "(commit, prune), later: {measured:?}"
-    );
+    let (first, later) = (measure(10), measure(10_000));
+    assert!(first.iter().all(|n| *n > 5), "{first:?}: nothing was counted");
+    let same = first.iter().zip(later).all(|(first, later)| later < 2 * first);
+    assert!(same, "commit, prune, changes of URIs, a page: {first:?}, then {later:?}");
 }
 
 #[test]

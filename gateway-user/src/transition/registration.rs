@@ -42,7 +42,8 @@ pub trait Directory {
     fn connected(&self, id: &DeviceId) -> bool;
 }
 
-/// The devices after a list of registrations, in the list's order; of several for one id, the last counts.
+/// The devices after a list of registrations, in the list's order; of several for one id, the last counts. Before them come retired devices
+/// that lose an alias to one of the list: their hardware is enrolled anew.
 ///
 /// # Errors
 /// [`Refusal::UnknownPool`], [`Refusal::DeviceRetired`], [`Refusal::AliasTaken`]: none of them is registered.
@@ -60,7 +61,51 @@ pub fn register(directory: &impl Directory, list: &[Registration], context: &Con
         }
     }
     unique(directory, &steps)?;
-    Ok(order.into_iter().filter_map(|id| steps.remove(id)).collect())
+    let losing = losing(directory, &steps).into_values();
+    let losing = losing.map(|device| finish(directory.device(&device.id), device, context.config));
+    Ok(losing
+        .collect::<Vec<_>>()
+        .into_iter()
+        .chain(order.into_iter().filter_map(|id| steps.remove(id)))
+        .collect())
+}
+
+/// Retired devices without those of their aliases that others are to have.
+fn losing(directory: &impl Directory, steps: &BTreeMap<&DeviceId, Step>) -> BTreeMap<DeviceId, Device> {
+    let mut losing: BTreeMap<DeviceId, Device> = BTreeMap::new();
+    let mut lose = |holder: Option<&DeviceId>, without: &dyn Fn(&mut Aliases)| {
+        let Some(known) = holder.filter(|h| retired(directory, h)).and_then(|h| directory.device(h)) else {
+            return;
+        };
+        let device = losing.entry(known.id.clone()).or_insert_with(|| known.clone());
+        without(&mut device.aliases);
+        device.aliases.tidy();
+    };
+    for step in steps.values() {
+        let new = &step.device.aliases;
+        for name in new.common_names.iter().chain([&step.device.id]) {
+            lose(directory.holder_of_name(name), &|a| {
+                a.common_names = except(&a.common_names, name)
+            });
+        }
+        for certificate in &new.certificates {
+            lose(directory.holder_of_certificate(certificate), &|a| {
+                a.certificates = except(&a.certificates, certificate);
+            });
+        }
+        for key in &new.vpn_keys {
+            lose(directory.holder_of_key(key), &|a| a.vpn_keys = except(&a.vpn_keys, key));
+        }
+    }
+    losing
+}
+
+fn except<T: Clone + PartialEq>(all: &[T], gone: &T) -> Box<[T]> {
+    all.iter().filter(|one| *one != gone).cloned().collect()
+}
+
+fn retired(directory: &impl Directory, id: &DeviceId) -> bool {
+    directory.device(id).is_some_and(|d| d.state == DeviceState::Retired)
 }
 
 fn one(known: Option<&Device>, registration: &Registration, context: &Context<'_>) -> Result<Step, Refusal> {
@@ -125,7 +170,7 @@ fn unique(directory: &impl Directory, steps: &BTreeMap<&DeviceId, Step>) -> Resu
     let mut names: HashMap<&DeviceId, &DeviceId> = steps.keys().map(|id| (*id, *id)).collect();
     let mut certificates: HashMap<Fingerprint, &DeviceId> = HashMap::new();
     let mut keys: HashMap<VpnKey, &DeviceId> = HashMap::new();
-    let outside = |holder: &&DeviceId| !steps.contains_key(*holder);
+    let outside = |holder: &&DeviceId| !steps.contains_key(*holder) && !retired(directory, holder);
     for (id, step) in steps {
         let device = &step.device;
         // A new id must not be a name that already stands for another device.
@@ -133,11 +178,10 @@ fn unique(directory: &impl Directory, steps: &BTreeMap<&DeviceId, Step>) -> Resu
             return Err(taken(id, owner));
         }
         for name in &device.aliases.common_names {
-            let known = directory
-                .device(name)
-                .map(|d| &d.id)
-                .or_else(|| directory.holder_of_name(name));
-            if let Some(owner) = known.filter(outside).or_else(|| names.insert(name, id).filter(|o| o != id)) {
+            // The id of a retired device stays its own.
+            let id_of = directory.device(name).map(|d| &d.id).filter(|id| !steps.contains_key(*id));
+            let known = id_of.or_else(|| directory.holder_of_name(name).filter(outside));
+            if let Some(owner) = known.or_else(|| names.insert(name, id).filter(|o| o != id)) {
                 return Err(taken(name, owner));
             }
         }

@@ -14,7 +14,7 @@ use crate::{
 pub struct Answer {
     /// The state, since when and why.
     pub summary: String,
-    /// Who brought it into this state; empty: the audit no longer has it.
+    /// Who brought it into this state; empty: that is too long ago.
     pub changed_by: String,
     /// What a release takes.
     pub requirements: Vec<Requirement>,
@@ -43,7 +43,7 @@ pub fn answer(dossier: &Dossier, config: &Config, now: WallTime) -> Answer {
     let device = &dossier.device.device;
     Answer {
         summary: summary(device, now),
-        changed_by: changed_by(dossier),
+        changed_by: dossier.changed_by.clone(),
         requirements: requirements(dossier, config, now),
         next: next(dossier, now),
         advice: advice(dossier, config, now),
@@ -80,14 +80,6 @@ const fn because(reason: StateReason) -> &'static str {
         StateReason::Restored => "the store was restored from a backup: every device needs fresh proof",
         StateReason::Retired => "it is no longer managed",
     }
-}
-
-/// Of the newest entry that led to this state from another, or gave its reason anew.
-fn changed_by(dossier: &Dossier) -> String {
-    let state = dossier.device.device.state.as_str();
-    let led_here = |e: &&crate::audit::Entry| e.after == state && e.before != state && e.result == "done";
-    let mut entries = dossier.entries.iter().map(|s| &s.entry);
-    entries.find(led_here).map(|e| e.by.clone()).unwrap_or_default()
 }
 
 fn requirements(dossier: &Dossier, config: &Config, now: WallTime) -> Vec<Requirement> {

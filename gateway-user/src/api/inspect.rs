@@ -11,7 +11,7 @@ use super::{
     denials::{self, Answers, Filter, Teller, Watchers, pool_filter},
     explain::Explainer,
     page::{self, limit},
-    parse, render, status,
+    parse, render, scope, status,
 };
 use crate::{
     access::live::Access,
@@ -91,8 +91,12 @@ impl Inspect {
 
 #[tonic::async_trait]
 impl InspectService for Inspect {
-    async fn get_status(&self, _: Request<v1::GetStatusRequest>) -> Result<Response<v1::GetStatusResponse>, Status> {
-        let s = self.controller.status().await.map_err(|e| status::refused(&e))?;
+    async fn get_status(&self, request: Request<v1::GetStatusRequest>) -> Result<Response<v1::GetStatusResponse>, Status> {
+        let all = scope::sees_all(&scope::caller(&request)?);
+        let mut s = self.controller.status().await.map_err(|e| status::refused(&e))?;
+        if all {
+            s.warnings.append(&mut s.conflicts);
+        }
         let mut answer = render::gateway_status(s);
         answer.warnings.extend(self.access.warnings());
         (answer.user, answer.capabilities) = privileges::held();

@@ -87,6 +87,11 @@ impl Outside {
     }
 }
 
+/// Whether what names any device and any source may be shown to him.
+pub(super) fn sees_all(by: &Identity) -> bool {
+    by.scope.has_all_devices() && by.scope.has_all_sources()
+}
+
 /// Whether a list or a watch may show him a device.
 pub(super) fn sees_device(by: &Identity, device: &str) -> bool {
     by.scope.has_device(device)
@@ -302,6 +307,15 @@ mod tests {
         };
         assert_eq!(outside(&by, &open("vpn-1")), None);
         assert!(outside(&by, &open("vpn-2")).is_some());
+        // What the status says of conflicts names any device and any source.
+        let source_only = Identity {
+            scope: Scope {
+                devices: None,
+                ..by.scope.clone()
+            },
+            ..by.clone()
+        };
+        assert!(sees_all(&unlimited) && !sees_all(&by) && !sees_all(&source_only));
     }
 
     #[test]

@@ -8,6 +8,8 @@ use crate::{
     transition::{self, Context, Directory as _, Signal},
 };
 
+/// Entries of a device among which is looked for who brought it into its state: renewed every hour, those of 40 days.
+const LOOKED_AT: u32 = 1_000;
 /// Devices of a slice.
 const SLICE: usize = 5_000;
 
@@ -17,9 +19,13 @@ impl Writer {
         let query = AuditQuery::Before {
             number: None,
             device: Some(id.clone()),
-            limit: entries,
+            limit: entries.max(LOOKED_AT),
         };
-        let entries = self.audit_entries(&query)?;
+        let mut entries_found = self.audit_entries(&query)?;
+        let state = view.device.state.as_str();
+        let led_here = |s: &&Sealed| s.entry.after == state && s.entry.before != state && s.entry.result == "done";
+        let changed_by = entries_found.iter().find(led_here).map(|s| s.entry.by.clone());
+        entries_found.truncate(usize::try_from(entries).unwrap_or(usize::MAX));
         let now = self.clock.now();
         let context = self.context_of(id, now);
         let device = self.registry.device(id).ok_or_else(|| Refusal::UnknownDevice(id.clone()))?;
@@ -32,7 +38,8 @@ impl Writer {
             next,
             held_back: transition::held_back(device, &context),
             device: view,
-            entries,
+            changed_by: changed_by.unwrap_or_default(),
+            entries: entries_found,
         })
     }
 

@@ -193,12 +193,7 @@ impl Writer {
             warnings.extend(problems.map(|h| format!("interface {}, {}: {}", i.name, hook_name(h.hook), h.problem)));
         }
         let since = self.clock.now().wall.0.saturating_sub(CONFLICTS_SHOWN_MS);
-        warnings.extend(
-            self.conflicts
-                .iter()
-                .filter(|(at, _)| at.0 >= since)
-                .map(|(_, what)| what.clone()),
-        );
+        let conflicts = self.conflicts.iter().filter(|(at, _)| at.0 >= since);
         Status {
             mode,
             floor,
@@ -209,6 +204,7 @@ impl Writer {
             sessions: self.registry.session_count(),
             started_at: self.started_at,
             warnings,
+            conflicts: conflicts.map(|(_, what)| what.clone()).collect(),
             not_durable: self.not_durable(),
             losses: self.losses().unwrap_or_else(|e| {
                 tracing::error!("the counters of lost events cannot be read: {e}");

@@ -303,6 +303,8 @@ pub struct Dossier {
     pub next: Option<(WallTime, &'static str)>,
     /// Its release is of an earlier boot, and held back until the clock has passed the last commit.
     pub held_back: bool,
+    /// Who brought it into its state; empty: none of its last 1,000 entries that the audit has says it.
+    pub changed_by: String,
     /// Its last entries of the audit, newest first.
     pub entries: Vec<Sealed>,
 }
@@ -367,8 +369,10 @@ pub struct Status {
     pub sessions: u64,
     /// Since when the daemon runs.
     pub started_at: WallTime,
-    /// What an operator should know; conflicts refused, interfaces without program, observe mode, ...
+    /// What an operator should know; interfaces without program, observe mode, ...
     pub warnings: Vec<String>,
+    /// The last conflicts, with devices and addresses: for who may see all of them.
+    pub conflicts: Vec<String>,
     /// Restrictions in force but not committed.
     pub not_durable: u64,
     /// Denials not told of.

@@ -95,6 +95,11 @@ impl Scope {
         all.dedup();
         all
     }
+    /// Whether every VPN server is.
+    #[must_use]
+    pub const fn has_all_sources(&self) -> bool {
+        self.sources.is_none()
+    }
     /// Whether every device is.
     #[must_use]
     pub fn has_all_devices(&self) -> bool {

@@ -4,7 +4,6 @@ use std::path::Path;
 
 use super::*;
 use crate::{
-    audit::{Entry, Sealed},
     controller::DeviceView,
     model::{Exception, FinalKey, KeyHash, Lease, Now, Offer, PolicyRevision, PoolId, Session, SessionId, Window},
 };
@@ -26,6 +25,7 @@ fn dossier(state: DeviceState, reason: StateReason) -> Dossier {
     let mut device = Device::new("phone".parse().unwrap(), "staff".parse().unwrap(), ahead(-48));
     (device.state, device.state_reason, device.state_since) = (state, reason, ahead(-3));
     Dossier {
+        changed_by: "mdm-2".to_owned(),
         device: DeviceView {
             device,
             lease_ends_at: None,
@@ -276,35 +276,6 @@ fn exceptions_blocks_and_the_end() {
     let a = of(&dossier(DeviceState::Retired, StateReason::Retired));
     assert_eq!(found(&a, "registration"), ("retired", false));
     assert_eq!(a.advice, ["register the device under a new id"]);
-}
-
-#[test]
-fn who_brought_it_there() {
-    let entry = |number, by: &str, before: &str, after: &str, result: &str| Sealed {
-        entry: Entry {
-            number,
-            at: NOW,
-            by: by.to_owned(),
-            action: "ReportPolicyApplied".to_owned(),
-            device: None,
-            subject: String::new(),
-            before: before.to_owned(),
-            after: after.to_owned(),
-            reason: String::new(),
-            request: String::new(),
-            result: result.to_owned(),
-        },
-        hash: [0; 32],
-    };
-    let mut d = dossier(DeviceState::Released, StateReason::PolicyApplied);
-    assert_eq!(of(&d).changed_by, "", "the audit no longer has it");
-    d.entries = vec![
-        entry(5, "refused", "quarantined", "released", "STORE_UNAVAILABLE"),
-        entry(4, "renewed", "released", "released", "done"),
-        entry(3, "mdm-2", "quarantined", "released", "done"),
-        entry(2, "mdm-1", "registered", "released", "done"),
-    ];
-    assert_eq!(of(&d).changed_by, "mdm-2");
 }
 
 #[test]

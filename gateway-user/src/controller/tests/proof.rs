@@ -290,6 +290,23 @@ async fn leases_are_renewed_each_by_itself() {
 }
 
 #[tokio::test]
+async fn who_released_a_device_is_known_past_all_that_came_after() {
+    let g = Gateway::new().await;
+    g.register("phone", "lab").await;
+    g.applied("phone").await.unwrap();
+    for _ in 0..30 {
+        g.clock.advance_ms(1);
+        g.tell().renew_leases(g.seen(0), vec![id("phone")]).await.unwrap();
+    }
+    let dossier = async |entries| g.controller().dossier(id("phone"), entries).await.unwrap();
+    let d = dossier(1).await;
+    assert_eq!((d.changed_by, d.entries.len()), (g.seen(0).by.name.to_string(), 1));
+    // A release by time or by the gateway is nobody's.
+    g.clock.advance_ms(2 * LEASE_MS);
+    assert_eq!(dossier(20).await.changed_by, "gateway");
+}
+
+#[tokio::test]
 async fn the_deadline_in_quarantine_blocks_and_reconnecting_does_not_move_it() {
     let mut config = config();
     config.devices.deadline = Some(Duration::from_mins(10));

@@ -158,9 +158,12 @@ async fn another_sources_address_is_refused_and_shown() {
     assert_eq!(g.controller().sessions(None, 10).await.unwrap().len(), 1);
     let status = g.controller().status().await.unwrap();
     assert!(
-        status.warnings.iter().any(|w| w.contains("vpn-2") && w.contains("10.66.0.5")),
+        status
+            .conflicts
+            .iter()
+            .any(|w| w.contains("vpn-2") && w.contains("10.66.0.5")),
         "{:?}",
-        status.warnings
+        status.conflicts
     );
 }
 

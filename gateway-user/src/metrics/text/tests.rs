@@ -60,6 +60,7 @@ fn figures() -> Figures {
             sessions: 4,
             started_at: WallTime(NOW.0 - 90_000),
             warnings: vec!["one".to_owned()],
+            conflicts: Vec::new(),
             not_durable: 2,
             losses: Losses::default(),
         },

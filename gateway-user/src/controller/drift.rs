@@ -18,10 +18,16 @@ use crate::{
     reconcile::{self, Held, Observed, Op},
 };
 
-/// Sessions of one turn.
-const AT_ONCE: usize = 200;
+/// Sessions of one turn: whoever comes meanwhile waits for it.
+const AT_ONCE: usize = 25;
+/// The same when all is asked for.
+const AT_ONCE_ASKED: usize = 200;
 /// Between two turns at least.
-const EVERY: Duration = Duration::from_millis(100);
+const EVERY: Duration = Duration::from_millis(12);
+/// While something else is waited for.
+const WAITING: Duration = Duration::from_millis(10);
+/// Between two rounds at least.
+const ROUND_EVERY: Duration = Duration::from_millis(100);
 /// After a turn nothing is compared for so many times as long as it took.
 const REST: u32 = 50;
 /// How long attaching again is waited for.
@@ -116,9 +122,11 @@ impl Writer {
         // Whoever has asked and gone hurries nobody.
         self.comparison.asked.retain(|asked| !asked.to.is_closed());
         let rest = if self.comparison.attaching.is_some() || !done && !self.comparison.asked.is_empty() {
-            EVERY / 10
+            WAITING
         } else if self.comparison.asked.is_empty() {
-            EVERY.max(begin.elapsed() * REST)
+            let round_over = matches!(self.comparison.place, Place::Sessions(None));
+            let least = if round_over { ROUND_EVERY } else { EVERY };
+            least.max(begin.elapsed() * REST)
         } else {
             Duration::ZERO
         };
@@ -175,7 +183,12 @@ impl Writer {
     fn compare_sessions(&mut self, after: Option<SessionId>, now: &Now) -> Result<Option<SessionId>, KernelError> {
         let mut wanted: BTreeMap<IpAddr, (Assignment, Option<DeviceId>)> = BTreeMap::new();
         let (mut seen, mut last) = (0, None);
-        for session in self.registry.sessions_after(after).take(AT_ONCE) {
+        let at_once = if self.comparison.asked.is_empty() {
+            AT_ONCE
+        } else {
+            AT_ONCE_ASKED
+        };
+        for session in self.registry.sessions_after(after).take(at_once) {
             let device = self.registry.device_of(session);
             for address in &session.addresses {
                 if let Some(to) = reconcile::assignment(*address, session, device, &self.context(*now)) {
@@ -215,7 +228,7 @@ impl Writer {
             self.put_right(what, found, now)?;
         }
         self.attach_again(absent);
-        Ok(last.filter(|_| seen == AT_ONCE))
+        Ok(last.filter(|_| seen == at_once))
     }
 
     /// Sessions' addresses that are not as memory says.

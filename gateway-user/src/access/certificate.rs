@@ -50,14 +50,16 @@ pub(super) fn identity(certificate: &X509Certificate<'_>, vpn_without_source: bo
     })
 }
 
-/// Common name and serial number, for logs.
+/// Subject and serial number, for the audit and logs. Of a subject that is a common name only, that name.
 pub(super) fn name(certificate: &X509Certificate<'_>) -> String {
-    let cn: String = common_name(certificate)
-        .map_or_else(|| "no common name".into(), escape)
-        .chars()
-        .take(MAX_NAME)
-        .collect();
-    format!("{cn} (serial {})", serial(certificate))
+    let subject = certificate.subject();
+    let shown = match common_name(certificate).filter(|_| subject.iter_attributes().count() == 1) {
+        Some(cn) => escape(cn),
+        None if subject.iter_attributes().next().is_none() => "no subject".to_owned(),
+        None => escape(&subject.to_string()),
+    };
+    let shown: String = shown.chars().take(MAX_NAME).collect();
+    format!("{shown} (serial {})", serial(certificate))
 }
 
 /// Hexadecimal bytes, with colons.
@@ -153,6 +155,25 @@ mod tests {
 
     fn granted(uris: &[&str]) -> Result<(Role, Scope), &'static str> {
         grant(uris.iter().copied(), false).map_err(|n| n.reason)
+    }
+
+    #[test]
+    fn the_whole_subject_is_named_and_a_common_name_by_itself() {
+        use rcgen::{CertificateParams, DnType, KeyPair};
+        let named = |what: &[(DnType, &str)]| {
+            let mut params = CertificateParams::default();
+            params.distinguished_name = rcgen::DistinguishedName::new();
+            what.iter()
+                .for_each(|(kind, text)| params.distinguished_name.push(kind.clone(), *text));
+            params.serial_number = Some(5_u64.into());
+            let der = params.self_signed(&KeyPair::generate().unwrap()).unwrap();
+            let (_, certificate) = x509_parser::parse_x509_certificate(der.der()).unwrap();
+            name(&certificate)
+        };
+        assert_eq!(named(&[(DnType::CommonName, "mdm\n1")]), "mdm\\n1 (serial 05)");
+        let berlin = named(&[(DnType::OrganizationName, "Berlin"), (DnType::CommonName, "mdm")]);
+        assert_eq!(berlin, "O=Berlin, CN=mdm (serial 05)");
+        assert_eq!(named(&[]), "no subject (serial 05)");
     }
 
     #[test]

@@ -137,7 +137,7 @@ impl Writer {
 
     /// The audit's head in the log, outside the store: what is cut off later is seen by it.
     pub(super) fn log_head(&self) {
-        info!(head = %self.audit_head, "audit head");
+        info!(audit_head = %self.audit_head, "audit");
     }
 }
 

@@ -288,6 +288,8 @@ impl Writer {
         let other = |owner: Option<&DeviceId>| owner.is_some_and(|o| *o != device.id);
         let registered = device.aliases.certificates.is_empty()
             || report.certificate.is_some_and(|c| device.aliases.certificates.contains(&c));
+        let registered = registered
+            && (device.aliases.vpn_keys.is_empty() || report.vpn_key.is_none_or(|k| device.aliases.vpn_keys.contains(&k)));
         // Another device's certificate does not open a session of this one, even if this one has none registered.
         let owner = report.certificate.and_then(|c| self.registry.holder_of_certificate(&c));
         let owner_of_key = report.vpn_key.and_then(|k| self.registry.holder_of_key(&k));
@@ -295,6 +297,22 @@ impl Writer {
             return Err(Refusal::FingerprintMismatch(device.id.clone()));
         }
         Ok(Some(device))
+    }
+
+    /// Live sessions of a device that may have been known by a certificate or key that it no longer has.
+    pub(super) fn unproved_by(&self, after: &Device) -> Vec<SessionId> {
+        let Some(before) = self.registry.device(&after.id) else {
+            return Vec::new();
+        };
+        let (old, new) = (&before.aliases, &after.aliases);
+        let certificate = old.certificates.iter().any(|c| !new.certificates.contains(c));
+        let key = old.vpn_keys.iter().any(|k| !new.vpn_keys.contains(k));
+        let rests = |s: &&Session| match s.trust {
+            Trust::Certificate => certificate,
+            Trust::VpnKey => key,
+            Trust::Name => false,
+        };
+        self.registry.sessions_of(&after.id).filter(rests).map(|s| s.id).collect()
     }
 
     /// The live session that a report opened.

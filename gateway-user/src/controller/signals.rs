@@ -7,7 +7,7 @@ use super::{
 };
 use crate::{
     kernel::KernelError,
-    model::{DeviceId, Revision},
+    model::{DeviceId, Revision, SessionId},
     transition::{self, Directory as _, Signal, Step},
 };
 
@@ -21,6 +21,10 @@ impl Writer {
         if !ask.again {
             let steps = transition::register(&self.registry, list, &self.context(self.clock.now()))?;
             let changed: Vec<Step> = steps.into_iter().filter(|s| s.changed).collect();
+            let unproved: Vec<SessionId> = changed.iter().flat_map(|s| self.unproved_by(&s.device)).collect();
+            if !unproved.is_empty() {
+                self.end_sessions(&unproved, ask.cause());
+            }
             self.loosen(&changed, &[], ask.cause());
         }
         Ok(Decided::new(Subject::Nothing, move |w, settled| {

@@ -9,7 +9,7 @@ use crate::{
     config::UnknownDevice,
     controller::{Answer, Enforcement, Refusal, SessionReport, SignalContext},
     kernel::fake::Call,
-    model::{DeviceState, SessionId, prefix},
+    model::{DeviceState, SessionId, Trust, VpnKey, prefix},
 };
 
 #[tokio::test]
@@ -220,6 +220,47 @@ async fn a_certificate_must_be_the_devices() {
     assert_eq!(open("two", Some("aa")).await, mismatch("two"));
     assert_eq!(open("cn-1", Some("aa")).await, Ok(id("one")));
     assert_eq!(open("two", Some("bb")).await, Ok(id("two")));
+}
+
+#[tokio::test]
+async fn a_session_ends_with_what_its_device_was_known_by() {
+    let g = Gateway::new().await;
+    let certificate = |c: &str| c.repeat(32).parse().unwrap();
+    let registered = async |certificates: &[&str], keys: &[u8]| {
+        let mut phone = registration("phone", "office");
+        phone.certificates = certificates.iter().map(|c| certificate(c)).collect();
+        phone.vpn_keys = keys.iter().map(|k| VpnKey([*k; 32])).collect();
+        g.tell().register(g.seen(0), vec![phone]).await.unwrap();
+    };
+    let open = async |with: Option<&str>, key: Option<u8>| {
+        let report = SessionReport {
+            certificate: with.map(certificate),
+            vpn_key: key.map(|k| VpnKey([k; 32])),
+            ..report("phone", &["10.66.0.5"])
+        };
+        let opened = g.tell().open_session(g.seen(0), "vpn-1".parse().unwrap(), report).await;
+        opened.map(|o| o.session.session.trust)
+    };
+    let live = async || g.controller().sessions(None, 10).await.unwrap().len();
+    registered(&["aa", "bb"], &[]).await;
+    g.applied("phone").await.unwrap();
+    assert_eq!(open(Some("aa"), None).await, Ok(Trust::Certificate));
+    registered(&["aa", "bb", "cc"], &[]).await;
+    assert_eq!((live().await, g.judged("10.66.0.5")), (1, OFFICE));
+    // One of them was stolen.
+    registered(&["bb", "cc"], &[]).await;
+    assert_eq!((live().await, g.judged("10.66.0.5")), (0, QUARANTINE));
+    assert_eq!(open(Some("aa"), None).await, Err(Refusal::FingerprintMismatch(id("phone"))));
+
+    registered(&[], &[7]).await;
+    assert_eq!(open(None, Some(8)).await, Err(Refusal::FingerprintMismatch(id("phone"))));
+    assert_eq!(open(None, Some(7)).await, Ok(Trust::VpnKey));
+    registered(&[], &[7]).await;
+    assert_eq!(live().await, 1);
+    registered(&[], &[]).await;
+    assert_eq!((live().await, g.judged("10.66.0.5")), (0, QUARANTINE));
+    // By its name alone, as far as a pool takes that.
+    assert_eq!(open(None, None).await, Ok(Trust::Name));
 }
 
 #[tokio::test]

@@ -251,6 +251,19 @@ async fn registering_is_all_or_none_and_aliases_belong_to_one_device() {
             .collect::<Vec<_>>(),
         [0, 1]
     );
+    // A retired device's is free, once.
+    g.tell().retire(g.seen(0), id("two")).await.unwrap();
+    let with = |name: &str| {
+        let mut new = registration(name, "office");
+        new.certificates = vec!["aa".repeat(32).parse().unwrap()];
+        vec![new]
+    };
+    register(with("four")).await.unwrap();
+    let refused = register(with("five")).await.unwrap_err();
+    assert!(
+        matches!(&refused, Refusal::AliasTaken { owner: Some(o), .. } if *o == id("four")),
+        "{refused:?}"
+    );
 }
 
 #[tokio::test]

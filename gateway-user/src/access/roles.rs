@@ -74,8 +74,9 @@ pub const TABLE: &[Rpc] = &[
     rpc("/lazaret.v1.InspectService/Explain", READS),
     // It shows what packets hold.
     rpc("/lazaret.v1.InspectService/CaptureDenied", OPERATOR),
-    rpc("/lazaret.v1.OperatorService/GrantException", OPERATOR),
-    rpc("/lazaret.v1.OperatorService/EndException", OPERATOR),
+    // Both carry restrictions, too.
+    restriction("/lazaret.v1.OperatorService/GrantException", OPERATOR),
+    restriction("/lazaret.v1.OperatorService/EndException", OPERATOR),
     rpc("/lazaret.v1.OperatorService/GetDrift", READS),
     // It repairs.
     rpc("/lazaret.v1.OperatorService/CheckDrift", OPERATOR),
@@ -180,6 +181,20 @@ mod tests {
                 rpc.path
             );
         }
+    }
+
+    #[test]
+    fn what_restricts_or_may_has_places_of_its_own() {
+        let restricting: Vec<&str> = TABLE.iter().filter(|r| r.restricts).map(Rpc::method).collect();
+        let expected = [
+            "ReportPolicyRevoked",
+            "RetireDevice",
+            "GrantException",
+            "EndException",
+            "ReportPolicy",
+            "CloseSession",
+        ];
+        assert_eq!(restricting, expected);
     }
 
     #[test]

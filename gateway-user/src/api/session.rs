@@ -32,10 +32,8 @@ impl Sessions {
         if by.scope.sources.is_none() {
             return Ok(());
         }
-        let before = session.0.checked_sub(1).map(SessionId);
-        let found = self.controller.sessions(before, 1).await?;
-        match found.first() {
-            Some(view) if view.session.id == session && !scope::sees_source(by, view.session.source.as_str()) => {
+        match self.controller.source_of(session).await? {
+            Some(source) if !scope::sees_source(by, source.as_str()) => {
                 let outside = Outside::new(&format!("session {session}"), None);
                 Err(scope::refused(&self.controller, by, "CloseSession", request, outside).await)
             }
@@ -119,5 +117,54 @@ impl SessionService for Sessions {
             sessions,
             next_page_token,
         }))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures_util::FutureExt as _;
+
+    use super::*;
+    use crate::{
+        controller::{Refusal, tests::kit::Gateway},
+        model::{Role, Scope},
+    };
+
+    fn closing(source: &str, session: SessionId) -> Request<v1::CloseSessionRequest> {
+        let context = v1::SignalContext {
+            request_id: "one".into(),
+            ..Default::default()
+        };
+        let mut request = Request::new(v1::CloseSessionRequest {
+            context: Some(context),
+            session_id: session.0,
+        });
+        request.extensions_mut().insert(Identity {
+            scope: Scope {
+                sources: Some([source.parse().unwrap()].into()),
+                devices: None,
+            },
+            ..Identity::unlimited(Role::Vpn, source)
+        });
+        request
+    }
+
+    #[tokio::test]
+    async fn who_is_limited_to_a_source_ends_its_sessions_and_no_others_however_many_wait() {
+        let g = Gateway::new().await;
+        g.register("phone", "office").await;
+        let session = g.open("phone", &["10.66.0.5"]).await.unwrap().session.session.id;
+        let sessions = Sessions::new(g.config.clone(), g.controller().clone());
+        let refused = sessions.close_session(closing("vpn-2", session)).await.unwrap_err();
+        assert_eq!(refused.code(), tonic::Code::PermissionDenied);
+        // The queue of what may be refused for load is full.
+        let go = g.hold().await;
+        let busy = || g.controller().drift().now_or_never();
+        let full = std::iter::repeat_with(busy).find_map(|told| told).unwrap();
+        assert_eq!(full.unwrap_err(), Refusal::Busy);
+        let mut close = Box::pin(sessions.close_session(closing("vpn-1", session)));
+        assert!((&mut close).now_or_never().is_none(), "it waits, and is not refused");
+        go.send(()).unwrap();
+        assert!(close.await.unwrap().into_inner().ended);
     }
 }

@@ -29,8 +29,6 @@ pub(super) const AGAIN: Duration = Duration::from_millis(10);
 const AGAIN_REST: u32 = 10;
 /// But that long at most.
 const AGAIN_AT_MOST: Duration = Duration::from_millis(500);
-/// Actions that are refused for no request id.
-const RESTRICTIONS: [&str; 3] = ["ReportPolicyRevoked", "RetireDevice", "CloseSession"];
 
 /// What was decided and is not committed yet.
 #[derive(Default)]
@@ -182,6 +180,8 @@ pub(super) struct Ask<'a> {
     pub(super) action: &'static str,
     /// The same request is under way, or done and its answer is not known: nothing is to be changed, and what is so now is the answer.
     pub(super) again: bool,
+    /// Its id was used for another request. Only what restricts comes so far.
+    pub(super) reused: bool,
 }
 
 impl<'a> Ask<'a> {
@@ -195,21 +195,27 @@ impl<'a> Ask<'a> {
 pub(super) struct About {
     pub(super) device: Option<DeviceId>,
     pub(super) subject: String,
+    /// It restricts, or may: it is refused for no request id.
+    pub(super) restricts: bool,
 }
 
 impl About {
     pub(super) fn device(id: &DeviceId) -> Self {
         Self {
             device: Some(id.clone()),
-            subject: String::new(),
+            ..Self::default()
         }
     }
 
     pub(super) fn subject(what: impl ToString) -> Self {
         Self {
-            device: None,
             subject: what.to_string(),
+            ..Self::default()
         }
+    }
+
+    pub(super) fn restriction(self) -> Self {
+        Self { restricts: true, ..self }
     }
 }
 
@@ -225,15 +231,24 @@ impl Writer {
     ) {
         let first = self.audit.next_number();
         let cause = Cause::of(context, action);
-        let ask = |again| Ask { context, action, again };
+        let ask = |again| Ask {
+            context,
+            action,
+            again,
+            reused: false,
+        };
         let decided = match self.asked_before(context) {
             Ok(Before::Answered(answer)) => return drop(to.send(Ok(Answer::Again(answer)))),
             Ok(Before::Never) => decide(self, ask(false)).inspect(|_| self.remember(context)),
             Ok(Before::UnderWay) => decide(self, ask(true)),
             // A caller that gives one id to two requests must not keep a device released by it.
-            Err(refusal) if RESTRICTIONS.contains(&action) => {
-                tracing::warn!(by = cause.by, action, "{refusal}; the restriction is done all the same");
-                decide(self, ask(false))
+            Err(refusal) if about.restricts => {
+                tracing::warn!(by = cause.by, action, "{refusal}; a restriction is done all the same");
+                let ask = Ask {
+                    reused: true,
+                    ..ask(false)
+                };
+                decide(self, ask)
             }
             Err(refusal) => Err(refusal),
         };

@@ -145,10 +145,9 @@ impl Controller {
         reason: String,
         length: Duration,
     ) -> Result<SignalOutcome> {
-        let about = About::device(&device);
-        let queue = match kind {
-            ExceptionKind::Release => Queue::Normal,
-            ExceptionKind::Block => Queue::Urgent,
+        let (queue, about) = match kind {
+            ExceptionKind::Release => (Queue::Normal, About::device(&device)),
+            ExceptionKind::Block => (Queue::Urgent, About::device(&device).restriction()),
         };
         let decide = move |w: &mut Writer, ask: Ask<'_>| w.grant_exception(ask, &device, kind, &reason, length);
         self.command(queue, context, "GrantException", about, decide).await
@@ -159,7 +158,7 @@ impl Controller {
     /// # Errors
     /// [`Refusal::NoException`] and others: see [`Refusal`].
     pub async fn end_exception(&self, context: SignalContext, device: DeviceId, reason: String) -> Result<SignalOutcome> {
-        let about = About::device(&device);
+        let about = About::device(&device).restriction();
         let decide = move |w: &mut Writer, ask: Ask<'_>| w.end_exception(ask, &device, &reason);
         self.command(Queue::Urgent, context, "EndException", about, decide).await
     }
@@ -169,7 +168,7 @@ impl Controller {
     /// # Errors
     /// [`Refusal::UnknownDevice`], [`Refusal::DeviceRetired`]; [`Refusal::Busy`] only when the controller is gone.
     pub async fn policy_revoked(&self, context: SignalContext, device: DeviceId, reason: String) -> Result<SignalOutcome> {
-        let about = About::device(&device);
+        let about = About::device(&device).restriction();
         let decide = move |w: &mut Writer, ask: Ask<'_>| w.policy_revoked(ask, &device, &reason);
         self.command(Queue::Urgent, context, "ReportPolicyRevoked", about, decide)
             .await
@@ -180,7 +179,7 @@ impl Controller {
     /// # Errors
     /// [`Refusal::UnknownDevice`]; [`Refusal::Busy`] only when the controller is gone.
     pub async fn retire(&self, context: SignalContext, device: DeviceId) -> Result<SignalOutcome> {
-        let about = About::device(&device);
+        let about = About::device(&device).restriction();
         let decide = move |w: &mut Writer, ask: Ask<'_>| w.retire(ask, &device);
         self.command(Queue::Urgent, context, "RetireDevice", about, decide).await
     }
@@ -193,6 +192,7 @@ impl Controller {
         let about = About {
             device: Some(report.device_name.clone()),
             subject: format!("session of {source}"),
+            ..About::default()
         };
         let (to, answered) = oneshot::channel::<Result<OpenOutcome>>();
         let job = Job::Command(Box::new(move |w: &mut Writer| {
@@ -210,8 +210,21 @@ impl Controller {
     /// [`Refusal::Busy`] only when the controller is gone.
     pub async fn close_session(&self, context: SignalContext, session: SessionId) -> Result<CloseOutcome> {
         let decide = move |w: &mut Writer, ask: Ask<'_>| w.close(ask, session);
-        let about = About::subject(format_args!("session {session}"));
+        let about = About::subject(format_args!("session {session}")).restriction();
         self.command(Queue::Urgent, context, "CloseSession", about, decide).await
+    }
+
+    /// Whose a session is, if it is live: asked in front of its end, so it is refused for load no more than that.
+    ///
+    /// # Errors
+    /// [`Refusal::Busy`] only when the controller is gone.
+    pub async fn source_of(&self, session: SessionId) -> std::result::Result<Option<SourceName>, Refusal> {
+        let (to, answered) = oneshot::channel();
+        let job = Job::Command(Box::new(move |w: &mut Writer| {
+            drop(to.send(w.registry.session(session).map(|s| s.source.clone())));
+        }));
+        self.send(Queue::Urgent, job).await?;
+        answered.await.map_err(|_| Refusal::Busy)
     }
 
     /// Makes the live sessions of a source those of a list, but for those that open by themselves meanwhile.

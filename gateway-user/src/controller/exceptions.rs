@@ -42,6 +42,7 @@ impl Writer {
     ) -> Result<Decided<SignalOutcome>, Refusal> {
         let known = self.registry.device(device);
         match known.map(|d| d.state) {
+            Some(DeviceState::Blocked) if ask.reused => Err(Refusal::RequestIdReused(ask.context.request.clone())),
             Some(DeviceState::Blocked) => self.loosening(ask, device, Signal::EndException, reason),
             _ => self.restriction(ask, device, Signal::EndException, reason),
         }

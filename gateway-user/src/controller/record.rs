@@ -236,6 +236,7 @@ impl Writer {
         let about = About {
             device: note.device.clone(),
             subject: note.subject.clone(),
+            ..About::default()
         };
         self.refuse(refusal, cause, &about)
     }

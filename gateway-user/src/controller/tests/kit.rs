@@ -140,8 +140,8 @@ pub(crate) fn links() -> Vec<Link> {
 }
 
 /// A gateway: a state directory, a kernel and a clock that outlive the controller.
-pub(super) struct Gateway {
-    pub(super) config: Arc<Config>,
+pub(crate) struct Gateway {
+    pub(crate) config: Arc<Config>,
     pub(super) directory: TempDir,
     pub(super) kernel: FakeKernel,
     pub(super) clock: ManualClock,
@@ -150,7 +150,7 @@ pub(super) struct Gateway {
 }
 
 impl Gateway {
-    pub(super) async fn new() -> Self {
+    pub(crate) async fn new() -> Self {
         Self::with(config()).await
     }
 
@@ -235,7 +235,7 @@ impl Gateway {
         self.start().await.unwrap();
     }
 
-    pub(super) fn controller(&self) -> &Controller {
+    pub(crate) fn controller(&self) -> &Controller {
         &self.running.as_ref().unwrap().0
     }
 
@@ -256,14 +256,14 @@ impl Gateway {
         }
     }
 
-    pub(super) async fn register(&self, device: &str, pool: &str) {
+    pub(crate) async fn register(&self, device: &str, pool: &str) {
         self.tell()
             .register(self.seen(0), vec![registration(device, pool)])
             .await
             .unwrap();
     }
 
-    pub(super) async fn open(&self, device: &str, addresses: &[&str]) -> Result<OpenOutcome, Refusal> {
+    pub(crate) async fn open(&self, device: &str, addresses: &[&str]) -> Result<OpenOutcome, Refusal> {
         self.open_at("vpn-1", device, addresses).await
     }
 
@@ -290,6 +290,23 @@ impl Gateway {
     /// What the next packet is judged by.
     pub(super) fn judged(&self, address: &str) -> PoolId {
         self.kernel.judged_by(ip(address), self.clock.now().boot).unwrap()
+    }
+
+    /// Keeps the controller's thread from its queues until it is told to go on. A device must be registered.
+    pub(crate) async fn hold(&self) -> std::sync::mpsc::Sender<()> {
+        let (go, wait) = std::sync::mpsc::channel::<()>();
+        let (reached, there) = tokio::sync::oneshot::channel();
+        let once = Arc::new(std::sync::Mutex::new(Some((reached, wait))));
+        let controller = self.controller().clone();
+        let hold = move |(): &mut (), _: &Device, _: &crate::transition::Context<'_>| {
+            if let Some((reached, wait)) = once.lock().unwrap().take() {
+                reached.send(()).unwrap();
+                wait.recv().unwrap();
+            }
+        };
+        tokio::spawn(async move { controller.fold_devices((), hold).await });
+        there.await.unwrap();
+        go
     }
 
     /// Waits for something that the controller does by itself.

@@ -5,7 +5,7 @@ use futures_util::future::join_all;
 use super::kit::*;
 use crate::{
     controller::{Answer, Refusal, SignalContext},
-    model::{DeviceState, Identity, Role},
+    model::{DeviceState, ExceptionKind, Identity, Role},
     store::{AuditQuery, SqliteStore, Store as _},
 };
 
@@ -150,6 +150,35 @@ async fn a_restriction_is_done_whatever_its_request_id_was_used_for() {
         revoked.await.unwrap().first().unwrap().device.device.state,
         DeviceState::Quarantined
     );
+    let except = async |kind, body| {
+        let (why, length) = ("lost".to_owned(), std::time::Duration::from_secs(60));
+        let told = g
+            .controller()
+            .grant_exception(request(&g, "one", body), id("phone"), kind, why, length);
+        told.await.map(|answer| answer.first().unwrap().device.device.state)
+    };
+    let end = async |body| {
+        let told = g
+            .controller()
+            .end_exception(request(&g, "one", body), id("phone"), "found".to_owned());
+        told.await.map(|answer| answer.first().unwrap().device.device.state)
+    };
+    let reused = Refusal::RequestIdReused("one".parse().unwrap());
+    let refused = |told: Result<DeviceState, crate::controller::Refused>| told.unwrap_err().refusal;
+    // Neither what releases nor the end of a block restricts.
+    assert_eq!(refused(except(ExceptionKind::Release, 4).await), reused);
+    assert_eq!(except(ExceptionKind::Block, 5).await, Ok(DeviceState::Blocked));
+    assert_eq!(refused(end(6).await), reused);
+    g.tell()
+        .end_exception(g.seen(0), id("phone"), "found".to_owned())
+        .await
+        .unwrap();
+    let length = std::time::Duration::from_secs(60);
+    g.tell()
+        .grant_exception(g.seen(0), id("phone"), ExceptionKind::Release, "lost".to_owned(), length)
+        .await
+        .unwrap();
+    assert_eq!(end(7).await, Ok(DeviceState::Quarantined));
     let retired = g.controller().retire(request(&g, "one", 3), id("phone"));
     assert_eq!(
         retired.await.unwrap().first().unwrap().device.device.state,

@@ -430,26 +430,6 @@ fn listed(g: &Gateway, id: &str) -> SignalContext {
     }
 }
 
-/// Keeps the controller's thread from its queue until it is told to go on.
-async fn held(g: &Gateway) -> std::sync::mpsc::Sender<()> {
-    let (go, wait) = std::sync::mpsc::channel::<()>();
-    let wait = std::sync::Arc::new(std::sync::Mutex::new(wait));
-    let (reached, there) = tokio::sync::oneshot::channel();
-    let reached = std::sync::Arc::new(std::sync::Mutex::new(Some(reached)));
-    let controller = g.controller().clone();
-    tokio::spawn(async move {
-        let hold = move |(): &mut (), _: &crate::model::Device, _: &crate::transition::Context<'_>| {
-            if let Some(reached) = reached.lock().unwrap().take() {
-                reached.send(()).unwrap();
-                wait.lock().unwrap().recv().unwrap();
-            }
-        };
-        controller.fold_devices((), hold).await
-    });
-    there.await.unwrap();
-    go
-}
-
 #[tokio::test]
 async fn a_list_under_way_that_comes_again_ends_nothing_that_opened_since() {
     let g = Gateway::new().await;
@@ -469,7 +449,7 @@ async fn a_list_under_way_that_comes_again_ends_nothing_that_opened_since() {
         all.sort();
         all
     };
-    let go = held(&g).await;
+    let go = g.hold().await;
     // All three wait when the controller comes to them: the list, a session that opens by itself, and the list again.
     let mut first = Box::pin(g.controller().synchronise_sessions(listed(&g, "one"), source(), list()));
     let mut young = Box::pin(g.open("young", &["10.66.0.7"]));
@@ -503,7 +483,7 @@ async fn a_list_that_nobody_waits_for_is_dropped_and_asked_again_is_as_old_as_it
         let list = vec![report("listed", &["10.66.0.6"])];
         g.controller().synchronise_sessions(listed(&g, "one"), source(), list)
     };
-    let go = held(&g).await;
+    let go = g.hold().await;
     assert!(ask().now_or_never().is_none());
     go.send(()).unwrap();
     g.open("young", &["10.66.0.7"]).await.unwrap();
@@ -524,7 +504,7 @@ async fn a_list_that_nobody_waits_for_is_dropped_and_asked_again_is_as_old_as_it
 async fn only_so_many_lists_wait() {
     let g = Gateway::new().await;
     g.register("phone", "office").await;
-    let go = held(&g).await;
+    let go = g.hold().await;
     let mut all: Vec<_> = (0..18)
         .map(|i| {
             let context = listed(&g, &format!("list-{i}"));

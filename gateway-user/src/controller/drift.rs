@@ -241,7 +241,7 @@ impl Writer {
         self.kernel.recount();
         let desired = reconcile::Desired {
             addresses: what.iter().map(|(a, to, _)| (*a, to.clone())).collect(),
-            earliest: self.registry.earliest_lease(),
+            earliest: self.first_lease_end(),
         };
         // The programs look at every lease of these before one appears.
         let observed = Observed {

@@ -28,8 +28,8 @@ impl Writer {
             .map(|s| (s, self.registry.device_of(s)));
         // While the kernel may still have a lease that memory has not, the programs go on looking at it.
         let earliest = match &self.kernel_problem {
-            None => self.registry.earliest_lease(),
-            Some(_) => reconcile::sooner(self.registry.earliest_lease(), self.earliest),
+            None => self.first_lease_end(),
+            Some(_) => reconcile::sooner(self.first_lease_end(), self.earliest),
         };
         let wanted = reconcile::desired(sessions, earliest, &self.context(now));
         let free = cleared.iter().filter(|a| !self.registry.is_held(**a));
@@ -39,6 +39,17 @@ impl Writer {
         };
         let ops = reconcile::plan(&wanted, &found, &self.config);
         self.apply(ops)
+    }
+
+    /// What the programs' word for the first end of a lease should be. While the clock is behind the last commit, and until each device is told
+    /// that it no longer is, nobody knows when the leases that it holds back end: the programs look at every one.
+    pub(super) fn first_lease_end(&self) -> Option<BootTime> {
+        let untold = self.clock_behind.is_some() || self.reviewing.as_ref().is_some_and(|r| r.clock);
+        if untold {
+            Some(BootTime(0))
+        } else {
+            self.registry.earliest_lease()
+        }
     }
 
     /// The programs' word for the first end of a lease, as last set.
@@ -83,7 +94,7 @@ impl Writer {
     pub(super) fn reconcile(&mut self) -> Result<(), KernelError> {
         let now = self.clock.now();
         let found = reconcile::observe(self.kernel.as_ref(), self.earliest)?;
-        let wanted = reconcile::desired(self.registry.live(), self.registry.earliest_lease(), &self.context(now));
+        let wanted = reconcile::desired(self.registry.live(), self.first_lease_end(), &self.context(now));
         let ops = reconcile::plan(&wanted, &found, &self.config);
         if self.apply(ops).is_none() {
             self.kernel_problem = None;

@@ -39,6 +39,10 @@ impl Review {
         }
     }
 
+    const fn most(&self) -> usize {
+        if self.clock { COMMITTED } else { PLACED }
+    }
+
     /// The wall clock has passed the last commit.
     pub(super) fn clock_right() -> Self {
         Self {
@@ -100,13 +104,15 @@ impl Writer {
     }
 
     fn place_slice(&mut self) {
+        // While others are settled the review is under way, and may begin anew by it.
+        if let Some(review) = self.reviewing.as_ref().filter(|r| r.clock) {
+            let slice = self.slice_of(review);
+            self.settle_before(&slice, []);
+        }
         let Some(review) = self.reviewing.take() else { return };
         let now = self.clock.now();
-        let most = if review.clock { COMMITTED } else { PLACED };
-        let devices = self.registry.devices_after(review.after.as_ref()).take(most);
-        let slice: Vec<DeviceId> = devices.map(|d| d.id.clone()).collect();
+        let slice = self.slice_of(&review);
         if review.clock {
-            self.settle_before(&slice, []);
             let started = |id| self.started(self.registry.device(id)?, &now);
             let steps: Vec<Step> = slice.iter().filter_map(started).collect();
             self.take_restriction(&steps, &[], Cause::gateway(START));
@@ -116,15 +122,21 @@ impl Writer {
             let places: Vec<(DeviceId, Standing)> = slice.iter().filter_map(place).collect();
             places.iter().for_each(|(id, standing)| self.registry.stand(id, *standing));
         }
-        if review.clock {
-            self.enforce(&slice.iter().collect::<Vec<_>>(), &[]);
-        }
-        if slice.len() == most {
+        let clock = review.clock;
+        if slice.len() == review.most() {
             self.reviewing = Some(Review {
-                after: slice.into_iter().last(),
+                after: slice.last().cloned(),
                 ..review
             });
         }
+        if clock {
+            self.enforce(&slice.iter().collect::<Vec<_>>(), &[]);
+        }
+    }
+
+    fn slice_of(&self, review: &Review) -> Vec<DeviceId> {
+        let devices = self.registry.devices_after(review.after.as_ref()).take(review.most());
+        devices.map(|d| d.id.clone()).collect()
     }
 
     /// When the next slice may come.

@@ -1,8 +1,13 @@
 //! Leases: renewed, over, over while the daemon is down, and over with the daemon dead.
 
+use std::{collections::BTreeMap, net::IpAddr};
+
+use futures_util::FutureExt as _;
+
 use super::kit::*;
 use crate::{
     controller::Enforcement,
+    kernel::fake::Call,
     model::{BootTime, DeviceState, Now, WallTime},
 };
 
@@ -132,4 +137,48 @@ async fn the_word_that_makes_programs_look_stays_while_the_kernel_could_not_be_t
     .await;
     assert_eq!(g.judged("10.66.0.5"), QUARANTINE);
     assert_eq!(g.judged("10.66.0.7"), LAB);
+}
+
+#[tokio::test]
+async fn a_release_that_was_held_back_has_its_end_in_the_kernel_from_its_first_moment() {
+    let mut g = released_in_the_lab().await;
+    // Others come first when everyone is told that the clock has come right: the phone in the third slice.
+    let others = (0..600).map(|i| registration(&format!("d{i:03}"), "office")).collect();
+    g.tell().register(g.seen(0), others).await.unwrap();
+    g.stop().await;
+    let behind = Now {
+        wall: WallTime(START.wall.0 - 60_000),
+        boot: BootTime(5_000_000_000),
+        boot_id: 2,
+    };
+    g.reboot(behind);
+    g.start().await.unwrap();
+    assert_eq!(g.judged("10.66.0.5"), QUARANTINE);
+    // The clock comes right, and the first that the controller is told is that the phone connects again.
+    let go = g.hold().await;
+    g.kernel.take_calls();
+    let mut word = g.kernel.state().earliest;
+    g.clock.advance_ms(60_000);
+    let mut open = Box::pin(g.open("phone", &["10.66.0.5"]));
+    assert!((&mut open).now_or_never().is_none());
+    go.send(()).unwrap();
+    open.await.unwrap();
+    g.until("everyone is told", async |g| g.kernel.state().earliest > Some(BootTime(0)))
+        .await;
+    assert_eq!(g.judged("10.66.0.5"), LAB);
+    let mut leases: BTreeMap<IpAddr, BootTime> = BTreeMap::new();
+    for call in g.kernel.take_calls() {
+        match call {
+            Call::Assign(address, to) => {
+                leases.remove(&address);
+                leases.extend(to.lease.map(|(end, _)| (address, end)));
+            }
+            Call::Clear(address) => drop(leases.remove(&address)),
+            Call::EarliestLeaseEnd(end) => word = end,
+            Call::Links(_) | Call::Note(_) => {}
+        }
+        let looks = |end: &BootTime| word.is_some_and(|word| word <= *end);
+        assert!(leases.values().all(looks), "the kernel would not end it: {leases:?} {word:?}");
+    }
+    assert!(!leases.is_empty());
 }

@@ -319,7 +319,7 @@ fn sockets_understand() {
         return;
     }
     for xdp in [false, true] {
-        let Link { device, kernel, .. } = &Link::new(xdp, true).addressed();
+        let Link { device, kernel, .. } = &Link::addressed(xdp, true);
         device.sysctl("net.ipv4.ping_group_range", "0 0").unwrap();
         device.run(|| {
             for to in ["10.77.0.1:25", "[fd77::1]:25"] {

@@ -69,7 +69,7 @@ fn the_mark_crosses_from_xdp_to_tc() {
         device,
         gateway,
         mut kernel,
-    } = Link::new(false, false).addressed();
+    } = Link::addressed(false, false);
     gateway.address("lo", "10.77.0.53/32").unwrap();
     gateway.address("lo", "fd77::53/128").unwrap();
     let rule = |kernel: &Kernel| kernel.counted(1, Reason::Rule).packets;

@@ -14,10 +14,28 @@ pub(crate) struct Link {
 }
 
 impl Link {
-    /// `xdp`: native XDP judges first; `reject`: denials are answered.
+    /// `xdp`: native XDP judges first; `reject`: denials are answered. Nobody has an address.
     pub(crate) fn new(xdp: bool, reject: bool) -> Self {
-        let (device, gateway) = (Namespace::new("device").unwrap(), Namespace::new("gateway").unwrap());
-        veth((&device, "vpn"), (&gateway, "inside")).unwrap();
+        Self::between(wire(), xdp, reject)
+    }
+
+    /// Likewise; the device has addresses of pool 1, and a route to DM by the gateway, which has addresses too.
+    pub(crate) fn addressed(xdp: bool, reject: bool) -> Self {
+        let (device, gateway) = wire();
+        for (at, interface, [v4, v6]) in [
+            (&device, "vpn", ["10.66.0.5/16", "fd66::5/64"]),
+            (&gateway, "inside", ["10.66.0.1/16", "fd66::1/64"]),
+        ] {
+            at.address(interface, v4).unwrap();
+            at.address(interface, v6).unwrap();
+        }
+        device.route("10.77.0.0/16", "10.66.0.1".parse().unwrap()).unwrap();
+        device.route("fd77::/64", "fd66::1".parse().unwrap()).unwrap();
+        // Programs come last: to load them takes as long as IPv6 takes to get ready.
+        Self::between((device, gateway), xdp, reject)
+    }
+
+    fn between((device, gateway): (Namespace, Namespace), xdp: bool, reject: bool) -> Self {
         let mut kernel = Kernel::load();
         world::write(&kernel, 0, reject);
         let mut vlans = [0; 16];
@@ -34,18 +52,10 @@ impl Link {
         });
         Self { device, gateway, kernel }
     }
+}
 
-    /// Gives the device addresses of pool 1 and a route to DM by the gateway, which has addresses too.
-    pub(crate) fn addressed(self) -> Self {
-        for (at, interface, [v4, v6]) in [
-            (&self.device, "vpn", ["10.66.0.5/16", "fd66::5/64"]),
-            (&self.gateway, "inside", ["10.66.0.1/16", "fd66::1/64"]),
-        ] {
-            at.address(interface, v4).unwrap();
-            at.address(interface, v6).unwrap();
-        }
-        self.device.route("10.77.0.0/16", "10.66.0.1".parse().unwrap()).unwrap();
-        self.device.route("fd77::/64", "fd66::1".parse().unwrap()).unwrap();
-        self
-    }
+fn wire() -> (Namespace, Namespace) {
+    let (device, gateway) = (Namespace::new("device").unwrap(), Namespace::new("gateway").unwrap());
+    veth((&device, "vpn"), (&gateway, "inside")).unwrap();
+    (device, gateway)
 }

@@ -34,7 +34,7 @@ struct Seen {
 
 impl Site {
     fn new() -> Self {
-        let link = Link::new(true, false).addressed();
+        let link = Link::addressed(true, false);
         let (device, gateway) = (&link.device, &link.gateway);
         // Address resolution would be tagged as well, and nobody answers in a VLAN.
         let shown = gateway.ip("-o link show inside").unwrap();

@@ -1,4 +1,7 @@
 //! The boot clock, cheaply: read once a tick of the kernel's timer, and kept meanwhile. Pure; who reads the clocks hands them in.
+//!
+//! One CPU at a time counts the ticks for all. On a virtual machine whose host takes that CPU away, the count stands still for as long, and so does
+//! the clock that others keep: a lease then ends late by that, some ticks as a rule. No packet passes for it that was not released.
 
 /// What [`BootClock::about`] can be behind by while the host does not sleep: a tick at the slowest timer that kernels have (HZ=100), and some more.
 pub const TOLERANCE: u64 = 16_000_000;
@@ -15,7 +18,7 @@ pub struct BootClock {
 
 impl BootClock {
     /// The boot clock, at most [`TOLERANCE`] behind. `tick`: the timer's count (jiffies), which stands still while the host sleeps: after that
-    /// it is behind by the time slept, until the next tick.
+    /// it is behind by the time slept, until the next tick. It also stands still while the CPU that counts does not run: see above.
     #[inline(always)]
     pub fn about(&mut self, tick: u64, boot: impl FnOnce() -> u64) -> u64 {
         if self.tick != tick {

@@ -11,7 +11,8 @@ use anyhow::{Context as _, Result};
 use hyper_util::rt::TokioIo;
 use lazaret_proto::v1::{
     self as pb, device_service_client::DeviceServiceClient, inspect_service_client::InspectServiceClient,
-    policy_service_client::PolicyServiceClient, session_service_client::SessionServiceClient,
+    operator_service_client::OperatorServiceClient, policy_service_client::PolicyServiceClient,
+    session_service_client::SessionServiceClient,
 };
 use tonic::{
     Status,
@@ -195,6 +196,56 @@ impl Client {
         call!(self, devices, report_policy_applied, request)
     }
 
+    /// Reports its policy as applied, by a stream of its own.
+    ///
+    /// # Errors
+    /// The gateway's; a refusal is FAILED_PRECONDITION.
+    pub fn applied_by_stream(&self, id: &str) -> Answer<pb::Enforcement> {
+        let signal = pb::ReportPolicyAppliedRequest {
+            context: Some(context()),
+            device_id: id.into(),
+            policy_revision: "baseline-7".into(),
+            policy_key: String::new(),
+        };
+        let message = pb::ReportPolicyRequest {
+            signal: Some(pb::report_policy_request::Signal::Applied(signal)),
+        };
+        let mut answers = call!(self, policies, report_policy, tokio_stream::iter([message]))?;
+        let answer = self.runtime.block_on(answers.message())?;
+        let answer = answer.ok_or_else(|| Status::unavailable("the stream has ended without an answer"))?;
+        match &answer.refusal {
+            None => Ok(answer.enforcement()),
+            Some(refusal) => Err(Status::failed_precondition(refusal.reason.clone())),
+        }
+    }
+
+    /// Releases it by hand for an hour, as an operator does.
+    ///
+    /// # Errors
+    /// The gateway's.
+    pub fn excepted(&self, id: &str) -> Answer<pb::SignalResponse> {
+        let request = pb::GrantExceptionRequest {
+            context: Some(context()),
+            device_id: id.into(),
+            kind: pb::ExceptionKind::Release.into(),
+            reason: "its user stands at the desk".into(),
+            length_seconds: 3600,
+        };
+        call!(self, operator, grant_exception, request)
+    }
+
+    /// Renews its lease.
+    ///
+    /// # Errors
+    /// The gateway's.
+    pub fn renewed(&self, id: &str) -> Answer<pb::RenewLeasesResponse> {
+        let request = pb::RenewLeasesRequest {
+            context: Some(context()),
+            device_ids: vec![id.into()],
+        };
+        call!(self, policies, renew_leases, request)
+    }
+
     /// Reports its policy as revoked.
     ///
     /// # Errors
@@ -327,6 +378,9 @@ impl Client {
 
     fn devices(&self) -> DeviceServiceClient<Channel> {
         DeviceServiceClient::new(self.channel.clone())
+    }
+    fn operator(&self) -> OperatorServiceClient<Channel> {
+        OperatorServiceClient::new(self.channel.clone())
     }
     fn policies(&self) -> PolicyServiceClient<Channel> {
         PolicyServiceClient::new(self.channel.clone())

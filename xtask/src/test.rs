@@ -26,6 +26,9 @@ const MOST_THREADS: usize = 4;
 /// Random packets of the differential tests in the nightly form.
 const NIGHTLY_CASES: &str = "1000000";
 
+/// Deaths of the daemon under load in the nightly form: half an hour.
+const NIGHTLY_DEATHS: &str = "200";
+
 /// Runs them, and says whether all passed.
 pub(crate) fn run(root: &Path, filter: Option<&str>, nightly: bool) -> Result<bool> {
     let python = python(root).unwrap_or_else(|e| {
@@ -44,6 +47,7 @@ pub(crate) fn run(root: &Path, filter: Option<&str>, nightly: bool) -> Result<bo
         .env("LAZARET_TEST_PYTHON", python);
     if nightly {
         tests.env("LAZARET_TEST_CASES", NIGHTLY_CASES);
+        tests.env("LAZARET_CRASH_ROUNDS", NIGHTLY_DEATHS);
     }
     let (passed, summary) = watch(&mut tests)?;
     println!("\n{summary}");

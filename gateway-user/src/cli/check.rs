@@ -10,7 +10,7 @@ use super::{
     client::Failure,
     table::{Cell, Page, Tone, toned, write_out},
 };
-use crate::config::{Allow, Config, ConfigError, ConfigErrors, InterfacePattern, InterfaceRule};
+use crate::config::{Allow, Config, ConfigError, ConfigErrors, InterfacePattern, InterfaceRole, InterfaceRule};
 
 pub(super) fn run(args: &CheckArgs) -> Result<Outcome, Failure> {
     let (config, mut errors) = match Config::load(&args.file) {
@@ -97,12 +97,23 @@ fn on_this_host(config: &Config) -> Vec<String> {
         Ok(links) => links,
         Err(e) => return vec![format!("the interfaces of this host cannot be listed: {e}")],
     };
+    let shared = there
+        .iter()
+        .filter(|now| now.link.ethernet && config.role(&now.link.name) == Some(InterfaceRole::Device))
+        .map(|now| {
+            format!(
+                "interface {}: it is Ethernet, where an address is bound to the interface, not to a MAC; if several devices share it, one can pose \
+                 as another, unless the switch or concentrator before it binds each to its address",
+                now.link.name
+            )
+        });
     let missing = |r: &&InterfaceRule| !there.iter().any(|now| r.name.matches(&now.link.name));
     let sentence = |r: &InterfaceRule| match &r.name {
         InterfacePattern::Name(name) => format!("interface {name} does not exist yet; it is waited for"),
         InterfacePattern::Prefix(_) => format!("no interface {} exists yet; they are waited for", r.name),
     };
-    config.interfaces.iter().filter(missing).map(sentence).collect()
+    let waited_for = config.interfaces.iter().filter(missing).map(sentence);
+    waited_for.chain(shared).collect()
 }
 
 fn summary(page: &mut Page, config: &Config) {

@@ -18,11 +18,19 @@ pub(super) enum Op {
     Register(u32),
     Open,
     Close(u64),
-    /// By direct signal, or by policy key.
-    Release {
-        keys: bool,
-    },
+    Release(By),
+    /// Changes nothing that is looked at.
+    Renew,
     Revoke,
+}
+
+/// What a release rests on, and how it comes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum By {
+    Signal,
+    Stream,
+    Keys,
+    Exception,
 }
 
 /// A device as the answers say that it is.
@@ -68,9 +76,9 @@ impl Device {
         match self.doubt {
             Some(Op::Open) => after.session = Some(0),
             Some(Op::Close(_)) => after.session = None,
-            Some(Op::Release { .. }) => after.released = true,
+            Some(Op::Release(_)) => after.released = true,
             Some(Op::Revoke) => after.released = false,
-            Some(Op::Register(_)) | None => {}
+            Some(Op::Register(_) | Op::Renew) | None => {}
         }
         self.reaches() == reaches || after.reaches() == reaches
     }
@@ -79,12 +87,15 @@ impl Device {
         if self.owner == 0 {
             return Op::Register(1);
         }
-        match (random.below(10), self.session) {
+        match (random.below(12), self.session) {
             (0, _) => Op::Register(self.owner + 1),
             (1..=3, Some(id)) => Op::Close(id),
             (1..=4, None) => Op::Open,
-            (5, _) if !self.released => Op::Release { keys: true },
-            (4 | 6 | 7, _) if !self.released => Op::Release { keys: false },
+            (4, _) if !self.released => Op::Release(By::Keys),
+            (5 | 6, _) if !self.released => Op::Release(By::Signal),
+            (7 | 8, _) if !self.released => Op::Release(By::Stream),
+            (9, _) if !self.released => Op::Release(By::Exception),
+            (4 | 5, _) => Op::Renew,
             (_, None) => Op::Open,
             _ => Op::Revoke,
         }
@@ -138,17 +149,21 @@ fn ask(client: &Client, device: &mut Device, op: Op) -> Answer<()> {
             device.unsure = unsure(closed.enforcement());
             device.session = None;
         }
-        Op::Release { keys } => {
-            let released = if keys {
-                let key = client.offer(&device.id)?;
-                let key = client.acknowledge(&device.id, key)?;
-                client.applied_with(&device.id, key)?
-            } else {
-                client.applied(&device.id)?
+        Op::Release(by) => {
+            let enforcement = match by {
+                By::Signal => client.applied(&device.id)?.enforcement(),
+                By::Stream => client.applied_by_stream(&device.id)?,
+                By::Keys => {
+                    let key = client.offer(&device.id)?;
+                    let key = client.acknowledge(&device.id, key)?;
+                    client.applied_with(&device.id, key)?.enforcement()
+                }
+                By::Exception => client.excepted(&device.id)?.enforcement(),
             };
-            device.unsure = unsure(released.enforcement());
+            device.unsure = unsure(enforcement);
             device.released = true;
         }
+        Op::Renew => drop(client.renewed(&device.id)?),
         Op::Revoke => {
             let revoked = client.revoked(&device.id)?;
             device.unsure = unsure(revoked.enforcement());

@@ -199,7 +199,7 @@ fn where_it_is_judged_is_found_or_asked_for() {
         "{e:#}"
     );
 
-    // Detached behind the daemon's back, which is held so that it does not repair it.
+    // Over a restart: the same answer, by the program that is adopted, and no pins of the twin meanwhile.
     let before = stage.one(&format!("--from {DEVICE} --to {DM} --proto tcp --port 80"));
     assert_eq!(
         (&before["place"]["hook"], &before["place"]["program"]),

@@ -1,5 +1,5 @@
 //! Drift: memory, which is what the store says, against the kernel's tables and the programs that are attached now. All the time, a part at a
-//! time and for a small share of it; and wholly, when asked. What differs is put right as memory says, where a release is only what its proof
+//! time and for a small share of it (what one word changes for everyone, once a second); and wholly, when asked. What differs is put right as memory says, where a release is only what its proof
 //! still allows; it is counted, logged as an error with both values, and noted in the audit.
 
 use std::{
@@ -13,7 +13,7 @@ use tracing::error;
 
 use super::{Difference, DriftView, inspect::hook_name, upkeep::States, writer::Writer};
 use crate::{
-    kernel::{AddressReading, Assignment, HookPoint, KernelError, ReadBack},
+    kernel::{AddressReading, Assignment, HookPoint, KernelError, ReadBack, TableDifference},
     model::{BootTime, DeviceId, InterfaceName, Now, PoolId, SessionId},
     reconcile::{self, Held, Observed, Op},
 };
@@ -22,6 +22,8 @@ use crate::{
 const AT_ONCE: usize = 25;
 /// The same when all is asked for.
 const AT_ONCE_ASKED: usize = 200;
+/// Between two comparisons of what holds for all addresses, at least.
+const TABLES_EVERY: Duration = Duration::from_secs(1);
 /// Between two turns at least.
 const EVERY: Duration = Duration::from_millis(12);
 /// While something else is waited for.
@@ -42,6 +44,10 @@ pub(super) struct Comparison {
     last: VecDeque<Difference>,
     /// Sessions up to this one are compared; then the tables' parts from this one on are looked over.
     place: Place,
+    /// When what holds for all addresses is compared next.
+    tables: Instant,
+    /// Which part of that.
+    part: usize,
     pub(super) next: Instant,
     /// Those who asked for all of it, with what had been found before.
     asked: Vec<Asked>,
@@ -75,6 +81,8 @@ impl Comparison {
             view: DriftView::default(),
             last: VecDeque::new(),
             place: Place::Sessions(None),
+            tables: Instant::now(),
+            part: 0,
             next: Instant::now() + EVERY,
             asked: Vec::new(),
             attaching: None,
@@ -94,6 +102,7 @@ impl Writer {
     /// Compares everything from the beginning, in turns without rest; answers what was found by that.
     pub(super) fn ask_drift(&mut self, to: oneshot::Sender<DriftView>) {
         self.comparison.place = Place::Sessions(None);
+        (self.comparison.tables, self.comparison.part) = (Instant::now(), 0);
         self.comparison.next = Instant::now();
         let before = DriftView {
             last: Vec::new(),
@@ -109,6 +118,16 @@ impl Writer {
             return;
         }
         self.attached_again();
+        if begin >= self.comparison.tables {
+            let mut next = self.compare_table(self.comparison.part);
+            while let (Some(part), false) = (next, self.comparison.asked.is_empty()) {
+                next = self.compare_table(part);
+            }
+            self.comparison.part = next.unwrap_or(0);
+            if next.is_none() {
+                self.comparison.tables = Instant::now() + TABLES_EVERY;
+            }
+        }
         // What a clock that has come right lets hold again is put into the kernel by the review.
         let mut done = false;
         if self.kernel_problem.is_none() && !self.reviewing.as_ref().is_some_and(|r| r.clock) {
@@ -154,6 +173,37 @@ impl Writer {
             }
         }
         Ok(())
+    }
+
+    /// All that the tables say beside addresses and sessions.
+    fn compare_tables(&mut self) {
+        let mut part = Some(0);
+        while let Some(next) = part {
+            part = self.compare_table(next);
+        }
+    }
+
+    /// A part of it, against what this daemon wrote there: none of it is decided here. Returns the next part.
+    fn compare_table(&mut self, part: usize) -> Option<usize> {
+        let mut found = Vec::new();
+        let next = self.kernel.compare_tables(part, &mut found).unwrap_or_else(|e| {
+            error!(error = %e, "the kernel's tables cannot be compared");
+            None
+        });
+        for TableDifference {
+            subject,
+            found,
+            wanted,
+            repaired,
+        } in found
+        {
+            // One that stays so is told once.
+            let known = self.comparison.last.iter().any(|d| d.subject == subject && !d.repaired);
+            if repaired || !known {
+                self.note(subject, None, wanted, found, repaired);
+            }
+        }
+        next
     }
 
     fn round_done(&mut self, now: &Now) {
@@ -238,6 +288,8 @@ impl Writer {
         found: Vec<String>,
         now: &Now,
     ) -> Result<(), KernelError> {
+        // An address is judged by what its class means, too.
+        self.compare_tables();
         self.kernel.recount();
         let desired = reconcile::Desired {
             addresses: what.iter().map(|(a, to, _)| (*a, to.clone())).collect(),
@@ -266,6 +318,7 @@ impl Writer {
             return Ok(());
         }
         let before = self.kernel.read_all(orphans)?;
+        self.compare_tables();
         self.kernel.recount();
         self.apply(orphans.iter().map(|a| Op::Clear(*a)).collect());
         let after = self.kernel.read_all(orphans)?;

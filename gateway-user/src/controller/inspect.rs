@@ -154,11 +154,21 @@ impl Writer {
     /// With how interfaces and floor stand.
     pub(super) fn status(&self, (interfaces, floor): (States, String)) -> Status {
         let interfaces = interfaces.map_err(|e| e.to_string());
-        let mode = self.kernel.mode();
         let mut warnings = Vec::new();
-        if mode == Mode::Observe {
+        // What is not known is not told as enforced.
+        let mode = self.kernel.mode().unwrap_or_else(|e| {
+            warnings.push(format!("whether the programs enforce cannot be read: {e}"));
+            Mode::Observe
+        });
+        if self.config.mode == Mode::Observe {
             warnings.push("observe mode: nothing is denied and the floor is open".to_owned());
-        } else if floor != "closed" {
+        } else if mode == Mode::Observe {
+            warnings.push(
+                "the programs deny nothing: their tables have them observe, although the mode is enforce; the floor alone denies"
+                    .to_owned(),
+            );
+        }
+        if self.config.mode == Mode::Enforce && floor != "closed" {
             warnings.push(format!("the floor is {floor}"));
         }
         if self.not_durable() > 0 {

@@ -118,14 +118,21 @@ impl Classes {
         self.slots[FIRST..].iter().any(|s| s.entry != 0 && s.users == 0)
     }
 
-    /// Makes those free. No program may still be reading what it saw before they fell idle.
-    pub(super) fn forget_idle(&mut self) {
-        for slot in self.slots[FIRST..].iter_mut().filter(|s| s.users == 0) {
+    /// Makes those free, and says which they are. No program may still be reading what it saw before they fell idle.
+    pub(super) fn forget_idle(&mut self) -> Vec<Class> {
+        let mut freed = Vec::new();
+        for (class, slot) in (0..=Class::MAX)
+            .zip(&mut self.slots)
+            .skip(FIRST)
+            .filter(|(_, s)| s.users == 0)
+        {
             if let Some(key) = &slot.key {
                 self.numbers.remove(key);
             }
             *slot = Slot::default();
+            freed.push(class);
         }
+        freed
     }
 
     /// Gives a free number to a key.
@@ -218,7 +225,7 @@ mod tests {
             give(&mut c, key(1, n % 2 == 0, &format!("tun{n}")), n);
         }
         assert_eq!((c.free(), c.any_idle()), (None, true));
-        c.forget_idle();
+        assert_eq!(c.forget_idle(), (65..=255).collect::<Vec<_>>());
         assert_eq!(c.find(&key(1, false, "tun0")), Some(first), "in use");
         assert_eq!(c.find(&key(1, false, "tun1")), None);
         assert_eq!((c.free(), c.any_idle()), (Some(65), false));

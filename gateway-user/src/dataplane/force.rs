@@ -51,12 +51,18 @@ pub(super) fn grace() {
 }
 
 /// Brings policies into force beside what is: the enforced one by one word. Counters of rules that stay go on.
-pub(super) fn switch(tables: &Tables, maps: &Maps, policies: &Policies) -> io::Result<()> {
+pub(super) fn switch(tables: &mut Tables, maps: &Maps, policies: &Policies) -> io::Result<()> {
     for number in &policies.numbers.fresh {
         tables.counts.forget(*number);
     }
     // Whatever happens in between, no number that counts is given to another rule.
     write_ids(maps, &policies.numbers.both)?;
+    put_in_force(tables, policies);
+    write_ids(maps, &policies.numbers.after)
+}
+
+/// The policies alone, where they are not in force already.
+pub(super) fn put_in_force(tables: &mut Tables, policies: &Policies) {
     let active = tables.generation().load(Ordering::Acquire) as usize & 1;
     let new = bpf::bytes_of(&*policies.enforced);
     if !tables.policy.holds(active * size_of::<Policy>(), new) {
@@ -64,21 +70,20 @@ pub(super) fn switch(tables: &Tables, maps: &Maps, policies: &Policies) -> io::R
         grace();
         tables.policy.copy_in((active ^ 1) * size_of::<Policy>(), new);
         fence(Ordering::SeqCst);
-        tables.generation().store(active as u32 ^ 1, Ordering::SeqCst);
+        tables.set_generation(active as u32 ^ 1);
         grace();
         tracing::info!("policy changed: generation {} is in force", active ^ 1);
     }
     match &policies.shadow {
-        None => tables.set_flag(abi::FLAG_SHADOW, false),
+        None => tables.flags.set(abi::FLAG_SHADOW, false),
         Some(shadow) => {
             if !tables.policy.holds(SHADOW_AT, bpf::bytes_of(&**shadow)) {
-                tables.set_flag(abi::FLAG_SHADOW, false);
+                tables.flags.set(abi::FLAG_SHADOW, false);
                 grace();
                 tables.policy.copy_in(SHADOW_AT, bpf::bytes_of(&**shadow));
                 fence(Ordering::SeqCst);
             }
-            tables.set_flag(abi::FLAG_SHADOW, true);
+            tables.flags.set(abi::FLAG_SHADOW, true);
         }
     }
-    write_ids(maps, &policies.numbers.after)
 }

@@ -1,60 +1,168 @@
-//! What the programs are told of interfaces: pools and VLANs, by index.
+//! What the programs are told of interfaces: pools and VLANs, by index; and what a foreign hand has told them.
 
-use std::{collections::HashMap, io, os::fd::AsFd};
+use std::{
+    collections::HashMap,
+    io,
+    os::fd::AsFd,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
 
 use gateway_ebpf::abi::{self, Interface};
 
-use super::{bpf, many, mapping::Mapping, maps::Maps, tables::set_flag};
+use super::{
+    bpf::{self, Map},
+    flags::Flags,
+    many,
+    maps::Maps,
+};
 use crate::{
     config::{Config, InterfaceRule},
+    kernel::TableDifference,
     links::LinkNow,
 };
 
-/// Says what interfaces have of pools and VLANs. Before a program is attached there, so that it finds its entry. By index, why an entry cannot be
-/// written: the interface then has no VLANs, and no pools if any interface has pools of its own.
-pub(super) fn set(config: &Config, control: &Mapping, maps: &Maps, links: &[LinkNow]) -> io::Result<HashMap<u32, String>> {
-    let restricts = restricts(config);
-    if !restricts {
-        set_flag(control, abi::FLAG_INTERFACE_POOLS, false);
-    }
-    let written = maps.get(abi::map::INTERFACES).map(|map| write(config, map, links));
-    // With an entry missing, its interface has no pools; without the flag it would have all.
-    if restricts {
-        set_flag(control, abi::FLAG_INTERFACE_POOLS, true);
-    }
-    written
+/// The one writer of INTERFACES. Whoever attaches and whoever compares take turns, for system calls on a map and no longer.
+pub(super) struct Interfaces {
+    maps: Arc<Maps>,
+    flags: Arc<Flags>,
+    written: Mutex<Written>,
 }
 
-/// Writes every entry that it can; says of the others why not.
-fn write(config: &Config, map: &bpf::Map, links: &[LinkNow]) -> HashMap<u32, String> {
-    let mut missing = HashMap::new();
-    for link in links {
-        let Some(rule) = wanted(config, link) else { continue };
-        let ifindex = link.link.ifindex;
-        if let Err(e) = bpf::update(map.fd.as_fd(), &ifindex.to_ne_bytes(), bpf::bytes_of(&entry(rule))) {
-            let why = match e.raw_os_error() {
-                Some(libc::E2BIG) => format!("the table of interfaces is full ({} entries)", abi::MAX_INTERFACES),
-                _ => e.to_string(),
-            };
-            missing.insert(
-                ifindex,
-                format!("its pools and VLANs cannot be set, so that it has none: {why}"),
-            );
+#[derive(Default)]
+struct Written {
+    /// What the table has of ours, by index.
+    entries: HashMap<u32, Interface>,
+    /// What an earlier process left is gone: everything else is foreign.
+    alone: bool,
+    /// Put right in passing, and not told of yet.
+    found: Vec<TableDifference>,
+}
+
+impl Interfaces {
+    pub(super) fn new(maps: Arc<Maps>, flags: Arc<Flags>) -> Self {
+        Self {
+            maps,
+            flags,
+            written: Mutex::default(),
         }
     }
-    missing
+
+    /// Says what interfaces have of pools and VLANs. Before a program is attached there, so that it finds its entry. By index, why an entry
+    /// cannot be written: the interface then has no VLANs, and no pools if any interface has pools of its own.
+    pub(super) fn set(&self, config: &Config, links: &[LinkNow]) -> io::Result<HashMap<u32, String>> {
+        let restricts = restricts(config);
+        if !restricts {
+            self.flags.set(abi::FLAG_INTERFACE_POOLS, false);
+        }
+        let set = self.map().map(|map| {
+            let mut written = self.written();
+            if let Err(e) = written.mend(map) {
+                tracing::error!("what interfaces have of pools and VLANs cannot be compared: {e}");
+            }
+            written.write(config, map, links)
+        });
+        // With an entry missing, its interface has no pools; without the flag it would have all.
+        if restricts {
+            self.flags.set(abi::FLAG_INTERFACE_POOLS, true);
+        }
+        set
+    }
+
+    /// Removes what [`Self::set`] would not write now.
+    pub(super) fn forget(&self, config: &Config, links: &[LinkNow]) -> io::Result<()> {
+        let map = self.map()?;
+        let mut written = self.written();
+        let (held, _) = many::read(map)?;
+        let stale = |index: &u32| {
+            let link = links.iter().find(|l| l.link.ifindex == *index);
+            link.and_then(|l| wanted(config, l)).is_none()
+        };
+        for index in indexes(&held).filter(stale) {
+            bpf::delete(map.fd.as_fd(), &index.to_ne_bytes())?;
+            written.entries.remove(&index);
+        }
+        written.alone = true;
+        Ok(())
+    }
+
+    /// Puts right what a foreign hand has changed; what it was, since the last call.
+    pub(super) fn compare(&self, found: &mut Vec<TableDifference>) -> io::Result<()> {
+        let mut written = self.written();
+        let looked = written.mend(self.map()?);
+        found.append(&mut written.found);
+        looked
+    }
+
+    fn map(&self) -> io::Result<&Map> {
+        self.maps.get(abi::map::INTERFACES)
+    }
+
+    fn written(&self) -> MutexGuard<'_, Written> {
+        self.written.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
-/// Removes what [`set`] would not write now.
-pub(super) fn forget(config: &Config, maps: &Maps, links: &[LinkNow]) -> io::Result<()> {
-    let map = maps.get(abi::map::INTERFACES)?;
-    let (held, _) = many::read(map)?;
-    let stale = |key: &&[u8]| {
-        let link = links.iter().find(|l| l.link.ifindex.to_ne_bytes() == **key);
-        link.and_then(|l| wanted(config, l)).is_none()
+impl Written {
+    /// Writes every entry that it can; says of the others why not.
+    fn write(&mut self, config: &Config, map: &Map, links: &[LinkNow]) -> HashMap<u32, String> {
+        let mut missing = HashMap::new();
+        for link in links {
+            let Some(rule) = wanted(config, link) else { continue };
+            let (ifindex, entry) = (link.link.ifindex, entry(rule));
+            match bpf::update(map.fd.as_fd(), &ifindex.to_ne_bytes(), bpf::bytes_of(&entry)) {
+                Ok(()) => drop(self.entries.insert(ifindex, entry)),
+                Err(e) => {
+                    let why = match e.raw_os_error() {
+                        Some(libc::E2BIG) => format!("the table of interfaces is full ({} entries)", abi::MAX_INTERFACES),
+                        _ => e.to_string(),
+                    };
+                    missing.insert(
+                        ifindex,
+                        format!("its pools and VLANs cannot be set, so that it has none: {why}"),
+                    );
+                }
+            }
+        }
+        missing
+    }
+
+    /// Sets the table to what was written. What is foreign goes first: it may take the room.
+    fn mend(&mut self, map: &Map) -> io::Result<()> {
+        let (keys, values) = many::read(map)?;
+        let values = values
+            .chunks_exact(size_of::<Interface>())
+            .map(|v| *bpf::read_plain::<Interface>(v));
+        let held: HashMap<u32, Interface> = indexes(&keys).zip(values).collect();
+        for (index, entry) in held.iter().filter(|(i, _)| self.alone && !self.entries.contains_key(i)) {
+            let deleted = bpf::delete(map.fd.as_fd(), &index.to_ne_bytes());
+            self.found.push(difference(*index, Some(entry), None, deleted.is_ok()));
+        }
+        for (index, entry) in self.entries.iter().filter(|(i, e)| held.get(i) != Some(e)) {
+            let written = bpf::update(map.fd.as_fd(), &index.to_ne_bytes(), bpf::bytes_of(entry));
+            self.found
+                .push(difference(*index, held.get(index), Some(entry), written.is_ok()));
+        }
+        Ok(())
+    }
+}
+
+fn difference(index: u32, found: Option<&Interface>, wanted: Option<&Interface>, repaired: bool) -> TableDifference {
+    let words = |entry: Option<&Interface>| {
+        let Some(entry) = entry else { return "nothing".to_owned() };
+        let vlans: Vec<String> = entry.vlans.iter().filter(|v| **v != 0).map(|v| format!("{v:#x}")).collect();
+        format!("pools {:#x}, VLANs [{}]", entry.pools, vlans.join(", "))
     };
-    let mut stale = held.chunks_exact(size_of::<u32>()).filter(stale);
-    stale.try_for_each(|key| bpf::delete(map.fd.as_fd(), key))
+    TableDifference {
+        subject: format!("INTERFACES, index {index}"),
+        found: words(found),
+        wanted: words(wanted),
+        repaired,
+    }
+}
+
+fn indexes(keys: &[u8]) -> impl Iterator<Item = u32> {
+    let (keys, _) = keys.as_chunks::<{ size_of::<u32>() }>();
+    keys.iter().map(|key| u32::from_ne_bytes(*key))
 }
 
 /// Whether any interface has pools of its own: then each needs an entry.

@@ -19,6 +19,7 @@ use gateway_ebpf::{
 use super::{
     bpf::Map,
     environment::{self, Error},
+    flags::Flags,
     force::{self, Policies},
     hooks::{Hooks, PROGRAMS, Program},
     layout::{self, Layout4},
@@ -33,7 +34,9 @@ use super::{
 use crate::{
     config::{Config, Mode},
     floor::{self, Floor},
-    kernel::{AddressReading, Assignment, InterfaceState, Kernel, KernelError, Link, Losses, Places, ReadBack, Survey},
+    kernel::{
+        AddressReading, Assignment, InterfaceState, Kernel, KernelError, Link, Losses, Places, ReadBack, Survey, TableDifference,
+    },
     links,
     model::{BootTime, PoolId, SessionId},
 };
@@ -46,6 +49,8 @@ pub struct Live {
     config: Config,
     maps: Arc<Maps>,
     tables: Tables,
+    /// As they are in force.
+    policies: Policies,
     upkeep: Arc<Upkeep>,
     adopted: bool,
 }
@@ -100,7 +105,8 @@ impl Live {
         };
         let config = &numbered;
         let (maps, programs) = load(config, adopted.then_some(&directory))?;
-        let mut tables = Tables::new(config, &maps).map_err(|e| match e {
+        let flags = Arc::new(Flags::new(&maps).map_err(Error::system("mapping CONTROL"))?);
+        let mut tables = Tables::new(config, &maps, Arc::clone(&flags)).map_err(|e| match e {
             TablesError::Compile(e) => Error::Compile(e),
             TablesError::System(e) => Error::system("mapping the tables")(e),
         })?;
@@ -126,6 +132,7 @@ impl Live {
         let upkeep = Upkeep::new(Parts {
             config: config.clone(),
             maps: Arc::clone(&maps),
+            flags,
             hooks,
             floor,
             changes,
@@ -136,6 +143,7 @@ impl Live {
             config: config.clone(),
             maps,
             tables,
+            policies,
             upkeep: Arc::new(upkeep),
             adopted,
         })
@@ -200,6 +208,11 @@ impl Live {
         Ring::open(&self.maps, map::DENIALS)
     }
 
+    /// Who sets flags, and knows who did.
+    pub(super) fn flags(&self) -> Arc<Flags> {
+        Arc::clone(&self.tables.flags)
+    }
+
     pub(super) fn maps(&self) -> &Maps {
         &self.maps
     }
@@ -212,16 +225,17 @@ impl Live {
     /// What the classes of our own tables mean.
     fn entries(&self) -> Result<Box<abi::Control>, KernelError> {
         let control = self.maps.get(map::CONTROL).map_err(|e| system("opening CONTROL", e))?;
-        readback::entries(control).map_err(|e| system("reading CONTROL", e))
+        readback::control(control).map_err(|e| system("reading CONTROL", e))
     }
 
     /// What a class and the record beside it say of an address.
     fn reading(&self, entries: &abi::Control, of: readback::Reading, record: Option<Cold>) -> AddressReading {
         let lease = record.filter(|c| c.lease_end != u64::MAX);
+        let entry = entries.classes[usize::from(of.class)];
         AddressReading {
-            pool: pool_now(entries.classes[usize::from(of.class)], record, tables::boot_now()),
+            pool: pool_now(entry, record, tables::boot_now()),
             session: record.map(|c| SessionId(c.session)),
-            interface: self.tables.interface(of.class).cloned(),
+            interface: self.tables.interface(of.class, entry).cloned(),
             lease_end: lease.map(|c| BootTime(c.lease_end)),
             fallback: lease.and_then(|c| u8::try_from(c.fallback).ok()).map(PoolId),
             map_id: of.map_id,
@@ -284,6 +298,19 @@ impl Kernel for Live {
 
     fn survey(&self, part: usize) -> Result<Survey, KernelError> {
         Ok(self.tables.survey(part))
+    }
+
+    fn compare_tables(&mut self, part: usize, found: &mut Vec<TableDifference>) -> Result<Option<usize>, KernelError> {
+        match part {
+            0 => self.tables.compare_control(&self.maps, found)?,
+            1 => self.upkeep.compare_interfaces(found)?,
+            2 => self.tables.compare_homes(&self.maps, &self.policies, found)?,
+            _ => {
+                self.tables.compare_policies(&self.policies, found);
+                return Ok(None);
+            }
+        }
+        Ok(Some(part + 1))
     }
 
     fn recount(&mut self) {
@@ -349,8 +376,14 @@ impl Kernel for Live {
         self.pool_numbers().map(one).collect()
     }
 
-    fn mode(&self) -> Mode {
-        self.config.mode
+    fn mode(&self) -> Result<Mode, KernelError> {
+        let control = self.maps.get(map::CONTROL).and_then(readback::control);
+        let flags = control.map_err(|e| system("reading CONTROL", e))?.flags;
+        Ok(if flags & abi::FLAG_OBSERVE == 0 {
+            Mode::Enforce
+        } else {
+            Mode::Observe
+        })
     }
 }
 

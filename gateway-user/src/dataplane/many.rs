@@ -134,7 +134,7 @@ pub(super) fn read(map: &Map) -> io::Result<(Vec<u8>, Vec<u8>)> {
     let (key, value) = (map.info.key_size as usize, map.info.value_size as usize);
     let (mut keys, mut values) = (Vec::new(), Vec::new());
     // More than any bucket of the hash has: the kernel hands over whole buckets.
-    let mut most = 16_384_usize;
+    let mut most = (map.info.max_entries as usize).clamp(1, 16_384);
     let (mut from, mut next) = (0_u32, 0_u32);
     let mut first = true;
     loop {

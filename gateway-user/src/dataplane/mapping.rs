@@ -60,10 +60,15 @@ impl Mapping {
     }
 
     pub(super) fn holds(&self, offset: usize, bytes: &[u8]) -> bool {
-        assert!(offset + bytes.len() <= self.len);
-        bytes
-            .iter()
-            .enumerate()
-            .all(|(i, b)| self.byte(offset + i).load(Ordering::Relaxed) == *b)
+        self.first_difference(offset, bytes).is_none()
+    }
+
+    /// Where `bytes`, of whole words, begin to differ from what is at `offset`, down to a word of eight bytes.
+    pub(super) fn first_difference(&self, offset: usize, bytes: &[u8]) -> Option<usize> {
+        let (words, rest) = bytes.as_chunks::<8>();
+        assert!(rest.is_empty(), "tables are made of whole words");
+        let differs =
+            |(n, word): &(usize, &[u8; 8])| self.word64(offset + n * 8).load(Ordering::Relaxed) != u64::from_ne_bytes(**word);
+        words.iter().enumerate().find(differs).map(|(n, _)| n * 8)
     }
 }

@@ -137,8 +137,8 @@ fn class_of(tables: [&Map; 2], address: IpAddr, large: &mut Large) -> io::Result
     }
 }
 
-/// What classes mean by a set's CONTROL.
-pub(super) fn entries(control: &Map) -> io::Result<Box<Control>> {
+/// A set's hot words, what classes mean among them.
+pub(super) fn control(control: &Map) -> io::Result<Box<Control>> {
     control.element::<Control>(0)
 }
 

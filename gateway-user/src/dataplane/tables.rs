@@ -4,9 +4,13 @@
 use std::{
     collections::{HashMap, HashSet},
     io,
+    mem::offset_of,
     net::{IpAddr, Ipv4Addr},
     os::fd::AsFd,
-    sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering, fence},
+    sync::{
+        Arc,
+        atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering, fence},
+    },
 };
 
 use gateway_ebpf::abi::{self, Class, ClassEntry, Cold, Control, ENTRY_LEASED, Homes6, POLICIES, Policy, VERSION};
@@ -15,6 +19,7 @@ use super::{
     bpf::{self, Map},
     classes::{self, Classes, Key},
     counts::Counts,
+    flags::Flags,
     force::{self, Policies, SHADOW_AT, grace},
     layout::{self, CHUNK, Layout4},
     many,
@@ -35,22 +40,37 @@ pub(super) struct Tables {
     config: Config,
     pub(super) layout: Layout4,
     homes6: Box<Homes6>,
+    /// Content of DIR4.
+    directory: Vec<u8>,
+    digest: u64,
     control: Mapping,
     pub(super) chunks: Mapping,
     hash6: Mapping,
     pub(super) policy: Mapping,
     pub(super) counts: Counts,
     pub(super) classes: Classes,
+    pub(super) flags: Arc<Flags>,
     /// As last told.
     indexes: HashMap<InterfaceName, u32>,
+    words: Words,
+}
+
+/// Words of CONTROL that no configuration says, as last written.
+#[derive(Clone, Copy, Default)]
+struct Words {
+    generation: u32,
+    earliest_lease_end: u64,
+    meta_key: u32,
 }
 
 impl Tables {
     /// Maps the memory of `maps`, which have the sizes that the configuration asks for.
-    pub(super) fn new(config: &Config, maps: &Maps) -> Result<Self, TablesError> {
+    pub(super) fn new(config: &Config, maps: &Maps, flags: Arc<Flags>) -> Result<Self, TablesError> {
         let layout = Layout4::new(config)?;
         Ok(Self {
             homes6: layout::homes6(config)?,
+            directory: layout.directory().into_iter().flat_map(u16::to_ne_bytes).collect(),
+            digest: layout::digest(config),
             control: Mapping::new(maps.get(abi::map::CONTROL)?, size_of::<Control>())?,
             chunks: Mapping::new(maps.get(abi::map::CHUNKS4)?, layout.chunks() * CHUNK)?,
             hash6: Mapping::new(
@@ -60,17 +80,18 @@ impl Tables {
             policy: Mapping::new(maps.get(abi::map::POLICY)?, POLICIES as usize * size_of::<Policy>())?,
             counts: Counts::new(maps)?,
             classes: Classes::new(config),
+            flags,
             indexes: HashMap::new(),
+            words: Words::default(),
             config: config.clone(),
             layout,
         })
     }
 
     /// Fills new maps, which no attached program reads yet: everything at rest.
-    pub(super) fn fill(&self, maps: &Maps, policies: &Policies) -> io::Result<()> {
+    pub(super) fn fill(&mut self, maps: &Maps, policies: &Policies) -> io::Result<()> {
         let index = 0_u32.to_ne_bytes();
-        let directory: Vec<u8> = self.layout.directory().into_iter().flat_map(u16::to_ne_bytes).collect();
-        bpf::update(maps.get(abi::map::DIR4)?.fd.as_fd(), &index, &directory)?;
+        bpf::update(maps.get(abi::map::DIR4)?.fd.as_fd(), &index, &self.directory)?;
         bpf::update(maps.get(abi::map::HOMES6)?.fd.as_fd(), &index, bpf::bytes_of(&*self.homes6))?;
         self.chunks.copy_in(0, &self.layout.resting(&self.config));
         self.policy.copy_in(0, bpf::bytes_of(&*policies.enforced));
@@ -78,20 +99,47 @@ impl Tables {
             self.policy.copy_in(SHADOW_AT, bpf::bytes_of(&**shadow));
         }
         force::write_ids(maps, &policies.numbers.after)?;
-        let control = Control {
-            abi: VERSION,
-            flags: self.flags() | if policies.shadow.is_some() { abi::FLAG_SHADOW } else { 0 },
+        self.words = Words {
             generation: 0,
-            hash6_bits: layout::buckets6(&self.config).trailing_zeros(),
             earliest_lease_end: u64::MAX,
-            config_digest: layout::digest(&self.config),
-            fragment_bits: layout::fragment_buckets(&self.config).trailing_zeros(),
             meta_key: meta_key()?,
-            classes: self.classes.entries(),
         };
-        self.control.copy_in(0, bpf::bytes_of(&control));
+        let flags = self.mode_flags() | if policies.shadow.is_some() { abi::FLAG_SHADOW } else { 0 };
+        self.control.copy_in(0, bpf::bytes_of(&self.wanted(flags)));
+        self.flags.begin(flags);
         fence(Ordering::SeqCst);
         Ok(())
+    }
+
+    /// CONTROL as it was last written, but for its flags.
+    pub(super) fn wanted(&self, flags: u32) -> Control {
+        Control {
+            abi: VERSION,
+            flags,
+            generation: self.words.generation,
+            hash6_bits: layout::buckets6(&self.config).trailing_zeros(),
+            earliest_lease_end: self.words.earliest_lease_end,
+            config_digest: self.digest,
+            fragment_bits: layout::fragment_buckets(&self.config).trailing_zeros(),
+            meta_key: self.words.meta_key,
+            classes: self.classes.entries(),
+        }
+    }
+
+    /// Writes it, word by word while programs read, but for its flags. What ends a lease comes first.
+    pub(super) fn write_control(&self, wanted: &Control) {
+        let word = |at: usize, value: u32| self.control.word32(at).store(value, Ordering::SeqCst);
+        let words = |at: usize, value: u64| self.control.word64(at).store(value, Ordering::SeqCst);
+        words(offset_of!(Control, earliest_lease_end), wanted.earliest_lease_end);
+        for (class, entry) in (0..=Class::MAX).zip(wanted.classes) {
+            self.write_entry(class, entry);
+        }
+        word(offset_of!(Control, generation), wanted.generation);
+        word(offset_of!(Control, hash6_bits), wanted.hash6_bits);
+        word(offset_of!(Control, fragment_bits), wanted.fragment_bits);
+        word(offset_of!(Control, meta_key), wanted.meta_key);
+        word(offset_of!(Control, abi), wanted.abi);
+        words(offset_of!(Control, config_digest), wanted.config_digest);
     }
 
     /// Whether maps that attached programs read hold what this configuration needs and no store can change: layout and directory.
@@ -150,22 +198,21 @@ impl Tables {
             keep
         });
         force::switch(self, maps, policies).map_err(|error| system("changing the policy", error))?;
-        let kept = self.flag_word().load(Ordering::SeqCst) & (abi::FLAG_SHADOW | abi::FLAG_INTERFACE_POOLS | abi::FLAG_DELEGATED);
-        self.flag_word().store(self.flags() | kept, Ordering::SeqCst);
-        let key = meta_key().map_err(|e| system("asking for a random number", e))?;
+        let kept = self.flags.now() & (abi::FLAG_SHADOW | abi::FLAG_INTERFACE_POOLS | abi::FLAG_DELEGATED);
+        self.flags.begin(self.mode_flags() | kept);
+        let meta_key = meta_key().map_err(|e| system("asking for a random number", e))?;
         self.control
-            .word32(std::mem::offset_of!(Control, meta_key))
-            .store(key, Ordering::SeqCst);
+            .word32(offset_of!(Control, meta_key))
+            .store(meta_key, Ordering::SeqCst);
+        self.words = Words {
+            generation: self.generation().load(Ordering::SeqCst),
+            earliest_lease_end: self
+                .control
+                .word64(offset_of!(Control, earliest_lease_end))
+                .load(Ordering::SeqCst),
+            meta_key,
+        };
         Ok(repaired)
-    }
-
-    /// See [`set_flag`].
-    pub(super) fn set_flag(&self, flag: u32, on: bool) {
-        set_flag(&self.control, flag, on);
-    }
-
-    fn flag_word(&self) -> &AtomicU32 {
-        flag_word(&self.control)
     }
 
     /// See [`crate::kernel::Kernel::assign`].
@@ -177,7 +224,7 @@ impl Tables {
         let delegated = prefix::network(address).is_some();
         if delegated {
             // Before there is an address that is found only with it.
-            self.set_flag(abi::FLAG_DELEGATED, true);
+            self.flags.set(abi::FLAG_DELEGATED, true);
         }
         let class = self.class_for(&to, delegated, before.is_some())?;
         let Some(before) = before else {
@@ -218,15 +265,14 @@ impl Tables {
 
     /// See [`crate::kernel::Kernel::clear`].
     pub(super) fn clear(&mut self, maps: &Maps, address: IpAddr) -> Result<(), KernelError> {
-        if let Some(resting) = self.resting(address) {
-            match address {
-                IpAddr::V4(_) => self.set_class(address, resting)?,
-                IpAddr::V6(a) => {
-                    let key = layout::words6(a);
-                    if let Some(class) = self.table6().get(key).map(|b| b.load(Ordering::Relaxed)) {
-                        self.table6().remove(key);
-                        self.classes.left(class);
-                    }
+        match address {
+            // What is in no pool has no class; whoever gave it one was not this daemon.
+            IpAddr::V4(_) => self.set_class(address, self.resting(address).unwrap_or(0))?,
+            IpAddr::V6(a) => {
+                let key = layout::words6(a);
+                if let Some(class) = self.table6().get(key).map(|b| b.load(Ordering::Relaxed)) {
+                    self.table6().remove(key);
+                    self.classes.left(class);
                 }
             }
         }
@@ -234,10 +280,11 @@ impl Tables {
     }
 
     /// See [`crate::kernel::Kernel::set_earliest_lease_end`].
-    pub(super) fn set_earliest_lease_end(&self, end: Option<BootTime>) {
+    pub(super) fn set_earliest_lease_end(&mut self, end: Option<BootTime>) {
+        self.words.earliest_lease_end = end.map_or(u64::MAX, |end| end.0);
         self.control
-            .word64(std::mem::offset_of!(Control, earliest_lease_end))
-            .store(end.map_or(u64::MAX, |end| end.0), Ordering::SeqCst);
+            .word64(offset_of!(Control, earliest_lease_end))
+            .store(self.words.earliest_lease_end, Ordering::SeqCst);
     }
 
     /// Binds classes to the interfaces that exist now.
@@ -248,9 +295,27 @@ impl Tables {
         }
     }
 
-    /// What a class byte of this set of maps is bound to.
-    pub(super) fn interface(&self, class: Class) -> Option<&InterfaceName> {
-        self.classes.interface(class)
+    /// The interface that a class is bound to by an entry that was read from CONTROL: by the name that it was given for, as long as that is
+    /// the entry that was written.
+    pub(super) fn interface(&self, class: Class, entry: ClassEntry) -> Option<&InterfaceName> {
+        if entry == self.classes.entry(class) {
+            self.classes.interface(class)
+        } else {
+            self.interface_at(abi::entry_ifindex(entry))
+        }
+    }
+
+    /// The interface that has an index.
+    pub(super) fn interface_at(&self, index: u32) -> Option<&InterfaceName> {
+        self.indexes.iter().find(|(_, i)| **i == index).map(|(name, _)| name)
+    }
+
+    pub(super) fn directory(&self) -> &[u8] {
+        &self.directory
+    }
+
+    pub(super) const fn homes6(&self) -> &Homes6 {
+        &self.homes6
     }
 
     /// Takes over the numbers that are given out, and sets those of addresses at rest right.
@@ -279,7 +344,9 @@ impl Tables {
         }
         if self.classes.free().is_none() && self.classes.any_idle() {
             grace();
-            self.classes.forget_idle();
+            for class in self.classes.forget_idle() {
+                self.write_entry(class, 0);
+            }
         }
         let Some(class) = self.classes.free() else {
             let restricts = self
@@ -304,7 +371,7 @@ impl Tables {
 
     fn entry_word(&self, class: Class) -> &AtomicU64 {
         self.control
-            .word64(std::mem::offset_of!(Control, classes) + usize::from(class) * size_of::<ClassEntry>())
+            .word64(offset_of!(Control, classes) + usize::from(class) * size_of::<ClassEntry>())
     }
 
     /// Before a byte names it.
@@ -312,7 +379,7 @@ impl Tables {
         self.entry_word(class).store(entry, Ordering::SeqCst);
     }
 
-    fn flags(&self) -> u32 {
+    fn mode_flags(&self) -> u32 {
         match self.config.mode {
             Mode::Enforce => 0,
             Mode::Observe => abi::FLAG_OBSERVE,
@@ -320,7 +387,12 @@ impl Tables {
     }
 
     pub(super) fn generation(&self) -> &AtomicU32 {
-        self.control.word32(std::mem::offset_of!(Control, generation))
+        self.control.word32(offset_of!(Control, generation))
+    }
+
+    pub(super) fn set_generation(&mut self, generation: u32) {
+        self.words.generation = generation;
+        self.generation().store(generation, Ordering::SeqCst);
     }
 
     /// By what an address is judged, in the memory that the programs read; 0: it is in no pool.
@@ -364,7 +436,7 @@ impl Tables {
         Ok(())
     }
 
-    /// The address is in a pool, so its /16 has a chunk.
+    /// In a /16 that no pool touches it is one that they all share.
     fn byte4(&self, address: Ipv4Addr) -> &AtomicU8 {
         let (chunk, place) = self.layout.place(u32::from(address));
         self.chunks.byte(chunk * CHUNK + place)
@@ -381,19 +453,6 @@ impl Tables {
     pub(super) const fn config(&self) -> &Config {
         &self.config
     }
-}
-
-/// Sets or clears a bit of [`Control::flags`]. Whoever has the memory of CONTROL may, at any time.
-pub(super) fn set_flag(control: &Mapping, flag: u32, on: bool) {
-    if on {
-        flag_word(control).fetch_or(flag, Ordering::SeqCst);
-    } else {
-        flag_word(control).fetch_and(!flag, Ordering::SeqCst);
-    }
-}
-
-fn flag_word(control: &Mapping) -> &AtomicU32 {
-    control.word32(std::mem::offset_of!(Control, flags))
 }
 
 /// The cold record that counts for an address: its own, or that of its whole /64.

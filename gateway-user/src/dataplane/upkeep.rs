@@ -11,13 +11,13 @@ use std::{
     time::{Duration, Instant},
 };
 
-use gateway_ebpf::abi::{Control, VERSION, map};
+use gateway_ebpf::abi::VERSION;
 
 use super::{
     environment::{Error, Lock},
+    flags::Flags,
     hooks::{self, Hooks},
-    interfaces,
-    mapping::Mapping,
+    interfaces::Interfaces,
     maps::Maps,
     readback::Reader,
     tables::system,
@@ -25,7 +25,7 @@ use super::{
 use crate::{
     config::Config,
     floor::{self, Floor},
-    kernel::{InterfaceState, KernelError, Link, Places, ReadBack},
+    kernel::{InterfaceState, KernelError, Link, Places, ReadBack, TableDifference},
     links::{self, LinkNow},
     model::InterfaceName,
     netlink::Kept,
@@ -39,8 +39,7 @@ const LOOK: Duration = Duration::from_secs(5);
 pub(super) struct Upkeep {
     config: Config,
     maps: Arc<Maps>,
-    /// For the flags: whether interfaces have pools of their own.
-    control: Mapping,
+    interfaces: Interfaces,
     standing: Mutex<Standing>,
     listing: Mutex<Kept>,
     reader: Mutex<Reader>,
@@ -74,6 +73,7 @@ struct Look {
 pub(super) struct Parts {
     pub(super) config: Config,
     pub(super) maps: Arc<Maps>,
+    pub(super) flags: Arc<Flags>,
     pub(super) hooks: Hooks,
     pub(super) floor: Option<Floor>,
     pub(super) changes: Option<floor::Changes>,
@@ -83,12 +83,10 @@ pub(super) struct Parts {
 
 impl Upkeep {
     pub(super) fn new(parts: Parts) -> Result<Self, Error> {
-        let control = parts.maps.get(map::CONTROL).map_err(Error::system("CONTROL"))?;
-        let control = Mapping::new(control, size_of::<Control>()).map_err(Error::system("mapping CONTROL"))?;
         Ok(Self {
             config: parts.config,
+            interfaces: Interfaces::new(Arc::clone(&parts.maps), parts.flags),
             maps: parts.maps,
-            control,
             standing: Mutex::new(Standing {
                 hooks: parts.hooks,
                 floor: parts.floor,
@@ -106,12 +104,12 @@ impl Upkeep {
     /// See [`Places::set_links`]; `links` is what the kernel says now.
     pub(super) fn look_after(&self, links: &[LinkNow]) {
         let mut standing = self.standing();
-        match interfaces::set(&self.config, &self.control, &self.maps, links) {
+        match self.interfaces.set(&self.config, links) {
             Ok(missing) => standing.hooks.missing(missing),
             Err(e) => tracing::error!("interfaces' pools and VLANs cannot be set, so that they have none: {e}"),
         }
         standing.attach(&self.config, &self.maps, links);
-        if let Err(e) = interfaces::forget(&self.config, &self.maps, links) {
+        if let Err(e) = self.interfaces.forget(&self.config, links) {
             tracing::warn!("pools and VLANs of interfaces that are gone: {e}");
         }
         // Attaching to XDP changes what the list says of it; the floor and the routes need names and indexes only.
@@ -119,6 +117,12 @@ impl Upkeep {
             tracing::error!("the floor: {e}");
         }
         standing.set_routes(&self.config, links);
+    }
+
+    /// What a foreign hand has written into the entries of interfaces: puts it right. Waits for nobody who attaches.
+    pub(super) fn compare_interfaces(&self, found: &mut Vec<TableDifference>) -> Result<(), KernelError> {
+        let compared = self.interfaces.compare(found);
+        compared.map_err(|e| system("comparing INTERFACES", e))
     }
 
     /// The interfaces that exist now; waited for however long the kernel's lock of the network configuration is held.

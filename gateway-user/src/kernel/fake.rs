@@ -13,7 +13,7 @@ use gateway_ebpf::abi::{Answers, Count, REASONS, RuleCount, ShadowCount};
 
 use super::{
     AddressReading, Assignment, HookPoint, HookState, InterfaceState, Kernel, KernelError, Link, Losses, Places, ProgramReading,
-    ReadBack, Survey,
+    ReadBack, Survey, TableDifference,
 };
 use crate::{
     config::{Config, InterfaceRole, Mode, PoolKind},
@@ -70,6 +70,10 @@ pub struct State {
     pub losses: Losses,
     /// Answer of [`Kernel::answers`].
     pub answers: BTreeMap<u8, Answers>,
+    /// What the next [`Kernel::compare_tables`] finds.
+    pub foreign: Vec<TableDifference>,
+    /// What [`Kernel::mode`] says; `None`: what is configured.
+    pub mode: Option<Mode>,
     /// Answer of [`Places::floor`].
     pub floor: String,
 }
@@ -245,6 +249,11 @@ impl Kernel for FakeKernel {
         })
     }
 
+    fn compare_tables(&mut self, _part: usize, found: &mut Vec<TableDifference>) -> Result<Option<usize>, KernelError> {
+        found.append(&mut self.state().foreign);
+        Ok(None)
+    }
+
     fn recount(&mut self) {
         self.state().calls.push(Call::Note("recounted"));
     }
@@ -275,8 +284,8 @@ impl Kernel for FakeKernel {
         Ok(self.state().answers.iter().map(|(n, a)| (*n, *a)).collect())
     }
 
-    fn mode(&self) -> Mode {
-        self.config.mode
+    fn mode(&self) -> Result<Mode, KernelError> {
+        Ok(self.state().mode.unwrap_or(self.config.mode))
     }
 }
 

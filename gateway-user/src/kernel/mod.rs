@@ -89,6 +89,19 @@ pub struct Survey {
     pub next: Option<usize>,
 }
 
+/// What a table had that the daemon alone writes, beside addresses and sessions.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TableDifference {
+    /// Table, and what of it.
+    pub subject: String,
+    /// What was there.
+    pub found: String,
+    /// What the daemon wrote last.
+    pub wanted: String,
+    /// Whether that is there again.
+    pub repaired: bool,
+}
+
 /// A network interface that exists now.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Link {
@@ -221,6 +234,14 @@ pub trait Kernel: Send {
     /// See [`KernelError`].
     fn survey(&self, part: usize) -> Result<Survey, KernelError>;
 
+    /// Compares a part, the first being 0, of what the tables say beside addresses and sessions (flags, what classes mean, ends of leases, homes,
+    /// policies, interfaces) with what this daemon last wrote there, and writes that again where it differs. What was found, a failure
+    /// notwithstanding, is added to `found`. Returns the next part; `None`: it was the last.
+    ///
+    /// # Errors
+    /// See [`KernelError`]: the rest of the part was not compared.
+    fn compare_tables(&mut self, part: usize, found: &mut Vec<TableDifference>) -> Result<Option<usize>, KernelError>;
+
     /// Finds out anew what the tables have in use, after a foreign hand was in them and before anything else is changed.
     fn recount(&mut self);
 
@@ -261,6 +282,9 @@ pub trait Kernel: Send {
     /// See [`KernelError`].
     fn answers(&self) -> Result<Vec<(u8, Answers)>, KernelError>;
 
-    /// Enforcing or observing.
-    fn mode(&self) -> Mode;
+    /// Enforcing or observing: what the programs are told now, read by system call.
+    ///
+    /// # Errors
+    /// See [`KernelError`].
+    fn mode(&self) -> Result<Mode, KernelError>;
 }

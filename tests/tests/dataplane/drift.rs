@@ -1,9 +1,13 @@
 //! Drift on the real kernel: the controller over the data plane, and a foreign hand in the pinned maps.
 
-use std::{net::IpAddr, sync::Arc};
+use std::{
+    mem::offset_of,
+    net::IpAddr,
+    sync::{Arc, atomic::Ordering},
+};
 
 use aya::maps::{Array, Map, MapData};
-use gateway_ebpf::abi::{VERSION, map};
+use gateway_ebpf::abi::{Control, FLAG_OBSERVE, VERSION, class_entry, map};
 use gateway_user::{
     clock::SystemClock,
     controller::{Acknowledge, Controller, Enforcement, Loaded, Options, Registration, SessionReport, SignalContext, Start},
@@ -14,7 +18,7 @@ use gateway_user::{
 };
 use lazaret_tests::{require, site::DEVICE};
 
-use crate::gateway::Gateway;
+use crate::{foreign::Memory, gateway::Gateway};
 
 const OTHER: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(10, 66, 0, 99));
 const NOBODYS: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(10, 66, 0, 177));
@@ -152,6 +156,60 @@ fn what_is_written_into_the_pinned_maps_is_found_and_put_right() {
                 .await
                 .unwrap();
             assert_eq!(classes.get(OTHER), released);
+
+            // What holds for everyone at once, by itself: nothing is denied; everyone in quarantine is judged as staff, at rest and in session.
+            let before = controller.drift().await.unwrap();
+            let control = Memory::control(&g);
+            let flags = control.word(offset_of!(Control, flags));
+            let index = links::now()
+                .unwrap()
+                .iter()
+                .find(|l| l.link.name.as_str() == "vpn0")
+                .unwrap()
+                .link
+                .ifindex;
+            let held_entry = class_entry(1, false, index);
+            let class = control.class_of(held_entry);
+            let office = class_entry(2, false, 0);
+            control.entry(1).store(office, Ordering::SeqCst);
+            control.entry(class).store(office, Ordering::SeqCst);
+            flags.fetch_or(FLAG_OBSERVE, Ordering::SeqCst);
+            let right = || {
+                flags.load(Ordering::SeqCst) & FLAG_OBSERVE == 0
+                    && control.entry(1).load(Ordering::SeqCst) == class_entry(1, false, 0)
+                    && control.entry(class).load(Ordering::SeqCst) == held_entry
+            };
+            for _ in 0..100 {
+                if right() {
+                    break;
+                }
+                tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+            }
+            assert!(right());
+            let after = controller.drift().await.unwrap();
+            assert_eq!(after.found - after.repaired, before.found - before.repaired, "{after:?}");
+            assert!(after.found >= before.found + 3, "{after:?}");
+            for (subject, found, wanted) in [
+                ("CONTROL, flags".to_owned(), "observe", "none"),
+                (
+                    "CONTROL, class 1".to_owned(),
+                    "pool staff, on any interface",
+                    "pool quarantine, on any interface",
+                ),
+                (
+                    format!("CONTROL, class {class}"),
+                    "pool staff, on any interface",
+                    "pool quarantine, interface vpn0",
+                ),
+            ] {
+                let told = after.last.iter().find(|d| d.subject == subject).unwrap();
+                assert_eq!(
+                    (told.found.as_str(), told.wanted.as_str(), told.repaired),
+                    (found, wanted, true)
+                );
+            }
+            let clean = controller.check_drift().await.unwrap();
+            assert_eq!(clean.found, 0, "{clean:?}");
             controller.shutdown().await;
             thread.ended().await.unwrap();
         });

@@ -6,6 +6,7 @@ mod adopt;
 mod bound;
 mod drift;
 mod floor;
+mod foreign;
 mod gateway;
 mod judge;
 mod links;

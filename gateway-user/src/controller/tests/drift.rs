@@ -4,9 +4,9 @@ use std::time::Duration;
 
 use super::kit::*;
 use crate::{
-    config::Source,
+    config::{Mode, Source},
     controller::Refusal,
-    kernel::{Assignment, HookPoint, KernelError},
+    kernel::{Assignment, HookPoint, KernelError, TableDifference},
     model::{SessionId, Trust},
 };
 
@@ -220,4 +220,43 @@ async fn an_arrival_outside_the_window_is_refused_and_remembered() {
     assert_eq!(known.enrolment.arrived_outside, Some(START.wall));
     g.clock.advance_ms(60_000);
     g.open("phone", &["10.66.0.5"]).await.unwrap();
+}
+
+#[tokio::test]
+async fn what_a_foreign_hand_does_to_all_addresses_is_noted_and_the_status_says_what_the_kernel_has() {
+    let g = Gateway::new().await;
+    let status = g.controller().status().await.unwrap();
+    assert_eq!(
+        (status.mode, status.warnings.iter().any(|w| w.contains("observe"))),
+        (Mode::Enforce, false)
+    );
+    g.kernel.state().mode = Some(Mode::Observe);
+    let status = g.controller().status().await.unwrap();
+    assert_eq!(status.mode, Mode::Observe);
+    assert!(
+        status.warnings.iter().any(|w| w.contains("the programs deny nothing")),
+        "{:?}",
+        status.warnings
+    );
+    g.kernel.state().mode = None;
+
+    let difference = |subject: &str, repaired| TableDifference {
+        subject: subject.to_owned(),
+        found: "observe".to_owned(),
+        wanted: "none".to_owned(),
+        repaired,
+    };
+    g.kernel.state().foreign = vec![difference("CONTROL, flags", true), difference("INTERFACES, index 7", false)];
+    let found = g.controller().check_drift().await.unwrap();
+    assert_eq!((found.found, found.repaired), (2, 1), "{found:?}");
+    assert_eq!(
+        (found.last[1].subject.as_str(), found.last[1].found.as_str()),
+        ("CONTROL, flags", "observe")
+    );
+    // One that stays is told once; without being asked, others are found within a second.
+    g.kernel.state().foreign = vec![difference("INTERFACES, index 7", false)];
+    assert_eq!(g.controller().check_drift().await.unwrap().found, 0);
+    g.kernel.state().foreign = vec![difference("CONTROL, class 1", true)];
+    g.until("found", async |g| g.controller().drift().await.unwrap().found == 3)
+        .await;
 }

@@ -42,6 +42,13 @@ pub struct Context<'a> {
     pub clock_behind: Option<WallTime>,
 }
 
+impl Context<'_> {
+    /// The wall clock, or the last commit's while that is later: it is this late at least.
+    pub(crate) fn at_least(&self) -> WallTime {
+        self.clock_behind.map_or(self.now.wall, |last| last.max(self.now.wall))
+    }
+}
+
 /// What can happen to a device of the registry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Signal<'a> {

@@ -235,7 +235,7 @@ fn advice(dossier: &Dossier, config: &Config, now: WallTime) -> Vec<String> {
     };
     match device.state {
         DeviceState::Released if dossier.held_back => advice.push(
-            "the wall clock is behind the last commit, so that the release waits: set the clock, or let the MDM report the policy again"
+            "the wall clock is behind the last commit, so that the release waits: set the clock; until it is right, proof dated rightly is refused (SIGNAL_FROM_FUTURE)"
                 .to_owned(),
         ),
         DeviceState::Released if dossier.awaits_wave => {

@@ -116,7 +116,7 @@ fn admitted(device: &Device, context: &Context<'_>) -> Result<(), Refusal> {
     if device.state == DeviceState::Released || device.enrolment.enrolled_at.is_some() {
         return Ok(());
     }
-    proof::within_window(device, &context.now)
+    proof::within_window(device, context)
 }
 
 fn note_outside(device: &mut Device, context: &Context<'_>) {

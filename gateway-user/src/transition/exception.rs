@@ -31,7 +31,7 @@ pub(super) fn grant(
             (DeviceState::Released, StateReason::ExceptionRelease)
         }
         ExceptionKind::Block => {
-            restriction::restricted(device, context.now.wall, &context.now);
+            restriction::restricted(device, context.at_least(), &context.now);
             restriction::take_keys(device);
             restriction::end_release(device);
             (DeviceState::Blocked, StateReason::ExceptionBlock)
@@ -56,7 +56,7 @@ pub(super) fn end(device: &mut Device, context: &Context<'_>) -> Result<(), Refu
         .take()
         .ok_or_else(|| Refusal::NoException(device.id.clone()))?;
     if exception.kind == ExceptionKind::Release && !stands(device, context) {
-        restriction::restricted(device, context.now.wall, &context.now);
+        restriction::restricted(device, context.at_least(), &context.now);
     }
     leave(device, context);
     Ok(())

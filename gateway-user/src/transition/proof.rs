@@ -75,19 +75,19 @@ pub fn window_open(device: &Device, context: &Context<'_>) -> Result<(), Refusal
     if device.enrolment.enrolled_at.is_some() {
         return Ok(());
     }
-    within_window(device, &context.now)?;
+    within_window(device, context)?;
     if arrival::is_past_deadline(device, context) {
         return Err(Refusal::QuarantineDeadline(device.id.clone()));
     }
     Ok(())
 }
 
-pub(super) fn within_window(device: &Device, now: &Now) -> Result<(), Refusal> {
-    let window = device.enrolment.window;
-    if window.not_before.is_some_and(|t| now.wall < t) {
+pub(super) fn within_window(device: &Device, context: &Context<'_>) -> Result<(), Refusal> {
+    let (window, now) = (device.enrolment.window, context.at_least());
+    if window.not_before.is_some_and(|t| now < t) {
         return Err(Refusal::EnrolmentNotOpen(device.id.clone()));
     }
-    if window.not_after.is_some_and(|t| now.wall > t) {
+    if window.not_after.is_some_and(|t| now > t) {
         return Err(Refusal::EnrolmentClosed(device.id.clone()));
     }
     Ok(())
@@ -140,12 +140,12 @@ pub(super) fn applied(
 /// keep out what it lets come.
 pub(super) fn spent(device: &Device, now: &Now) -> WallTime {
     let dated = device.release.proved.map(|p| p.wall).filter(|dated| *dated > now.wall);
-    dated.map_or(WallTime(i64::MIN), |dated| dated.min(latest(now)))
+    dated.map_or(WallTime(i64::MIN), |dated| dated.min(latest(now.wall)))
 }
 
 /// How a proof may be dated at the latest.
-pub(super) fn latest(now: &Now) -> WallTime {
-    WallTime(now.wall.0.saturating_add(FUTURE_TOLERANCE_MS))
+pub(super) fn latest(now: WallTime) -> WallTime {
+    WallTime(now.0.saturating_add(FUTURE_TOLERANCE_MS))
 }
 
 pub(super) fn renew(device: &mut Device, context: &Context<'_>) -> Result<(), Refusal> {
@@ -193,10 +193,14 @@ pub(super) fn required(device: &Device, revision: &PolicyRevision, context: &Con
 fn fresh(device: &Device, observed_at: Option<WallTime>, context: &Context<'_>) -> Result<(), Refusal> {
     let observed = observed_at.ok_or(Refusal::StaleSignal)?;
     let now = context.now.wall.0;
-    if observed > latest(&context.now) {
+    if observed > latest(context.now.wall) {
         return Err(Refusal::SignalFromFuture);
     }
     if device.release.restricted_at.is_some_and(|restricted| observed <= restricted) {
+        return Err(Refusal::StaleSignal);
+    }
+    // Its lease may be over, which nobody knows before the clock is right.
+    if held_back(device, context) && device.release.proved.is_some_and(|proved| observed <= proved.wall) {
         return Err(Refusal::StaleSignal);
     }
     let most = context.config.proofs.max_signal_age;

@@ -11,14 +11,10 @@ pub(super) fn revoked(device: &mut Device, observed_at: Option<WallTime>, contex
     if device.state == DeviceState::Retired {
         return Err(Refusal::DeviceRetired(device.id.clone()));
     }
-    let now = context.now.wall;
+    let now = context.at_least();
     // Dated further ahead than a proof may be, it would lock out the releases that follow it; dated back to this clock, which may be the one
     // that is slow, it would let in a proof that was seen before it.
-    restricted(
-        device,
-        observed_at.map_or(now, |t| t.min(proof::latest(&context.now))),
-        &context.now,
-    );
+    restricted(device, observed_at.map_or(now, |t| t.min(proof::latest(now))), &context.now);
     // Blocked is tighter than quarantined, and no revocation loosens.
     if device.state != DeviceState::Blocked {
         quarantine(device, StateReason::PolicyRevoked, context);
@@ -54,7 +50,7 @@ pub(super) fn lease_ended(device: &mut Device, context: &Context<'_>) {
 
 pub(super) fn retire(device: &mut Device, context: &Context<'_>) {
     if device.state != DeviceState::Retired {
-        restricted(device, context.now.wall, &context.now);
+        restricted(device, context.at_least(), &context.now);
         take_keys(device);
         end_release(device);
         device.exception = None;
@@ -66,7 +62,7 @@ pub(super) fn restored(device: &mut Device, context: &Context<'_>) {
     if device.state == DeviceState::Retired {
         return;
     }
-    restricted(device, context.now.wall, &context.now);
+    restricted(device, context.at_least(), &context.now);
     if matches!(device.state, DeviceState::Registered | DeviceState::Blocked) {
         take_keys(device);
     } else {
@@ -79,7 +75,7 @@ pub(super) fn restored(device: &mut Device, context: &Context<'_>) {
 pub(super) fn start(device: &mut Device, context: &Context<'_>) {
     let now = &context.now;
     if device.state == DeviceState::Released && full_service(device, context.config).is_none() {
-        restricted(device, now.wall, now);
+        restricted(device, context.at_least(), now);
         quarantine(device, StateReason::PoolRemoved, context);
     }
     if !held_back(device, context) && release_end(device, now).is_some_and(|end| end <= now.boot) {
@@ -132,7 +128,7 @@ pub(super) fn restricted(device: &mut Device, seen: WallTime, now: &Now) {
 
 /// The same, of something that had begun then.
 pub(super) fn restricted_since(device: &mut Device, begun: Option<Now>, context: &Context<'_>) {
-    let now = context.now.wall;
+    let now = context.at_least();
     restricted(device, begun.map_or(now, |b| b.wall.min(now)), &context.now);
 }
 

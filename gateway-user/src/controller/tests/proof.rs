@@ -354,11 +354,14 @@ async fn a_clock_behind_the_last_commit_restores_no_release_until_it_has_passed_
             .any(|w| w.contains("behind"))
     );
     assert!(g.controller().dossier(id("old"), 1).await.unwrap().held_back);
-    // Fresh proof counts at once.
-    applied_with(&g, "fresh", "rev-1", None).await.unwrap();
-    assert_eq!((g.judged("10.66.0.5"), g.judged("10.66.0.6")), (QUARANTINE, OFFICE));
+    // Rightly dated proof has to wait for the clock; what is dated by the wrong one is no newer than what it was released by.
+    assert_eq!(g.applied_at("fresh", 3_660_000).await, Err(Refusal::SignalFromFuture));
+    assert_eq!(g.applied("fresh").await, Err(Refusal::StaleSignal));
+    assert_eq!((g.judged("10.66.0.5"), g.judged("10.66.0.6")), (QUARANTINE, QUARANTINE));
     g.clock.advance_ms(3_600_001);
     g.until("held again", async |g| g.judged("10.66.0.5") == OFFICE).await;
+    g.applied_at("fresh", 60_000).await.unwrap();
+    assert_eq!(g.judged("10.66.0.6"), OFFICE);
     assert!(
         !g.controller()
             .status()

@@ -68,14 +68,59 @@ fn a_clock_behind_the_last_commit_restores_no_release() {
 }
 
 #[test]
-fn fresh_proof_does_not_wait_for_the_clock() {
+fn a_release_that_is_held_back_waits_for_the_clock_or_a_newer_proof_by_it() {
+    let r = "r1".parse().unwrap();
     let mut desk = Desk::new("lab");
-    desk.proof("r1");
+    let seen = WallTime(desk.now.wall.0 - MINUTE);
+    desk.tell(proof(&r, seen)).pass(10 * MINUTE);
     let last = desk.now.wall;
-    desk.reboot(WallTime(last.0 - HOUR)).clock_behind = Some(last);
-    desk.tell(Signal::Start).proof("r1");
+    desk.reboot(WallTime(last.0 - 9 * MINUTE)).clock_behind = Some(last);
+    desk.tell(Signal::Start);
+    // An MDM whose clock is right cannot be told from one that dates ahead; and what it stood on is nothing new: its lease may be over.
+    assert_eq!(desk.refused(proof(&r, WallTime(last.0 + MINUTE))), "SIGNAL_FROM_FUTURE");
+    assert_eq!(desk.refused(proof(&r, WallTime(last.0 - 10 * MINUTE))), "STALE_SIGNAL");
+    assert!(!desk.released());
+    let mut newer = desk.clone();
+    newer.proof("r1");
+    assert!(newer.released());
+    // What restricts meanwhile counts from the last commit at the earliest, also once the clock is right.
+    let mut revoked = desk.clone();
+    revoked.tell(REVOKED);
+    assert_eq!(revoked.no_proof("r1"), "STALE_SIGNAL");
+    revoked.pass(20 * MINUTE).clock_behind = None;
+    assert_eq!(revoked.refused(proof(&r, last)), "STALE_SIGNAL");
+    revoked.proof("r1");
+    assert!(revoked.released());
+    // With the clock set right proof releases as ever.
+    desk.pass(10 * MINUTE).clock_behind = None;
+    desk.tell(Signal::Start).tell(proof(&r, WallTime(last.0 + MINUTE)));
     assert!(desk.released());
-    // Registering it again is no proof, also if that gives it a lease.
+}
+
+#[test]
+fn a_window_is_held_to_the_last_commit_by_a_clock_that_is_behind_it() {
+    let last = kit::START.wall;
+    for (from, to, said) in [
+        (Some(-HOUR), None, None),
+        (None, Some(-1), Some("ENROLMENT_CLOSED")),
+        (Some(1), None, Some("ENROLMENT_NOT_OPEN")),
+    ] {
+        let mut desk = Desk::new("office");
+        desk.window(from, to);
+        desk.reboot(WallTime(0)).clock_behind = Some(last);
+        let told = desk
+            .try_(except(ExceptionKind::Release, 1))
+            .err()
+            .map(|refusal| refusal.name());
+        assert_eq!(told, said, "{from:?} {to:?}");
+        assert_eq!(desk.try_(Signal::Connected).err().map(|refusal| refusal.name()), said);
+    }
+}
+
+#[test]
+fn registering_again_is_no_proof_for_a_release_that_is_held_back() {
+    let last = kit::START.wall;
+    // Also if that gives it a lease.
     let mut desk = Desk::new("office");
     desk.proof("r1").reboot(WallTime(last.0 - HOUR)).clock_behind = Some(last);
     desk.device = desk.register(&registration("phone", "lab")).unwrap().device;

@@ -487,7 +487,7 @@ impl Walk {
     /// Whether it may enrol now, or has; the deadline counts only where it shuts.
     fn open(&self, context: &Context<'_>) -> bool {
         let window = self.desk.device.enrolment.window;
-        let wall = context.now.wall;
+        let wall = self.behind.map_or(context.now.wall, |last| last.max(context.now.wall));
         let within = window.not_before.is_none_or(|t| t <= wall) && window.not_after.is_none_or(|t| wall <= t);
         let known = |d: &Grant| self.behind.is_none() || d.boot == context.now.boot_id;
         let shuts = context.config.devices.after_deadline == AfterDeadline::Block;

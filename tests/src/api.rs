@@ -147,13 +147,7 @@ impl Client {
     /// # Errors
     /// The gateway's.
     pub fn applied(&self, id: &str) -> Answer<pb::SignalResponse> {
-        let request = pb::ReportPolicyAppliedRequest {
-            context: Some(context()),
-            device_id: id.into(),
-            policy_revision: "baseline-7".into(),
-            policy_key: String::new(),
-        };
-        call!(self, devices, report_policy_applied, request)
+        self.applied_with(id, String::new())
     }
 
     /// Offers it a policy, and gives the temporary key.
@@ -187,13 +181,7 @@ impl Client {
     /// # Errors
     /// The gateway's.
     pub fn applied_with(&self, id: &str, key: String) -> Answer<pb::SignalResponse> {
-        let request = pb::ReportPolicyAppliedRequest {
-            context: Some(context()),
-            device_id: id.into(),
-            policy_revision: "baseline-7".into(),
-            policy_key: key,
-        };
-        call!(self, devices, report_policy_applied, request)
+        call!(self, devices, report_policy_applied, applied(id, key))
     }
 
     /// Reports its policy as applied, by a stream of its own.
@@ -201,14 +189,8 @@ impl Client {
     /// # Errors
     /// The gateway's; a refusal is FAILED_PRECONDITION.
     pub fn applied_by_stream(&self, id: &str) -> Answer<pb::Enforcement> {
-        let signal = pb::ReportPolicyAppliedRequest {
-            context: Some(context()),
-            device_id: id.into(),
-            policy_revision: "baseline-7".into(),
-            policy_key: String::new(),
-        };
         let message = pb::ReportPolicyRequest {
-            signal: Some(pb::report_policy_request::Signal::Applied(signal)),
+            signal: Some(pb::report_policy_request::Signal::Applied(applied(id, String::new()))),
         };
         let mut answers = call!(self, policies, report_policy, tokio_stream::iter([message]))?;
         let answer = self.runtime.block_on(answers.message())?;
@@ -390,6 +372,15 @@ impl Client {
     }
     fn inspect(&self) -> InspectServiceClient<Channel> {
         InspectServiceClient::new(self.channel.clone())
+    }
+}
+
+fn applied(id: &str, key: String) -> pb::ReportPolicyAppliedRequest {
+    pb::ReportPolicyAppliedRequest {
+        context: Some(context()),
+        device_id: id.into(),
+        policy_revision: "baseline-7".into(),
+        policy_key: key,
     }
 }
 

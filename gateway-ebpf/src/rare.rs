@@ -2,7 +2,7 @@
 //! [`crate::decide`], which they share, and the ones between them that only such packets take.
 
 use crate::{
-    abi::{Control, Interface},
+    abi::{Control, Interface, mark},
     decide::{Place, Verdict, because, finish, link_icmp, misplaced, without_addresses},
     fragment::{Answer, Ask, Share, ask},
     headers::{FragmentKind, Headers, Judged, Rare},
@@ -189,6 +189,10 @@ fn finish_rare<T: Tables>(t: &T, place: Place, h: &Headers, rare: &mut Rare) -> 
     // Fragments are not answered; nor is what an answer could not be sent in front of.
     let answer = verdict.answer && rare.fragment.kind == FragmentKind::None && !rare.stale;
     rare.verdict = Verdict { answer, ..verdict };
+    // An error that a device sends takes the way of its own pool, though the verdict is by that of the device which it goes to.
+    if rare.judged == Judged::Quote && verdict.reason.passes() && place.is_device_ingress() {
+        rare.verdict.mark = mark(rare.second.pool, true);
+    }
     true
 }
 

@@ -169,14 +169,15 @@ pub(crate) extern "C" fn tell(what: u32, ifindex: u32) -> u64 {
     if repeated(signature) != 0 {
         return 0;
     }
-    if let Some((told, now)) = slot(signature) {
-        *told = Told { signature, at: now };
-    }
     rate::spend(EVENTS);
     let Some(mut record) = DENIALS.reserve::<Denial>(0) else {
         lost(1);
         return 0;
     };
+    // What finds no room has not been told.
+    if let Some((told, now)) = slot(signature) {
+        *told = Told { signature, at: now };
+    }
     record.write(denied.record(h, ifindex));
     record.submit(0);
     0

@@ -3,7 +3,7 @@
 use super::{Headers, Packet, chain, load_within};
 use crate::{
     headers::protocol,
-    wire::{Icmp, Ipv4, Ipv6},
+    wire::{Icmp, Ipv4, Ipv6, Ipv6Fragment},
 };
 
 /// ACK: a segment of an established connection (RFC 9293).
@@ -37,13 +37,28 @@ pub(super) fn read<P: Packet + ?Sized>(p: &P, at: usize, length: usize, version:
         let Some(ip) = load_within::<P, Ipv6>(p, at, length) else {
             return false;
         };
-        if u32::from_be(ip.first) >> 28 != 6 || chain::is_extension(ip.next_header) {
+        if u32::from_be(ip.first) >> 28 != 6 {
             return false;
         }
         quote.source = ip.source;
         quote.destination = ip.destination;
         quote.protocol = ip.next_header;
-        size_of::<Ipv6>()
+        let mut header = size_of::<Ipv6>();
+        // A first fragment, as of IPv4: what a sender makes of a datagram that is too big for a link on the way.
+        if ip.next_header == protocol::FRAGMENT {
+            let Some(fragment) = load_within::<P, Ipv6Fragment>(p, at + header, length - header) else {
+                return false;
+            };
+            if u16::from_be(fragment.offset) & !7 != 0 {
+                return false;
+            }
+            quote.protocol = fragment.next;
+            header += size_of::<Ipv6Fragment>();
+        }
+        if chain::is_extension(quote.protocol) {
+            return false;
+        }
+        header
     };
     quote.version = version;
     quote.source_port = 0;

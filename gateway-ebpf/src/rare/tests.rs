@@ -520,6 +520,57 @@ fn icmp_errors_by_what_they_quote() {
     assert_eq!(name(&memory, FROM_CORE(), &error(6, 99, DEVICE, 1, &chain)), "icmp_quote");
 }
 
+/// Path MTU discovery of a datagram that its sender has cut.
+#[test]
+fn a_quoted_first_fragment() {
+    let memory = world();
+    let asked = udp([9, 443], 40);
+    for version in [4, 6] {
+        let too_big = if version == 4 { 3 } else { 2 };
+        let quoted = |quoted: &[u8]| name(&memory, FROM_CORE(), &error(version, 99, DEVICE, too_big, quoted));
+        let first = piece(version, DEVICE, SERVER, 17, 0, true, &asked);
+        assert_eq!(quoted(&first), "related", "{version}");
+        let header = if version == 4 { 20 } else { 48 };
+        for length in 0..header + 8 {
+            assert_eq!(quoted(&first[..length]), "icmp_quote", "{version}, {length}");
+        }
+        assert_eq!(quoted(&first[..header + 8]), "related");
+        assert_eq!(quoted(&piece(version, DEVICE, SERVER, 17, 8, true, &asked)), "icmp_quote");
+    }
+    // Whole, with a fragment header all the same (RFC 6946); and with another header behind it.
+    let atomic = piece(6, DEVICE, SERVER, 17, 0, false, &asked);
+    assert_eq!(name(&memory, FROM_CORE(), &error(6, 99, DEVICE, 2, &atomic)), "related");
+    for next in [0, 43, 44, 60, 135] {
+        let behind = piece(
+            6,
+            DEVICE,
+            SERVER,
+            next,
+            0,
+            true,
+            &[17, 0, 0, 0, 0, 0, 0, 0, 0, 9, 1, 187, 0, 8, 0, 0],
+        );
+        assert_eq!(
+            name(&memory, FROM_CORE(), &error(6, 99, DEVICE, 2, &behind)),
+            "icmp_quote",
+            "{next}"
+        );
+    }
+}
+
+/// What a device sends takes the routes of its own pool, also where another's policy lets it pass.
+#[test]
+fn the_mark_of_an_error_between_devices() {
+    let memory = world();
+    for version in [4, 6] {
+        let unreachable = if version == 4 { 3 } else { 1 };
+        // A released device has sent to a quarantined one, which the rules of both allow, and gets an error.
+        let sent = ip(version, ALL, DEVICE, 17, &udp([443, 9], 8));
+        let (v, _) = at(&memory, FROM_DEVICE(), &error(version, DEVICE, ALL, unreachable, &sent), 0);
+        assert_eq!((v.reason.name(), v.pool, v.mark), ("related", ALL, mark(RULES, true)));
+    }
+}
+
 #[test]
 fn neighbour_discovery_on_its_own_link() {
     let memory = world();

@@ -190,6 +190,11 @@ fn error(r: &mut Random, v4: bool, source: IpAddr, destination: IpAddr) -> Datag
         };
         ipv4(r, quoted_source, quoted_destination, &words, flags, &quoted)
     } else {
+        if r.once_in(4) {
+            let place = r.one_of(&[[0, 1], [0, 1], [0, 0], [0, 8], [1, 0]]);
+            quoted.1.splice(0..0, [quoted.0, 0, place[0], place[1], 0, 0, 0, 9]);
+            quoted.0 = 44;
+        }
         ipv6(r, quoted_source, quoted_destination, &quoted)
     };
     let mut bytes = vec![kind, 0, 0, 0, 0, 0, 5, 0];

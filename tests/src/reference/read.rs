@@ -303,10 +303,19 @@ fn quote(bytes: &[u8], v4: bool) -> Option<Packet> {
         let header = Ipv6HeaderSlice::from_slice(bytes).ok()?;
         quoted.addresses = Some((header.source_addr().into(), header.destination_addr().into()));
         quoted.protocol = header.next_header().0;
+        let mut rest = &bytes[40..];
+        if quoted.protocol == 44 {
+            let header = Ipv6FragmentHeaderSlice::from_slice(rest).ok()?;
+            if header.fragment_offset().value() != 0 {
+                return None;
+            }
+            quoted.protocol = header.next_header().0;
+            rest = &rest[8..];
+        }
         if is_extension(quoted.protocol) {
             return None;
         }
-        &bytes[40..]
+        rest
     };
     let icmp = if v4 { ICMP } else { ICMPV6 };
     if quoted.protocol == TCP || quoted.protocol == UDP {

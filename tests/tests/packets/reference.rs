@@ -3,7 +3,10 @@
 
 use std::{collections::HashSet, env};
 
-use gateway_ebpf::abi::{Control, map};
+use gateway_ebpf::{
+    abi::{Control, map},
+    reason::Reason,
+};
 use ipnetwork::IpNetwork;
 use lazaret_tests::{
     differential::{
@@ -23,7 +26,7 @@ use toml::{Table as Toml, Value};
 use crate::{
     frame::Packet,
     object::{IFINDEX, META_KEY, Object, open},
-    table::{DATA, ENTRY_POINTS, Entry, EntryPoint, Table, agrees, applies, judge},
+    table::{DATA, ENTRY_POINTS, Entry, EntryPoint, Table, agrees, applies, is_left, judge},
     world::World,
 };
 
@@ -310,6 +313,11 @@ fn random_gateways_in_the_kernel() {
             if let Err((judgment, shipping)) = differential::agreed(&verdict, &h, &mut reference, step) {
                 panic!("{}\nreference: {judgment:?}\nshipping:  {shipping}", shown());
             }
+            if point.xdp && verdict.reason == Reason::Vlan && is_inner(&host, &step.bytes) {
+                is_left(&object, &point, &step.bytes).unwrap_or_else(|e| panic!("{}\n{e}", shown()));
+                done += 1;
+                continue;
+            }
             match agrees(&object, &point, &step.bytes, &verdict, &h) {
                 Ok(true) => done += 1,
                 Ok(false) => panic!("{}\nThe kernel does not take it.", shown()),
@@ -319,6 +327,17 @@ fn random_gateways_in_the_kernel() {
     }
     println!("{done} packets in the kernel");
     assert!(done > cases / 3, "{done} of {cases} packets");
+}
+
+/// Whether the only VLAN id that can be seen may be the inner one of a VLAN of the interface: XDP leaves that to its companion.
+fn is_inner(host: &Host, frame: &[u8]) -> bool {
+    let Some((_, interface)) = host.interfaces.iter().find(|(index, _)| *index == IFINDEX) else {
+        return false;
+    };
+    match read(frame, true, None).vlan[..] {
+        [id] => interface.vlans.iter().any(|known| known >> 16 == u32::from(id)),
+        _ => false,
+    }
 }
 
 /// The entry point of a step; `xdp` where there is one.

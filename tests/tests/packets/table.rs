@@ -162,6 +162,21 @@ pub(crate) fn agrees(object: &Object, point: &EntryPoint, packet: &[u8], verdict
     Ok(true)
 }
 
+/// Whether XDP has left a frame to its companion: passed, as it was, without a word, and not counted.
+pub(crate) fn is_left(object: &Object, point: &EntryPoint, packet: &[u8]) -> Result<(), String> {
+    let before = object.counters();
+    let run = object.run(point.name, packet, 0);
+    let left = Run {
+        action: XDP_PASS,
+        data: packet.to_vec(),
+        mark: 0,
+    };
+    if run != left || object.counters() != before {
+        return Err(format!("{}: {run:x?} instead of {left:x?}, or counted", point.name));
+    }
+    Ok(())
+}
+
 /// Whether a TC program has tried to answer a denied packet, as far as a test run goes. What an answer looks like, real interfaces show (`hooks`).
 ///
 /// Over Ethernet a test run takes the frame for another host's, which is not answered. Without, it takes the protocol from where an Ethernet
@@ -198,6 +213,8 @@ fn tag(frame: &[u8]) -> u32 {
 fn expected(point: &EntryPoint, packet: &[u8], verdict: &Verdict) -> Run {
     let from_device = point.place.direction == Direction::Ingress && point.place.role == Role::Device;
     let (pass, grant) = match verdict.outcome() {
+        // Of another pool than the verdict's only where both ends are devices.
+        Outcome::Grant if from_device && verdict.reason == Reason::Related => (true, verdict.mark),
         Outcome::Grant => (true, mark(verdict.pool, from_device)),
         Outcome::Link | Outcome::NotOurs if point.place.direction == Direction::Egress => (true, MARK_GRANT),
         Outcome::Link | Outcome::NotOurs => (true, 0),

@@ -161,3 +161,52 @@ fn judge(place: &PlaceView, egress: bool) -> HookState {
         .cloned()
         .unwrap_or(missing)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn hook(hook: HookPoint, program_id: Option<u32>) -> HookState {
+        HookState {
+            hook,
+            mode: "",
+            program_id,
+            problem: String::new(),
+        }
+    }
+
+    /// The first hook with a program of ours judges; where none has one, none is said to be attached.
+    #[test]
+    fn the_hook_that_judges() {
+        let at = |xdp, ingress, egress| PlaceView {
+            link: Link {
+                ifindex: 7,
+                name: "dev0".parse().unwrap(),
+                ethernet: true,
+            },
+            role: InterfaceRole::Device,
+            hooks: vec![
+                hook(HookPoint::Xdp, xdp),
+                hook(HookPoint::TcIngress, ingress),
+                hook(HookPoint::TcEgress, egress),
+            ],
+        };
+        let judging = |place: &PlaceView, egress| {
+            let judge = judge(place, egress);
+            (judge.hook, judge.program_id)
+        };
+        let all = at(Some(1), Some(2), Some(3));
+        assert_eq!(judging(&all, false), (HookPoint::Xdp, Some(1)));
+        assert_eq!(judging(&all, true), (HookPoint::TcEgress, Some(3)));
+        assert_eq!(judging(&at(None, Some(2), Some(3)), false), (HookPoint::TcIngress, Some(2)));
+        let none = at(None, None, None);
+        assert_eq!(judging(&none, false), (HookPoint::TcIngress, None));
+        assert_eq!(judging(&none, true), (HookPoint::TcEgress, None));
+        let nothing = PlaceView {
+            hooks: Vec::new(),
+            ..none
+        };
+        assert_eq!(judging(&nothing, false), (HookPoint::TcIngress, None));
+        assert_eq!(judge(&nothing, false).problem, "not attached");
+    }
+}

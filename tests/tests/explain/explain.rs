@@ -2,6 +2,7 @@
 
 use std::{thread, time::Duration};
 
+use lazaret_proto::v1::{self, inspect_service_client::InspectServiceClient};
 use lazaret_tests::{
     process, require,
     site::{self, DEVICE, DM, MAIL},
@@ -247,6 +248,27 @@ fn many_questions_at_once_are_bounded_and_do_not_hold_up_a_restriction() {
         let said = String::from_utf8_lossy(&output.stderr);
         assert!(output.status.success() || said.contains("BUSY"), "{said}");
     }
+    // More than are worked on at a time, on one connection: some are answered, the rest is refused at once.
+    const ASKED: usize = 200;
+    let asked = v1::ExplainRequest {
+        source: DEVICE.to_string(),
+        destination: MAIL.to_string(),
+        protocol: 6,
+        destination_port: 80,
+        both: true,
+        ..v1::ExplainRequest::default()
+    };
+    let said = stage.local.block_on(async {
+        let mut asking = tokio::task::JoinSet::new();
+        for _ in 0..ASKED {
+            let (mut client, asked) = (InspectServiceClient::new(stage.local.channel()), asked.clone());
+            asking.spawn(async move { client.explain(asked).await });
+        }
+        asking.join_all().await
+    });
+    let refused: Vec<_> = said.iter().filter_map(|s| s.as_ref().err()).collect();
+    assert!(refused.iter().all(|s| s.code() == tonic::Code::Unavailable), "{refused:?}");
+    assert!((1..ASKED).contains(&refused.len()), "{} of {ASKED} refused", refused.len());
     let e = stage.one(&format!("--from {DEVICE} --to {MAIL} --proto tcp --port 80"));
     assert_eq!(e["reason"], "no_rule", "{e:#}");
     process::output(&mut command("status")).unwrap();

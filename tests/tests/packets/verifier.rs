@@ -9,17 +9,18 @@ use std::{
 
 use crate::object::{Object, PROGRAMS, open};
 
-/// Instructions that kernel 6.18's verifier walks, by program. Compilers differ by some percent; a third more is a regression.
-const RECORDED: [(&str, u64); 9] = [
-    ("xdp_device", 252_809),
-    ("xdp_core", 212_743),
-    ("tc_device_eth", 268_086),
-    ("tc_core_eth", 217_995),
-    ("tc_device_ip", 250_359),
-    ("tc_core_ip", 198_367),
-    ("tc_egress_eth", 252_678),
-    ("tc_egress_ip", 247_946),
-    ("tc_guard", 35),
+/// By program: instructions that kernel 6.18's verifier walks, and the stack of the function that has the largest, bytes. Compilers differ by some
+/// percent; a third more of either is a regression.
+const RECORDED: [(&str, u64, u32); 9] = [
+    ("xdp_device", 261_707, 168),
+    ("xdp_core", 213_154, 168),
+    ("tc_device_eth", 276_733, 176),
+    ("tc_core_eth", 224_438, 176),
+    ("tc_device_ip", 257_180, 168),
+    ("tc_core_ip", 206_222, 168),
+    ("tc_egress_eth", 259_845, 176),
+    ("tc_egress_ip", 254_731, 168),
+    ("tc_guard", 35, 8),
 ];
 
 /// The kernel accepts every program, at a cost that leaves room: other kernels count a little differently.
@@ -39,17 +40,14 @@ fn programs_load_within_bounds() {
         let (verified, stack) = statistics(&object, name);
         let sizes = (info.size_translated().unwrap_or(0) / 8, info.size_jitted());
         println!("{name:16} {verified:>9} {:>8} {:>8}  {stack:?}", sizes.0, sizes.1);
-        let recorded = RECORDED
-            .iter()
-            .find(|(n, _)| *n == name)
-            .expect("each program has a record")
-            .1;
+        let (_, recorded, deepest) = *RECORDED.iter().find(|(n, ..)| *n == name).expect("each program has a record");
         assert!(
             verified * 10 < recorded * 13,
             "{name}: {verified} of the verifier's 1,000,000 instructions, {recorded} recorded"
         );
         // Over a chain of calls the kernel itself allows 512.
-        assert!(stack.iter().all(|s| *s <= 256), "{name}: {stack:?}");
+        let most = stack.iter().max().copied().unwrap_or(0);
+        assert!(most * 10 < deepest * 13, "{name}: {stack:?}, {deepest} recorded");
     }
 }
 

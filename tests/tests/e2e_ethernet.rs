@@ -33,6 +33,12 @@ fn a_device_is_quarantined_released_and_put_back() {
         assert_eq!(xdp.mode, "native", "{}", interface.name);
     }
     expect_quarantine(&desk, "without a session");
+    let checked = desk
+        .gateway
+        .cli(&format!("check {}", desk.gateway.config().display()))
+        .unwrap();
+    assert!(checked.contains("interface dev0: it is Ethernet"), "{checked}");
+    assert!(!checked.contains("interface core0: it is Ethernet"), "{checked}");
 
     let opened = desk.open().unwrap();
     assert_eq!(opened.gateway_uri, "enrol.vpn.example.test");

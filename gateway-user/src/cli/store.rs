@@ -59,7 +59,7 @@ fn backup(args: &BackupArgs) -> Result<Outcome, Failure> {
 fn restore(args: &RestoreArgs) -> Result<Outcome, Failure> {
     let directory = configuration(&args.config)?.paths.state;
     let by = format!("uid:{}", nix::unistd::getuid());
-    let restored = store::restore(&directory, &args.file, &by, now()?).map_err(|e| match e {
+    let restored = store::restore(&directory, &args.file, &by, now()?, args.clock_was_ahead).map_err(|e| match e {
         store::StoreError::Busy(path) => Failure::Local(format!(
             "{} is in use: stop the daemon first (systemctl stop lazaret)",
             path.display()

@@ -72,11 +72,12 @@ impl Reader {
 }
 
 /// Puts a backup in the place of a state directory's database, with no daemon running; the old one stays beside it. Live sessions and
-/// remembered requests of the backup are not taken over: they are no longer true.
+/// remembered requests of the backup are not taken over: they are no longer true. `clock_was_ahead`: whoever restores says that the clock is
+/// right now, and had run ahead; what it has dated later than now counts as of now.
 ///
 /// # Errors
 /// See [`StoreError`]; the old database is in its place then, unless it could not be read: then it may be beside it, and there is none.
-pub fn restore(directory: &Path, from: &Path, by: &str, now: WallTime) -> Result<Copied, StoreError> {
+pub fn restore(directory: &Path, from: &Path, by: &str, now: WallTime, clock_was_ahead: bool) -> Result<Copied, StoreError> {
     let source = Reader::open_any(from)?;
     files::directory(directory)?;
     let place = directory.join(sqlite::FILE);
@@ -86,7 +87,7 @@ pub fn restore(directory: &Path, from: &Path, by: &str, now: WallTime) -> Result
     let old = Old::of(&place);
     let made = source
         .copy(&draft)
-        .and_then(|c| finish(c, &draft, |c| revive(c, &old, from, by, now)))
+        .and_then(|c| finish(c, &draft, |c| revive(c, &old, from, (by, now), clock_was_ahead)))
         .and_then(|mut copied| {
             copied.kept = old.make_way(&place, now)?;
             files::replace(&draft, &place).map(|()| copied)
@@ -139,13 +140,28 @@ fn mark(copy: &mut Connection, now: WallTime) -> Result<(), Failure> {
 }
 
 /// Makes a copy the database: no number is given twice, no watcher goes on as if nothing had been, and the audit says what happened.
-fn revive(copy: &mut Connection, old: &Old, from: &Path, by: &str, now: WallTime) -> Result<(), Failure> {
+fn revive(
+    copy: &mut Connection,
+    old: &Old,
+    from: &Path,
+    (by, now): (&str, WallTime),
+    clock_was_ahead: bool,
+) -> Result<(), Failure> {
     let snapshot = read::head(copy)?;
     let (revision, next_session) = match old.reached {
         Some((revision, next, _)) => (revision.max(snapshot.revision.0) + 1, next.max(snapshot.next_session)),
         None => (snapshot.revision.0 + LEAP, snapshot.next_session + LEAP),
     };
     let head = snapshot.audit_head.unwrap_or(Head::NONE);
+    let t = copy.transaction()?;
+    let mut reason = String::new();
+    if clock_was_ahead {
+        let set = t.execute("UPDATE devices SET restricted_at = ?1 WHERE restricted_at > ?1", [now.0])?;
+        t.execute("UPDATE meta SET committed_at = NULL", [])?;
+        let last = snapshot.committed_at.map_or_else(String::new, rfc3339);
+        reason =
+            format!("the clock had run ahead: the last commit of {last} and the restrictions of {set} device(s) count as of now");
+    }
     let entry = Entry {
         number: head.number + 1,
         at: now,
@@ -155,11 +171,10 @@ fn revive(copy: &mut Connection, old: &Old, from: &Path, by: &str, now: WallTime
         subject: from.display().to_string(),
         before: old.reached.map_or_else(String::new, |(.., head)| head.to_string()),
         after: head.to_string(),
-        reason: String::new(),
+        reason,
         request: String::new(),
         result: "done".to_owned(),
     };
-    let t = copy.transaction()?;
     t.execute("DELETE FROM sessions", [])?;
     t.execute("DELETE FROM requests", [])?;
     t.execute("DELETE FROM uri_changes", [])?;

@@ -64,6 +64,9 @@ const RESTORE_EXAMPLES: &str = "\
 The database that is replaced stays beside the new one. What was restricted since the backup is not known to it, so no device is released
 until the MDM reports anew that its policy is applied; live sessions are not taken over, and return with the VPN server's next list.
 
+A clock that ran ahead leaves restrictions dated ahead, which make each proof a STALE_SIGNAL, and a last commit that the clock stays behind. Set it
+right, stop the daemon, back the database up, and restore it with --clock-was-ahead.
+
 Example:
   systemctl stop lazaret && lazaret store restore /var/backups/lazaret-2026-11-22.db && systemctl start lazaret";
 
@@ -152,6 +155,9 @@ pub(in super::super) struct RestoreArgs {
     /// The backup
     #[arg(value_name = "FILE")]
     pub(in super::super) file: PathBuf,
+    /// The clock is right now, and had run ahead: what it dated later than now counts as of now
+    #[arg(long)]
+    pub(in super::super) clock_was_ahead: bool,
     /// The daemon's configuration, which says where the database is
     #[arg(long, value_name = "FILE", default_value = "/etc/lazaret/lazaret.toml")]
     pub(in super::super) config: PathBuf,

@@ -5,10 +5,10 @@ use std::{collections::BTreeMap, time::Duration};
 use super::kit::*;
 use crate::{
     config::PoolKind,
-    controller::{Enforcement, Progress, StartError},
+    controller::{Enforcement, Progress, Refusal, StartError},
     kernel::{Assignment, Kernel as _, fake::Call},
     model::{BootTime, Device, DeviceState, Lease, Now, Rare, Release, SessionId, StateReason, WallTime},
-    store::{ChangeSet, SqliteStore, Store as _, StoreError},
+    store::{ChangeSet, Reader, SqliteStore, Store as _, StoreError, restore},
 };
 
 #[tokio::test]
@@ -318,4 +318,36 @@ async fn after_a_reboot_kernel_and_memory_end_a_lease_at_one_moment() {
         g.kernel.state().assigned.values().next().unwrap().lease.unwrap().0.0,
         lease.given.boot.0 + lease.length_ms * 1_000_000
     );
+}
+
+#[tokio::test]
+async fn what_a_clock_that_ran_ahead_has_locked_out_comes_back_by_an_operators_word_alone() {
+    let mut g = Gateway::new().await;
+    g.register("phone", "office").await;
+    let right = g.now();
+    g.clock.set(Now {
+        wall: WallTime(4_000_000_000_000),
+        ..right
+    });
+    g.revoked("phone").await.unwrap();
+    g.clock.set(right);
+    g.clock.advance_ms(60_000);
+    assert_eq!(g.applied("phone").await, Err(Refusal::StaleSignal));
+    g.restart().await;
+    assert_eq!(g.applied("phone").await, Err(Refusal::StaleSignal), "a start cannot tell");
+    g.stop().await;
+    let (seen, state) = (g.now().wall, g.state_directory());
+    g.clock.advance_ms(1000);
+    let copy = g.directory.path().join("copy.db");
+    Reader::of_directory(&state).unwrap().backup(&copy, g.now().wall).unwrap();
+    restore(&state, &copy, "uid:0", g.now().wall, true).unwrap();
+    g.start().await.unwrap();
+    let warnings = g.controller().status().await.unwrap().warnings;
+    assert!(!warnings.iter().any(|w| w.contains("behind")), "{warnings:?}");
+    // Nothing from before releases by it.
+    for offset in [seen.0 - g.now().wall.0, 0] {
+        assert_eq!(g.applied_at("phone", offset).await, Err(Refusal::StaleSignal));
+    }
+    g.clock.advance_ms(1);
+    assert_eq!(g.applied("phone").await.unwrap().device.device.state, DeviceState::Released);
 }

@@ -279,14 +279,14 @@ fn a_restore_takes_nothing_over_that_is_no_longer_true_and_keeps_the_old() {
     later.audit = vec![entry(10)];
     later.opened = [(SessionId(8), session(8, Some("one"), &["10.0.0.8"]))].into();
     let head = daemon.commit(&later, Revision(1), AT).unwrap().audit_head;
-    let refused = restore(&path, &copy, "uid:0", AT);
+    let refused = restore(&path, &copy, "uid:0", AT, false);
     assert!(
         matches!(refused, Err(StoreError::Busy(_))),
         "under a running daemon: {refused:?}"
     );
     drop(daemon);
 
-    let done = restore(&path, &copy, "uid:0", WallTime(1_800_000_000_000)).unwrap();
+    let done = restore(&path, &copy, "uid:0", WallTime(1_800_000_000_000), false).unwrap();
     assert_eq!((done.devices, done.audit_head.number), (2, 10));
     let kept = done.kept.unwrap();
     assert_eq!(kept, path.join("lazaret.db.before-2027-01-15T08:00:00.000Z"));
@@ -313,6 +313,44 @@ fn a_restore_takes_nothing_over_that_is_no_longer_true_and_keeps_the_old() {
 }
 
 #[test]
+fn a_restore_that_is_told_so_takes_back_what_a_clock_had_dated_ahead() {
+    let (temp, path) = directory();
+    let mut daemon = filled(&path);
+    let later = WallTime(4_000_000_000_000);
+    let dated = |id: &str, at| Device {
+        release: Rare::new(Release {
+            restricted_at: Some(at),
+            ..Release::default()
+        }),
+        ..device(id)
+    };
+    let earlier = WallTime(AT.0 - 1);
+    let ahead = devices(&[dated("one", later), dated("other", earlier)]);
+    daemon.commit(&ahead, Revision(1), later).unwrap();
+    drop(daemon);
+    for (told, one, last) in [(false, later, Some(later)), (true, AT, None)] {
+        let copy = temp.path().join(format!("copy-{told}.db"));
+        Reader::of_directory(&path).unwrap().backup(&copy, AT).unwrap();
+        restore(&path, &copy, "uid:0", AT, told).unwrap();
+        fs::remove_file(path.join("lazaret.db.before-2027-01-15T08:00:00.000Z")).ok();
+        let mut daemon = SqliteStore::open(&path).unwrap();
+        let loaded = daemon.load().unwrap();
+        let restricted: Vec<_> = loaded.devices.iter().map(|d| d.release.restricted_at).collect();
+        assert_eq!(
+            (restricted, loaded.committed_at),
+            (vec![Some(one), Some(earlier)], last),
+            "{told}"
+        );
+        let number = loaded.audit_head.unwrap().number;
+        let entry = daemon.audit(&AuditQuery::Number(number)).unwrap().remove(0).entry;
+        assert_eq!(
+            (entry.action.as_str(), entry.reason.contains("1 device(s)")),
+            ("RestoreStore", told)
+        );
+    }
+}
+
+#[test]
 fn a_restore_over_a_database_that_cannot_be_read_keeps_all_of_its_files() {
     let (temp, path) = directory();
     drop(filled(&path));
@@ -321,7 +359,7 @@ fn a_restore_over_a_database_that_cannot_be_read_keeps_all_of_its_files() {
     fs::write(path.join("lazaret.db"), [b'?'; 8192]).unwrap();
     let log = path.join("lazaret.db-wal");
     File::create(&log).unwrap().write_all(b"something").unwrap();
-    let done = restore(&path, &copy, "uid:0", AT).unwrap();
+    let done = restore(&path, &copy, "uid:0", AT, false).unwrap();
     let kept = done.kept.unwrap();
     assert_eq!(fs::read(&kept).unwrap(), [b'?'; 8192]);
     assert_eq!(fs::read(files::with_suffix(&kept, "-wal")).unwrap(), b"something");
@@ -338,18 +376,24 @@ fn what_is_no_backup_is_not_restored() {
     drop(filled(&path));
     let copy = temp.path().join("copy.db");
     fs::write(&copy, [b'?'; 8192]).unwrap();
-    assert!(matches!(restore(&path, &copy, "uid:0", AT), Err(StoreError::Foreign(_))));
+    assert!(matches!(
+        restore(&path, &copy, "uid:0", AT, false),
+        Err(StoreError::Foreign(_))
+    ));
     fs::remove_file(&copy).unwrap();
     Reader::of_directory(&path).unwrap().backup(&copy, AT).unwrap();
     let c = rusqlite::Connection::open(&copy).unwrap();
     c.execute_batch("UPDATE audit SET by = 'x' WHERE number = 3").unwrap();
-    let refused = restore(&path, &copy, "uid:0", AT);
+    let refused = restore(&path, &copy, "uid:0", AT, false);
     assert!(
         matches!(&refused, Err(StoreError::Corrupt(e)) if e.contains("A3")),
         "{refused:?}"
     );
     c.execute_batch("PRAGMA user_version = 99").unwrap();
-    assert!(matches!(restore(&path, &copy, "uid:0", AT), Err(StoreError::Newer { .. })));
+    assert!(matches!(
+        restore(&path, &copy, "uid:0", AT, false),
+        Err(StoreError::Newer { .. })
+    ));
     let mut names: Vec<_> = fs::read_dir(&path)
         .unwrap()
         .map(|e| e.unwrap().file_name().into_string().unwrap())

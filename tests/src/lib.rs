@@ -10,6 +10,7 @@ pub mod flows;
 pub mod fuzz;
 pub mod gateway;
 pub mod lab;
+pub mod loaded;
 pub mod netns;
 pub mod openvpn;
 pub mod packets;

@@ -62,7 +62,7 @@ fn statistics(object: &Object, name: &str) -> (u64, Vec<u32>) {
     const ATTACH_XDP: u64 = 37;
     const FUNC_INFO: u64 = 8;
 
-    let mut parsed = aya_obj::Object::parse(object.bytes()).unwrap();
+    let mut parsed = aya_obj::Object::parse(object.file.bytes()).unwrap();
     let maps: Vec<_> = parsed.maps.iter().map(|(n, m)| (n.clone(), m.clone())).collect();
     let text: HashSet<usize> = parsed.functions.keys().map(|(section, _)| *section).collect();
     // Without types, the kernel knows no function as global, and verifies each at every call.

@@ -10,8 +10,8 @@ use super::{
     Surroundings, batch::Settled, upkeep::States, writer::Writer,
 };
 use crate::{
-    config::{Config, InterfaceRole, Mode},
-    kernel::{HookPoint, InterfaceState, Link, Losses, ReadBack},
+    config::{Config, InterfaceRole, Mode, PoolKind},
+    kernel::{Assignment, HookPoint, InterfaceState, Link, Losses, ProgramReading, ReadBack},
     model::{
         BootTime, Device, DeviceId, DeviceState, InterfaceName, Now, PoolId, Revision, Scope, Session, SessionId, UriChange,
         WallTime,
@@ -70,9 +70,12 @@ impl Writer {
             settled.sessions = true;
             let device = self.registry.device_of(session);
             for address in &session.addresses {
-                let wanted = assignment(*address, session, device, &self.context(now)).map_or(PoolId(0), |a| a.pool);
+                let to = assignment(*address, session, device, &self.context(now));
                 let mut read_backs = backs.get(address).cloned().unwrap_or_default();
-                settled.in_force &= in_force(&self.config, &self.links, &session.interface, wanted, &read_backs);
+                settled.in_force &= to
+                    .as_ref()
+                    .is_some_and(|to| in_force(&self.config, &self.links, to, &read_backs));
+                let wanted = to.map_or(PoolId(0), |to| to.pool);
                 read_backs.extend(unjudged(&self.config, &self.links, &session.interface, &read_backs));
                 settled.addresses.push(AddressEnforcement {
                     address: *address,
@@ -328,8 +331,9 @@ impl Writer {
 }
 
 /// Whether an address is judged as wanted by every program that can meet its packets. Not so: no device interface exists, one of them
-/// lacks a judge at ingress or at egress, the session's own is not among them, or any program, core ones too, reads another pool.
-fn in_force(config: &Config, links: &[Link], own: &InterfaceName, wanted: PoolId, read_backs: &[ReadBack]) -> bool {
+/// lacks a judge at ingress or at egress, the session's own is not among them, or any program, core ones too, reads another pool, session,
+/// end of the lease or interface.
+fn in_force(config: &Config, links: &[Link], to: &Assignment, read_backs: &[ReadBack]) -> bool {
     let is_device = |name: &InterfaceName| config.role(name) == Some(InterfaceRole::Device);
     let reads = |link: &Link, hooks: &[HookPoint]| {
         let here = |r: &&ReadBack| r.ifindex == link.ifindex && hooks.contains(&r.hook);
@@ -337,11 +341,18 @@ fn in_force(config: &Config, links: &[Link], own: &InterfaceName, wanted: PoolId
     };
     let devices: Vec<&Link> = links.iter().filter(|l| is_device(&l.name)).collect();
     let judged = |l: &&Link| reads(l, &[HookPoint::Xdp, HookPoint::TcIngress]) && reads(l, &[HookPoint::TcEgress]);
-    devices.iter().any(|l| l.name == *own)
-        && devices.iter().all(judged)
-        && read_backs
-            .iter()
-            .all(|r| r.reading.is_some_and(|reading| reading.pool == Some(wanted)))
+    let Some(own) = devices.iter().find(|l| l.name == to.interface) else {
+        return false;
+    };
+    // Without a free class, what restricts is not bound.
+    let restricts = to.lease.is_none() && config.pool_by_id(to.pool).is_some_and(|p| p.kind != PoolKind::FullService);
+    let as_wanted = |r: &ProgramReading| {
+        r.pool == Some(to.pool)
+            && r.session == Some(to.session)
+            && r.lease_end == to.lease.map(|l| l.0)
+            && (r.bound_to == own.ifindex || restricts && r.bound_to == 0)
+    };
+    devices.iter().all(judged) && read_backs.iter().all(|r| r.reading.as_ref().is_some_and(as_wanted))
 }
 
 /// The hooks of a session's own interface where nothing judges because it does not exist or is no device interface: else an answer that is
@@ -382,7 +393,7 @@ pub(super) fn hook_name(hook: HookPoint) -> &'static str {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{controller::tests::kit, kernel::ProgramReading};
+    use crate::controller::tests::kit;
 
     #[test]
     fn in_force_needs_a_judge_at_both_ends_of_every_device_interface() {
@@ -392,35 +403,71 @@ mod tests {
             name: "tun1".parse().unwrap(),
             ethernet: false,
         });
-        let own: InterfaceName = "tun0".parse().unwrap();
+        let to = Assignment {
+            pool: kit::OFFICE,
+            session: SessionId(3),
+            interface: "tun0".parse().unwrap(),
+            lease: Some((BootTime(9), kit::QUARANTINE)),
+        };
+        let right = ProgramReading {
+            program_id: 1,
+            map_id: 2,
+            pool: Some(kit::OFFICE),
+            session: Some(SessionId(3)),
+            lease_end: Some(BootTime(9)),
+            bound_to: links.iter().find(|l| l.name == to.interface).unwrap().ifindex,
+        };
         let back = |link: &Link, hook| ReadBack {
             interface: link.name.clone(),
             ifindex: link.ifindex,
             hook,
-            reading: Some(ProgramReading {
-                program_id: 1,
-                map_id: 2,
-                pool: Some(kit::OFFICE),
-            }),
+            reading: Some(right),
         };
         let hooks = [HookPoint::TcIngress, HookPoint::TcEgress];
         let all: Vec<ReadBack> = links.iter().flat_map(|l| hooks.map(|h| back(l, h))).collect();
-        let judge = |links: &[Link], reads: &[ReadBack]| in_force(&config, links, &own, kit::OFFICE, reads);
+        let judge = |links: &[Link], reads: &[ReadBack]| in_force(&config, links, &to, reads);
         assert!(judge(&links, &all));
-        assert!(!in_force(&config, &links, &own, kit::LAB, &all));
+        let other = |to: Assignment| !in_force(&config, &links, &to, &all);
+        assert!(
+            other(Assignment {
+                pool: kit::LAB,
+                ..to.clone()
+            }) && other(Assignment {
+                lease: None,
+                ..to.clone()
+            })
+        );
         assert!(!judge(&links, &[]) && !judge(&[], &[]) && !judge(&links[..1], &all));
         for missing in 0..all.len() {
             let mut rest = all.clone();
             let gone = rest.remove(missing);
             // A core interface needs no more than it says it has.
             assert_eq!(judge(&links, &rest), gone.interface.as_str() == "core0", "{gone:?}");
-            for reading in [None, Some(None), Some(Some(kit::QUARANTINE))] {
+            for reading in [
+                None,
+                Some(ProgramReading { pool: None, ..right }),
+                Some(ProgramReading {
+                    pool: Some(kit::QUARANTINE),
+                    ..right
+                }),
+                Some(ProgramReading { session: None, ..right }),
+                Some(ProgramReading {
+                    session: Some(SessionId(4)),
+                    ..right
+                }),
+                Some(ProgramReading {
+                    lease_end: None,
+                    ..right
+                }),
+                Some(ProgramReading {
+                    lease_end: Some(BootTime(8)),
+                    ..right
+                }),
+                Some(ProgramReading { bound_to: 0, ..right }),
+                Some(ProgramReading { bound_to: 4, ..right }),
+            ] {
                 let mut wrong = all.clone();
-                wrong[missing].reading = reading.map(|pool| ProgramReading {
-                    program_id: 1,
-                    map_id: 2,
-                    pool,
-                });
+                wrong[missing].reading = reading;
                 assert!(!judge(&links, &wrong), "{:?}", wrong[missing]);
             }
         }

@@ -9,7 +9,7 @@ use std::{
 };
 
 use gateway_ebpf::abi::{
-    BUCKET6_SLOTS, Bucket6, Class, ClassEntry, Cold, Control, ENTRY_LEASED, Homes6, delegated, entry_pool, map,
+    BUCKET6_SLOTS, Bucket6, Class, ClassEntry, Cold, Control, ENTRY_LEASED, Homes6, delegated, entry_ifindex, entry_pool, map,
 };
 
 use super::{
@@ -25,7 +25,7 @@ use crate::{
     config::Config,
     kernel::{HookPoint, KernelError, Link, ProgramReading, ReadBack},
     links::{self, LinkNow},
-    model::PoolId,
+    model::{BootTime, PoolId, SessionId},
     netlink::Kept,
 };
 
@@ -227,6 +227,9 @@ impl Look<'_> {
             program_id: program.id,
             map_id: reading.map_id,
             pool: pool_now(entry, record, super::tables::boot_now()),
+            session: record.map(|c| SessionId(c.session)),
+            lease_end: record.filter(|c| c.lease_end != u64::MAX).map(|c| BootTime(c.lease_end)),
+            bound_to: entry_ifindex(entry),
         }))
     }
 

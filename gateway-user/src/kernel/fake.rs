@@ -17,7 +17,7 @@ use super::{
 };
 use crate::{
     config::{Config, InterfaceRole, Mode, PoolKind},
-    model::{BootTime, PoolId, prefix},
+    model::{BootTime, InterfaceName, PoolId, prefix},
 };
 
 /// A call that changes something, as it arrived.
@@ -70,6 +70,8 @@ pub struct State {
     pub losses: Losses,
     /// Answer of [`Kernel::answers`].
     pub answers: BTreeMap<u8, Answers>,
+    /// What [`Places::read_back`] says of the end of every lease; `None`: what was assigned.
+    pub lease_end: Option<BootTime>,
     /// What the next [`Kernel::compare_tables`] finds.
     pub foreign: Vec<TableDifference>,
     /// What [`Kernel::mode`] says; `None`: what is configured.
@@ -167,6 +169,12 @@ impl State {
     fn held(&self, address: IpAddr) -> Option<&Assignment> {
         let own = self.assigned.get(&address);
         own.or_else(|| self.assigned.get(&prefix::around(address)?))
+    }
+
+    /// Of an interface; one that does not exist has none that any other has.
+    fn index(&self, interface: &InterfaceName) -> u32 {
+        let link = self.links.iter().find(|l| l.name == *interface);
+        link.map_or(u32::MAX, |l| l.ifindex)
     }
 
     fn fails(&mut self) -> Result<(), KernelError> {
@@ -338,7 +346,7 @@ impl Places for FakeKernel {
         let mut state = self.state();
         state.looks += 1;
         let one = |address: &IpAddr| {
-            let pool = self.class(&state, *address);
+            let (pool, held) = (self.class(&state, *address), state.held(*address));
             let at = |link: &Link, hook: HookPoint| {
                 let attached = !state.detached.contains(&(link.ifindex, hook));
                 ReadBack {
@@ -349,6 +357,9 @@ impl Places for FakeKernel {
                         program_id: 100 + link.ifindex,
                         map_id: MAP_ID,
                         pool,
+                        session: held.map(|a| a.session),
+                        lease_end: held.and_then(|a| a.lease).map(|l| state.lease_end.unwrap_or(l.0)),
+                        bound_to: held.map_or(0, |a| state.index(&a.interface)),
                     }),
                 }
             };

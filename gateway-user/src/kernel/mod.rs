@@ -78,6 +78,12 @@ pub struct ProgramReading {
     pub map_id: u32,
     /// Whose policy judges the address.
     pub pool: Option<PoolId>,
+    /// As stored beside it; `None`: no live session.
+    pub session: Option<SessionId>,
+    /// As stored beside it.
+    pub lease_end: Option<BootTime>,
+    /// Index of the only interface on which it may be; 0: any.
+    pub bound_to: u32,
 }
 
 /// A part of the tables.

@@ -249,6 +249,17 @@ fn a_lease_that_ended_falls_back_without_the_daemon() {
             (reading.pool, reading.session, reading.lease_end),
             (Some(STAFF), Some(SessionId(9)), Some(end))
         );
+        // The attached programs' own word, too.
+        let bound_to = g.site.gw.ifindex("vpn0").unwrap();
+        let backs = g.read_back(device);
+        assert!(backs.len() > 2);
+        for back in backs {
+            let r = back.reading.unwrap();
+            assert_eq!(
+                (r.pool, r.session, r.lease_end, r.bound_to),
+                (Some(STAFF), Some(SessionId(9)), Some(end), bound_to)
+            );
+        }
         // The daemon is gone.
         g.live = None;
         std::thread::sleep(Duration::from_nanos(end.0.saturating_sub(boot()) + 50_000_000));

@@ -48,6 +48,21 @@ async fn a_lease_that_is_not_renewed_ends() {
     assert_eq!(enforcement(g.applied("phone").await), Enforcement::Enforced);
 }
 
+/// The pool is the same before and after: the lease's end is what a renewal changes.
+#[tokio::test]
+async fn a_renewal_is_enforced_when_its_end_is_read_back() {
+    let g = released_in_the_lab().await;
+    let old = g.kernel.state().assigned[&ip("10.66.0.5")].lease.unwrap().0;
+    g.clock.advance_ms(LEASE_MS / 2);
+    g.kernel.state().lease_end = Some(old);
+    let mut soon = g.seen(0);
+    soon.deadline = std::time::Duration::from_millis(50);
+    let renewed = g.tell().policy_applied(soon, id("phone"), "r1".parse().unwrap(), None).await;
+    assert_eq!(enforcement(renewed), Enforcement::Committed);
+    g.kernel.state().lease_end = None;
+    assert_eq!(enforcement(g.applied("phone").await), Enforcement::Enforced);
+}
+
 #[tokio::test]
 async fn a_lease_ends_with_the_daemon_dead() {
     let mut g = released_in_the_lab().await;

@@ -3,7 +3,7 @@
 
 use std::{
     fs::{self, File, OpenOptions},
-    io::{self, Read as _, Seek as _, SeekFrom, Write as _},
+    io::{self, BufRead as _, BufReader, Read as _, Seek as _, SeekFrom, Write as _},
     os::unix::fs::OpenOptionsExt as _,
     path::{Path, PathBuf},
     sync::mpsc::{self, RecvTimeoutError},
@@ -14,7 +14,7 @@ use std::{
 use tracing::{error, info, warn};
 
 use super::{AuditQuery, Reader, StoreError, files};
-use crate::audit::{Head, Line};
+use crate::audit::{Head, Line, Sealed};
 
 /// How long an entry waits at most.
 const EVERY: Duration = Duration::from_secs(1);
@@ -78,8 +78,8 @@ struct Work {
     directory: PathBuf,
     file: Option<PathBuf>,
     reader: Option<Reader>,
-    /// Number of the last entry in the file; `None`: not looked yet.
-    written: Option<u64>,
+    /// The last entry in the file that the database has, too; `None`: not looked yet.
+    written: Option<Head>,
     told: Head,
     told_at: Option<Instant>,
     complained: bool,
@@ -112,28 +112,26 @@ impl Work {
             let position = self.directory.join(POSITION);
             let written = match &mut self.written {
                 Some(written) => written,
-                empty => empty.insert(reached(file, &position).map_err(|e| failed(file, &e))?),
+                empty => empty.insert(resume(file, &position, reader, head, anchor)?),
             };
-            // Another database than the one that was logged: a backup took its place.
-            *written = (*written).min(head.number);
-            if *written < anchor.number {
+            if written.number < anchor.number {
                 warn!(
-                    from = *written + 1,
+                    from = written.number + 1,
                     to = anchor.number,
                     "entries of the audit were pruned before they could be logged"
                 );
             }
-            while *written < head.number {
+            while written.number < head.number {
                 let entries = reader.audit(&AuditQuery::After {
-                    number: *written,
+                    number: written.number,
                     limit: AT_ONCE,
                 })?;
-                let Some(number) = entries.last().map(|e| e.entry.number) else {
+                let Some(last) = entries.last().map(head_of) else {
                     break;
                 };
                 append(file, entries.into_iter().map(Line::from)).map_err(|e| failed(file, &e))?;
-                *written = number;
-                note(&position, number)?;
+                *written = last;
+                note(&position, last)?;
             }
         }
         let due = last || self.told_at.is_none_or(|t| t.elapsed() >= HEAD_EVERY);
@@ -145,17 +143,72 @@ impl Work {
     }
 }
 
-/// Up to which number the log has come: its last line says so, or, where it has none, what was noted.
-fn reached(file: &Path, position: &Path) -> io::Result<u64> {
-    let mut log = match OpenOptions::new()
-        .read(true)
-        .write(true)
-        .custom_flags(libc::O_NOFOLLOW | libc::O_CLOEXEC)
-        .open(file)
-    {
-        Ok(log) => log,
+/// The entry behind which the log goes on: its last one, if the database's chain has it. Otherwise a backup has taken the database's place: the
+/// last one that the log has and that chain, too, so that none of the chain is left out; the entry of the restore is the first of the rest.
+fn resume(file: &Path, position: &Path, reader: &Reader, head: Head, anchor: Head) -> Result<Head, StoreError> {
+    let reached = reached(file, position).map_err(|e| failed(file, &e))?;
+    if reached == Head::NONE || has(reader, head, anchor, reached)? {
+        return Ok(reached);
+    }
+    let mut common = anchor;
+    for logged in logged(file).map_err(|e| failed(file, &e))?.into_iter().rev() {
+        if logged.number >= anchor.number && has(reader, head, anchor, logged)? {
+            common = logged;
+            break;
+        }
+    }
+    warn!(
+        logged = %reached, goes_on_after = %common,
+        "the audit log has entries that the database has not: a backup took its place; entries that come now may have numbers of others before"
+    );
+    Ok(common)
+}
+
+/// Whether the database's chain has this entry, or had it before it was pruned: then nothing can be said against it.
+fn has(reader: &Reader, head: Head, anchor: Head, entry: Head) -> Result<bool, StoreError> {
+    if entry.number > head.number {
+        return Ok(false);
+    }
+    if entry.number <= anchor.number {
+        return Ok(entry.number < anchor.number || entry.hash == anchor.hash);
+    }
+    let found = reader.audit(&AuditQuery::After {
+        number: entry.number - 1,
+        limit: 1,
+    })?;
+    Ok(found.first().map(head_of) == Some(entry))
+}
+
+fn head_of(sealed: &Sealed) -> Head {
+    Head {
+        number: sealed.entry.number,
+        hash: sealed.hash,
+    }
+}
+
+fn head_of_line(line: &[u8]) -> Option<Head> {
+    let line: Line = serde_json::from_slice(line).ok()?;
+    Some(head_of(&line.into()))
+}
+
+/// Every entry in the file, in its order; none if it is not there.
+fn logged(file: &Path) -> io::Result<Vec<Head>> {
+    let log = match open(OpenOptions::new().read(true), file) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        log => log?,
+    };
+    let mut all = Vec::new();
+    for line in BufReader::new(log).split(b'\n') {
+        all.extend(head_of_line(&line?));
+    }
+    Ok(all)
+}
+
+/// How far the log has come: its last line says so, or, where it has none, what was noted.
+fn reached(file: &Path, position: &Path) -> io::Result<Head> {
+    let mut log = match open(OpenOptions::new().read(true).write(true), file) {
         Err(e) if e.kind() == io::ErrorKind::NotFound => return noted(position),
-        Err(e) => return Err(e),
+        log => log?,
     };
     let length = log.metadata()?.len();
     let from = length.saturating_sub(TAIL);
@@ -167,25 +220,21 @@ fn reached(file: &Path, position: &Path) -> io::Result<u64> {
         // The machine died in the middle of a line.
         OpenOptions::new().write(true).open(file)?.set_len(from + whole as u64)?;
     }
-    let lines = tail[..whole].split(|b| *b == b'\n').rev();
-    let number = |line: &[u8]| {
-        serde_json::from_slice::<serde_json::Value>(line)
-            .ok()?
-            .get("number")?
-            .as_u64()
-    };
-    lines
-        .filter(|l| !l.is_empty())
-        .find_map(number)
-        .map_or_else(|| noted(position), Ok)
+    let mut lines = tail[..whole].split(|b| *b == b'\n').rev();
+    lines.find_map(head_of_line).map_or_else(|| noted(position), Ok)
 }
 
-fn noted(position: &Path) -> io::Result<u64> {
+fn noted(position: &Path) -> io::Result<Head> {
     match fs::read_to_string(position) {
-        Ok(text) => Ok(text.trim().parse().unwrap_or(0)),
-        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(0),
+        // What cannot be read says nothing: all is written again.
+        Ok(text) => Ok(text.trim().parse().unwrap_or(Head::NONE)),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(Head::NONE),
         Err(e) => Err(e),
     }
+}
+
+fn open(how: &mut OpenOptions, file: &Path) -> io::Result<File> {
+    how.custom_flags(libc::O_NOFOLLOW | libc::O_CLOEXEC).open(file)
 }
 
 /// All of the lines, or none; the file is opened each time, so that one that was rotated away is left alone.
@@ -208,14 +257,14 @@ fn append(file: &Path, lines: impl Iterator<Item = Line>) -> io::Result<()> {
     })
 }
 
-fn note(position: &Path, number: u64) -> Result<(), StoreError> {
+fn note(position: &Path, reached: Head) -> Result<(), StoreError> {
     let draft = files::beside(position, "new");
     files::discard(&draft);
     files::make_new(&draft)?;
     let written = File::options()
         .write(true)
         .open(&draft)
-        .and_then(|mut f| writeln!(f, "{number}"));
+        .and_then(|mut f| writeln!(f, "{reached}"));
     written.map_err(|e| failed(&draft, &e))?;
     files::rename(&draft, position)
 }

@@ -139,7 +139,8 @@ fn mark(copy: &mut Connection, now: WallTime) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Makes a copy the database: no number is given twice, no watcher goes on as if nothing had been, and the audit says what happened.
+/// Makes a copy the database: no revision and no session number is given twice, no watcher goes on as if nothing had been, and the audit says
+/// what happened. Its chain goes on from the backup's; its next entry is that of the restore, which has the head of the chain that ends here.
 fn revive(
     copy: &mut Connection,
     old: &Old,

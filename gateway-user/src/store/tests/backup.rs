@@ -452,3 +452,77 @@ fn the_audit_log_has_every_entry_once_through_rotation_restart_and_a_torn_line()
     assert_eq!(numbers(&log), [11, 12], "while it runs");
     drop(running);
 }
+
+/// What a restore makes of the chain, the log has all of: also where it had come further than the chain has since.
+#[test]
+fn after_a_restore_the_audit_log_goes_on_with_the_restore() {
+    let (temp, path) = directory();
+    let mut daemon = filled(&path);
+    let (log, copy) = (temp.path().join("audit.jsonl"), temp.path().join("copy.db"));
+    let run = || drop(AuditLog::start(&path, Some(log.clone())).unwrap());
+    let lines = || -> Vec<(u64, String)> {
+        let text = fs::read_to_string(&log).unwrap();
+        let line = |l: &str| -> serde_json::Value { serde_json::from_str(l).unwrap() };
+        text.lines()
+            .map(|l| {
+                (
+                    line(l)["number"].as_u64().unwrap(),
+                    line(l)["hash"].as_str().unwrap().to_owned(),
+                )
+            })
+            .collect()
+    };
+    let commit = |daemon: &mut SqliteStore, numbers: std::ops::RangeInclusive<u64>| {
+        let revision = daemon.load().unwrap().revision;
+        let changes = ChangeSet {
+            audit: numbers.map(entry).collect(),
+            ..ChangeSet::default()
+        };
+        daemon.commit(&changes, revision, AT).unwrap();
+    };
+    let restored_at = |second: i64| drop(restore(&path, &copy, "uid:0", WallTime(AT.0 + second * 1000), false).unwrap());
+    Reader::of_directory(&path).unwrap().backup(&copy, AT).unwrap();
+    commit(&mut daemon, 10..=40);
+    run();
+    assert_eq!(lines().len(), 40);
+    drop(daemon);
+
+    // The chain is past the log's last number before the log is looked at.
+    restored_at(1);
+    let mut daemon = SqliteStore::open(&path).unwrap();
+    commit(&mut daemon, 11..=60);
+    run();
+    let all = lines();
+    let numbers: Vec<u64> = all.iter().map(|l| l.0).collect();
+    assert_eq!(numbers, (1..=40).chain(10..=60).collect::<Vec<_>>());
+    let text = fs::read_to_string(&log).unwrap();
+    let restored: serde_json::Value = serde_json::from_str(text.lines().nth(40).unwrap()).unwrap();
+    assert_eq!(restored["action"], "RestoreStore");
+    assert_eq!(restored["before"], format!("40:{}", all[39].1), "the head of what was left");
+    assert_eq!(restored["after"], format!("9:{}", all[8].1), "and of what goes on");
+    run();
+    assert_eq!(lines().len(), 91, "once");
+    drop(daemon);
+
+    // Twice before the log is looked at, the chain shorter than the log.
+    restored_at(2);
+    restored_at(3);
+    run();
+    assert_eq!(lines()[91..].iter().map(|l| l.0).collect::<Vec<_>>(), [10]);
+
+    // Rotated away, so that nobody knows what the log had: all of the chain.
+    fs::rename(&log, temp.path().join("audit.jsonl.1")).unwrap();
+    let mut daemon = SqliteStore::open(&path).unwrap();
+    commit(&mut daemon, 11..=12);
+    run();
+    assert_eq!(
+        lines().iter().map(|l| l.0).collect::<Vec<_>>(),
+        [11, 12],
+        "it is known where it had come"
+    );
+    drop(daemon);
+    restored_at(4);
+    fs::remove_file(&log).unwrap();
+    run();
+    assert_eq!(lines().iter().map(|l| l.0).collect::<Vec<_>>(), (1..=10).collect::<Vec<_>>());
+}

@@ -239,14 +239,18 @@ impl Writer {
             AT_ONCE_ASKED
         };
         for session in self.registry.sessions_after(after).take(at_once) {
+            seen += 1;
+            last = Some(session.id);
             let device = self.registry.device_of(session);
+            // A lease that has ended since time last passed here has ended in the kernel by its record alone.
+            if device.is_some_and(|d| self.registry.is_due(&d.id, now)) {
+                continue;
+            }
             for address in &session.addresses {
                 if let Some(to) = reconcile::assignment(*address, session, device, &self.context(*now)) {
                     wanted.insert(*address, (to, session.device.clone()));
                 }
             }
-            seen += 1;
-            last = Some(session.id);
         }
         let addresses: Vec<IpAddr> = wanted.keys().copied().collect();
         let readings = self.kernel.read_all(&addresses)?;

@@ -401,6 +401,11 @@ impl Registry {
             .collect()
     }
 
+    /// Whether time has brought something to this device that it is not told of yet.
+    pub(super) fn is_due(&self, id: &DeviceId, now: &Now) -> bool {
+        self.devices.get(id).is_some_and(|d| d.0.due <= now.boot.0)
+    }
+
     /// Sources that have live sessions.
     pub(super) fn has_sessions(&self, source: &SourceName) -> bool {
         self.by_source.contains_key(source)

@@ -3,7 +3,7 @@
 
 use std::{
     net::Ipv4Addr,
-    sync::atomic::{Ordering, fence},
+    sync::atomic::{AtomicU8, Ordering, fence},
 };
 
 use gateway_ebpf::abi::Class;
@@ -86,9 +86,23 @@ impl Mover<'_> {
             return false;
         }
         byte.store(class, Ordering::Release);
+        hand_over(byte);
         self.0.classes.moved(old, class);
         true
     }
+}
+
+/// Lets the processor move the line of a byte to the cache that all have in common, where the program that judges the address looks next: else
+/// it fetches it from this one's own cache. A hint; processors without it do nothing (Intel SDM, CLDEMOTE).
+#[inline]
+fn hand_over(byte: &AtomicU8) {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: the instruction changes no memory and no register, for any address.
+    unsafe {
+        std::arch::asm!("cldemote [{}]", in(reg) byte.as_ptr(), options(nostack, preserves_flags));
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = byte;
 }
 
 impl Drop for Mover<'_> {

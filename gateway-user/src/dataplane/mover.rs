@@ -48,11 +48,8 @@ impl Mover<'_> {
     /// # Errors
     /// [`KernelError::OutsidePools`]; nothing was changed then.
     pub fn set(&mut self, address: Ipv4Addr, to: Bound) -> Result<(), KernelError> {
-        if self.store(u32::from(address), to.0) {
-            Ok(())
-        } else {
-            Err(KernelError::OutsidePools(address.into()))
-        }
+        let byte = self.store(u32::from(address), to.0);
+        byte.map(hand_over).ok_or(KernelError::OutsidePools(address.into()))
     }
 
     /// Sets the class of each address of a text, one a line; says how many there were.
@@ -64,7 +61,7 @@ impl Mover<'_> {
         while at < text.len() {
             line += 1;
             let (address, next) = address(text, at).ok_or(LoadError::Malformed { line })?;
-            if !self.store(address, to.0) {
+            if self.store(address, to.0).is_none() {
                 return Err(LoadError::Outside {
                     line,
                     address: address.into(),
@@ -75,20 +72,19 @@ impl Mover<'_> {
         Ok(line)
     }
 
-    /// `false`: it is in no pool.
+    /// Its class byte, which is set; `None`: it is in no pool.
     #[inline]
-    fn store(&mut self, address: u32, class: Class) -> bool {
+    fn store(&mut self, address: u32, class: Class) -> Option<&AtomicU8> {
         let (chunk, place) = self.0.layout.place(address);
         let byte = self.0.chunks.byte(chunk * CHUNK + place);
         // What is in no pool, or reserved, is 0 and stays so.
         let old = byte.load(Ordering::Relaxed);
         if old == 0 {
-            return false;
+            return None;
         }
         byte.store(class, Ordering::Release);
-        hand_over(byte);
         self.0.classes.moved(old, class);
-        true
+        Some(byte)
     }
 }
 

@@ -26,7 +26,7 @@ const MOST_THREADS: usize = 4;
 /// Random packets of the differential tests in the nightly form.
 const NIGHTLY_CASES: &str = "1000000";
 
-/// Deaths of the daemon under load in the nightly form: half an hour.
+/// Deaths of the daemon under load in the nightly form: ten minutes where nothing else runs.
 const NIGHTLY_DEATHS: &str = "200";
 
 /// Runs them, and says whether all passed.

@@ -12,6 +12,7 @@ use gateway_user::{
 };
 use lazaret_tests::{
     packets::{self, Watcher},
+    process::until,
     require,
     site::{DEVICE, DEVICE6, DM, DM6, MAIL, MAIL6, RESOLVER, TUNNEL},
 };
@@ -191,7 +192,11 @@ fn a_foreign_program_survives_and_one_before_ours_is_reported() {
         "reported, not removed"
     );
     drop(foreign);
-    assert_eq!(g.problems(), [""; 0]);
+    // A process that another test is about to start holds a copy of the link until it runs its program.
+    until(Duration::from_secs(5), "the foreign program is gone", || {
+        Ok(g.problems().is_empty())
+    })
+    .unwrap();
     assert!(g.reaches(&tun, DEVICE, RESOLVER, 53));
     g.live = None;
     g.site.gw.run(|| gateway_user::dataplane::detach(&g.config, false)).unwrap();

@@ -11,6 +11,7 @@ pub mod fuzz;
 pub mod gateway;
 pub mod lab;
 pub mod loaded;
+pub mod lossy;
 pub mod netns;
 pub mod openvpn;
 pub mod packets;

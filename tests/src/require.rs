@@ -17,6 +17,8 @@ pub enum Need {
     Vxlan,
     /// Loop devices: a file as a disk.
     Loop,
+    /// FUSE: a file system of the test's own.
+    Fuse,
     /// userfaultfd(2), by which a test keeps the kernel waiting.
     Userfaultfd,
     /// A program on the path.
@@ -35,6 +37,7 @@ impl Need {
             Self::Tun => Path::new("/dev/net/tun").exists(),
             Self::Vxlan => Namespace::new("need").is_ok_and(|n| n.ip("link add v type vxlan id 1 dstport 4789").is_ok()),
             Self::Loop => Path::new("/dev/loop-control").exists() && Self::Program("mkfs.ext4").met(),
+            Self::Fuse => crate::lossy::possible(),
             Self::Userfaultfd => crate::rtnl::possible(),
             Self::Program(name) => {
                 let path = std::env::var_os("PATH").unwrap_or_default();
@@ -62,6 +65,7 @@ impl fmt::Display for Need {
             Self::Tun => f.write_str("tun devices (/dev/net/tun; `modprobe tun`)"),
             Self::Vxlan => f.write_str("vxlan devices (`modprobe vxlan`)"),
             Self::Loop => f.write_str("loop devices and mkfs.ext4 (`modprobe loop`; e2fsprogs)"),
+            Self::Fuse => f.write_str("FUSE (/dev/fuse; `modprobe fuse`)"),
             Self::Userfaultfd => f.write_str("userfaultfd (CONFIG_USERFAULTFD)"),
             Self::Program(name) => write!(f, "the program {name} (`cargo xtask setup`)"),
             Self::Python => f.write_str("a Python with grpcio (`cargo xtask test` makes one)"),

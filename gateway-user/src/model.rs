@@ -208,6 +208,10 @@ impl fmt::Debug for KeyHash {
     }
 }
 
+/// Public random bits that a final policy key is derived from, together with the temporary key: of no use without that.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Salt(pub [u8; 16]);
+
 /// Not a SHA-256 fingerprint.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("a certificate fingerprint must be 64 hexadecimal digits (SHA-256), with or without colons")]

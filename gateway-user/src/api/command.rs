@@ -115,8 +115,14 @@ pub(super) fn answered<T, R: Message + Default>(
             controller.answered(context, answer.encode_to_vec(), secret);
             Ok(answer)
         }
-        Answer::Again(bytes) => R::decode(bytes.as_slice()).map_err(|_| status::forgotten()),
+        Answer::Again(bytes) => decoded(&bytes),
+        Answer::Salted(..) => Err(status::forgotten()),
     }
+}
+
+/// An answer that was kept.
+pub(super) fn decoded<R: Message + Default>(bytes: &[u8]) -> Result<R, Status> {
+    R::decode(bytes).map_err(|_| status::forgotten())
 }
 
 macro_rules! commands {

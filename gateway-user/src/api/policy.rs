@@ -4,15 +4,20 @@ use std::{pin::Pin, sync::Arc};
 
 use futures_util::{Stream, stream};
 use lazaret_proto::v1::{self, policy_service_server::PolicyService};
+use prost::Message as _;
 use tokio::sync::{Semaphore, watch::Receiver};
 use tonic::{Code, Request, Response, Status, Streaming};
 
 use super::{
     command, parse, render,
     report::{self, Reporter},
-    scope, watch,
+    scope, status, watch,
 };
-use crate::{access::answer, config::Config, controller::Controller};
+use crate::{
+    access::answer,
+    config::Config,
+    controller::{Answer, Controller},
+};
 
 /// Most streams of signals at a time, over all connections: each holds up to [`report::MOST_UNDER_WAY`] signals.
 const MAX_REPORTS: usize = 64;
@@ -58,11 +63,30 @@ impl PolicyService for Policies {
     ) -> Result<Response<v1::AcknowledgePolicyResponse>, Status> {
         let (r, caller) = command::taken(request, &self.controller).await?;
         let (context, device, key) = parse::policy::acknowledge(r, caller)?;
-        let id = context.request.clone();
-        let told = self.controller.acknowledge_policy(context.clone(), device, key).await;
-        command::response(&self.controller, context, told, true, |o| {
-            render::policy::acknowledged(&self.config, &id, o)
-        })
+        let told = self
+            .controller
+            .acknowledge_policy(context.clone(), device.clone(), key.clone())
+            .await?;
+        let answer = match told {
+            Answer::First(outcome) => {
+                let answer = render::policy::acknowledged(&self.config, &context.request, outcome);
+                // Who asks again brings what the key is derived from.
+                let kept = v1::AcknowledgePolicyResponse {
+                    final_key: String::new(),
+                    ..answer.clone()
+                };
+                self.controller.answered(context, kept.encode_to_vec(), false);
+                answer
+            }
+            Answer::Salted(kept, salt) => {
+                let mut answer: v1::AcknowledgePolicyResponse = command::decoded(&kept)?;
+                let revision = answer.policy_revision.parse().map_err(|_| status::forgotten())?;
+                answer.final_key = key.final_key(&salt, &device, &revision).reveal();
+                answer
+            }
+            Answer::Again(_) => return Err(status::forgotten()),
+        };
+        Ok(Response::new(answer))
     }
 
     async fn renew_leases(&self, request: Request<v1::RenewLeasesRequest>) -> Result<Response<v1::RenewLeasesResponse>, Status> {

@@ -11,7 +11,9 @@ use std::{
 use tokio::sync::oneshot;
 
 use super::{
-    Acknowledge, AddressEnforcement, Answer, Enforcement, Refusal, Refused, SignalContext, requests::Before, review::Review,
+    Acknowledge, AddressEnforcement, Answer, Enforcement, Refusal, Refused, SignalContext,
+    requests::{self, Before, Held},
+    review::Review,
     writer::Writer,
 };
 use crate::{
@@ -121,6 +123,8 @@ pub(super) struct Decided<T> {
     pub(super) answer: Rendering<T>,
     /// Ended if nobody hears the answer.
     pub(super) unheard: Option<SessionId>,
+    /// Of what the key in the answer is made, if it is a new one.
+    pub(super) held: Option<Held>,
 }
 
 impl<T> Decided<T> {
@@ -129,6 +133,15 @@ impl<T> Decided<T> {
             subject,
             answer: Box::new(answer),
             unheard: None,
+            held: None,
+        }
+    }
+
+    /// Its answer has a key that is made of this.
+    pub(super) fn holding(self, held: Held) -> Self {
+        Self {
+            held: Some(held),
+            ..self
         }
     }
 }
@@ -180,6 +193,8 @@ pub(super) struct Ask<'a> {
     pub(super) action: &'static str,
     /// The same request is under way, or done and its answer is not known: nothing is to be changed, and what is so now is the answer.
     pub(super) again: bool,
+    /// Of that one's answer, if it has a key.
+    pub(super) held: Option<&'a Held>,
     /// Its id was used for another request. Only what restricts comes so far.
     pub(super) reused: bool,
 }
@@ -235,12 +250,23 @@ impl Writer {
             context,
             action,
             again,
+            held: None,
             reused: false,
         };
         let decided = match self.asked_before(context) {
-            Ok(Before::Answered(answer)) => return drop(to.send(Ok(Answer::Again(answer)))),
-            Ok(Before::Never) => decide(self, ask(false)).inspect(|_| self.remember(context)),
-            Ok(Before::UnderWay) => decide(self, ask(true)),
+            Ok(Before::Answered(answer, held)) => return drop(to.send(Ok(requests::again(answer, held.as_ref())))),
+            Ok(Before::Never) => decide(self, ask(false)).inspect(|d| self.remember(context, d.held.clone())),
+            Ok(Before::UnderWay(held)) => {
+                let ask = Ask {
+                    held: held.as_ref(),
+                    ..ask(true)
+                };
+                let decided = decide(self, ask);
+                if let Ok(Some(held)) = decided.as_ref().map(|d| d.held.clone()) {
+                    self.hold(context, held);
+                }
+                decided
+            }
             // A caller that gives one id to two requests must not keep a device released by it.
             Err(refusal) if about.restricts => {
                 tracing::warn!(by = cause.by, action, "{refusal}; a restriction is done all the same");

@@ -244,7 +244,7 @@ impl Controller {
     }
 
     /// Hands over the answer that a client gets to a request, as it was sent, so that it gets the same if it asks again. Written with the
-    /// next commit; `secret`: kept in memory only. Nothing happens to the answer of a request without digest, or of one that was refused.
+    /// next commit; `secret`: kept in memory only; a final policy key is left out. Nothing happens to the answer of a request without digest, or of one that was refused.
     pub fn answered(&self, context: SignalContext, answer: Vec<u8>, secret: bool) {
         // Not by a queue of jobs: an answer neither ends a batch nor takes a place in it. Where there is no room it is forgotten, and the
         // answer to the same request will be what is so then.

@@ -1,10 +1,18 @@
-//! Policy keys, as they go out and come in. What is stored is [`KeyHash`].
+//! Policy keys, as they go out and come in. What is stored is [`KeyHash`], and the salt of a final key: neither gives a key without the other key.
 
 use std::{fmt, str::FromStr};
 
-use crate::{audit::sha256, model::KeyHash};
+use ring::hmac;
 
-/// 128 random bits; as text 32 hexadecimal digits. It is shown by [`PolicyKey::reveal`] only, never in logs.
+use crate::{
+    audit::sha256,
+    model::{DeviceId, KeyHash, PolicyRevision, Salt},
+};
+
+/// Keeps final keys apart from whatever else may be derived from a temporary one.
+const LABEL: &[u8] = b"lazaret final policy key 1";
+
+/// 128 bits that nobody can guess; as text 32 hexadecimal digits. It is shown by [`PolicyKey::reveal`] only, never in logs.
 #[derive(Clone, PartialEq, Eq)]
 pub struct PolicyKey([u8; 16]);
 
@@ -19,6 +27,22 @@ impl PolicyKey {
         Ok(Self(bits))
     }
 
+    /// The final key that this temporary one is taken for: the first 128 bits of HMAC-SHA256 (RFC 2104) with the temporary key's bits as its
+    /// key, over a label, a zero byte, the salt, the device's name, a zero byte, and the revision. So who brings the temporary key once more
+    /// gets the same final one, and nothing that is stored gives it.
+    #[must_use]
+    pub fn final_key(&self, salt: &Salt, device: &DeviceId, revision: &PolicyRevision) -> Self {
+        let mut context = hmac::Context::with_key(&hmac::Key::new(hmac::HMAC_SHA256, &self.0));
+        let names = (device.as_str().as_bytes(), revision.as_str().as_bytes());
+        for part in [LABEL, &[0], &salt.0, names.0, &[0], names.1] {
+            context.update(part);
+        }
+        let mut bits = [0; 16];
+        let tag = context.sign();
+        bits.iter_mut().zip(tag.as_ref()).for_each(|(to, from)| *to = *from);
+        Self(bits)
+    }
+
     /// What is kept of it: SHA-256 of its bits.
     #[must_use]
     pub fn hash(&self) -> KeyHash {
@@ -30,6 +54,14 @@ impl PolicyKey {
     pub fn reveal(&self) -> String {
         self.0.iter().map(|b| format!("{b:02x}")).collect()
     }
+}
+
+/// A fresh salt.
+///
+/// # Errors
+/// As [`PolicyKey::fresh`].
+pub(super) fn salt() -> Result<Salt, getrandom::Error> {
+    PolicyKey::fresh().map(|bits| Salt(bits.0))
 }
 
 impl fmt::Debug for PolicyKey {
@@ -67,6 +99,27 @@ impl FromStr for PolicyKey {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// By another implementation: Python's `hmac.new(bytes(range(16)), message, "sha256").digest()[:16]`.
+    #[test]
+    fn a_final_key_is_derived_from_all_that_it_is_bound_to() {
+        let temporary: PolicyKey = "000102030405060708090a0b0c0d0e0f".parse().unwrap();
+        let derive = |key: &PolicyKey, salt: u8, device: &str, revision: &str| {
+            let (device, revision) = (device.parse().unwrap(), revision.parse().unwrap());
+            key.final_key(&Salt([salt; 16]), &device, &revision).reveal()
+        };
+        let known = derive(&temporary, 0xa5, "phone-1", "baseline-7");
+        assert_eq!(known, "1c5c4fb898d24b4aef13d7736f8ceae0");
+        let other: PolicyKey = "000102030405060708090a0b0c0d0e0e".parse().unwrap();
+        for another in [
+            derive(&other, 0xa5, "phone-1", "baseline-7"),
+            derive(&temporary, 0xa4, "phone-1", "baseline-7"),
+            derive(&temporary, 0xa5, "phone-2", "baseline-7"),
+            derive(&temporary, 0xa5, "phone-1", "baseline-8"),
+        ] {
+            assert_ne!(another, known);
+        }
+    }
 
     #[test]
     fn a_key_is_read_as_it_is_shown_and_not_shown_otherwise() {

@@ -4,6 +4,8 @@ use super::{
     AcknowledgeOutcome, OfferOutcome, PolicyKey, Refusal, RenewOutcome, Renewal, SignalOutcome,
     batch::{Ask, Decided, Subject},
     inspect::on_the_wall,
+    keys,
+    requests::Held,
     writer::Writer,
 };
 use crate::{
@@ -12,14 +14,18 @@ use crate::{
 };
 
 impl Writer {
-    /// Asked again, with the answer gone: another key takes the place of the one that nobody got.
+    /// Asked again while the key is in memory, the same one. With the process gone: another takes its place, which nobody can have acknowledged
+    /// without having got the first answer.
     pub(super) fn offer_policy(
         &mut self,
         ask: Ask<'_>,
         device: &DeviceId,
         revision: &PolicyRevision,
     ) -> Result<Decided<OfferOutcome>, Refusal> {
-        let key = fresh()?;
+        let key = match ask.held {
+            Some(Held::Key(key)) => return Ok(Self::offered(device, key.clone())),
+            _ => PolicyKey::fresh().map_err(no_random_numbers)?,
+        };
         let step = self.step(
             device,
             Signal::Offer {
@@ -28,44 +34,62 @@ impl Writer {
             },
         )?;
         self.loosen(&[step], &[], ask.cause().with(revision.as_str()));
-        let id = device.clone();
-        Ok(Decided::new(Subject::Nothing, move |w, settled| {
+        Ok(Self::offered(device, key.clone()).holding(Held::Key(key)))
+    }
+
+    fn offered(device: &DeviceId, key: PolicyKey) -> Decided<OfferOutcome> {
+        let (id, hash) = (device.clone(), key.hash());
+        Decided::new(Subject::Nothing, move |w, settled| {
             settled.durable()?;
             let now = w.clock.now();
             let view = w.device(&id)?;
-            // Taken away again in the same batch: then it is over.
-            let ends_at = view
-                .device
-                .keys
-                .offer
-                .as_ref()
-                .map(|o| on_the_wall(lease_end(&o.holds, &now), &now));
+            // Taken away again meanwhile: then it is over.
+            let offer = view.device.keys.offer.as_ref().filter(|o| o.key == hash);
+            let ends_at = offer.map(|o| on_the_wall(lease_end(&o.holds, &now), &now));
             Ok(OfferOutcome {
                 key,
                 ends_at: ends_at.unwrap_or(now.wall),
                 device: view,
                 revision: w.registry.revision,
             })
-        }))
+        })
     }
 
+    /// Asked again, it gives the same key, for as long as that is the device's.
     pub(super) fn acknowledge_policy(
         &mut self,
         ask: Ask<'_>,
         device: &DeviceId,
         temporary: &PolicyKey,
     ) -> Result<Decided<AcknowledgeOutcome>, Refusal> {
-        let key = fresh()?;
+        let unknown = || Refusal::PolicyKeyUnknown(device.clone());
+        let keys = self.registry.device(device).map(|known| &known.keys);
+        if ask.again {
+            let Some(Held::Salt(salt)) = ask.held else {
+                return Err(unknown());
+            };
+            let held = keys.and_then(|k| k.final_key.as_ref()).ok_or_else(unknown)?;
+            let key = temporary.final_key(salt, device, &held.revision);
+            let policy = Some(held).filter(|h| h.key == key.hash()).map(|h| h.revision.clone());
+            return Ok(Self::acknowledged(device, key, policy.ok_or_else(unknown)?));
+        }
+        let salt = keys::salt().map_err(no_random_numbers)?;
+        // Without an offer there is no key, and the step says why.
+        let policy = keys.and_then(|k| k.offer.as_ref()).map(|o| o.revision.clone());
+        let key = policy.as_ref().map(|policy| temporary.final_key(&salt, device, policy));
         let signal = Signal::Acknowledge {
             temporary: temporary.hash(),
-            fresh: key.hash(),
+            fresh: key.as_ref().unwrap_or(temporary).hash(),
         };
         let step = self.step(device, signal)?;
-        let policy = step.device.keys.final_key.as_ref().map(|f| f.revision.clone());
-        let policy = policy.ok_or_else(|| Refusal::PolicyKeyUnknown(device.clone()))?;
+        let (key, policy) = key.zip(policy).ok_or_else(unknown)?;
         self.loosen(&[step], &[], ask.cause().with(policy.as_str()));
+        Ok(Self::acknowledged(device, key, policy).holding(Held::Salt(salt)))
+    }
+
+    fn acknowledged(device: &DeviceId, key: PolicyKey, policy: PolicyRevision) -> Decided<AcknowledgeOutcome> {
         let id = device.clone();
-        Ok(Decided::new(Subject::Nothing, move |w, settled| {
+        Decided::new(Subject::Nothing, move |w, settled| {
             settled.durable()?;
             Ok(AcknowledgeOutcome {
                 key,
@@ -73,7 +97,7 @@ impl Writer {
                 device: w.device(&id)?,
                 revision: w.registry.revision,
             })
-        }))
+        })
     }
 
     /// A release: commit, then kernel, then read back.
@@ -143,6 +167,6 @@ impl Writer {
     }
 }
 
-fn fresh() -> Result<PolicyKey, Refusal> {
-    PolicyKey::fresh().map_err(|e| Refusal::Kernel(format!("there are no random numbers for a key: {e}")))
+fn no_random_numbers(e: getrandom::Error) -> Refusal {
+    Refusal::Kernel(format!("there are no random numbers for a key: {e}"))
 }

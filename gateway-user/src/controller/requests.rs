@@ -6,9 +6,9 @@ use std::{
     time::Instant,
 };
 
-use super::{Refusal, SignalContext, writer::Writer};
+use super::{Answer, PolicyKey, Refusal, SignalContext, writer::Writer};
 use crate::{
-    model::{RequestId, SessionId, WallTime},
+    model::{RequestId, Salt, SessionId, WallTime},
     store::Request,
 };
 
@@ -20,9 +20,35 @@ const MOST: usize = 65_536;
 pub(super) enum Before {
     Never,
     /// It is under way, or its answer was lost with the process.
-    UnderWay,
+    UnderWay(Option<Held>),
     /// And this was the answer.
-    Answered(Vec<u8>),
+    Answered(Vec<u8>, Option<Held>),
+}
+
+/// Of what the key in an answer is made again.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Held {
+    /// A final key, together with the temporary one that the request brings. It is stored.
+    Salt(Salt),
+    /// A temporary key: itself, in memory only.
+    Key(PolicyKey),
+}
+
+impl Held {
+    const fn salt(&self) -> Option<Salt> {
+        match self {
+            Self::Salt(salt) => Some(*salt),
+            Self::Key(_) => None,
+        }
+    }
+}
+
+/// The answer of before.
+pub(super) fn again<T>(answer: Vec<u8>, held: Option<&Held>) -> Answer<T> {
+    match held.and_then(Held::salt) {
+        Some(salt) => Answer::Salted(answer, salt),
+        None => Answer::Again(answer),
+    }
 }
 
 /// An answer as a client gets it.
@@ -50,6 +76,7 @@ struct Recent {
     /// When it was asked: the store knows it by that.
     at: WallTime,
     answer: Option<Vec<u8>>,
+    held: Option<Held>,
     /// Of a list of sessions that is not worked off: sessions from this number on are younger than it.
     until: Option<SessionId>,
 }
@@ -62,7 +89,7 @@ impl Requests {
         }
     }
 
-    fn put(&mut self, key: Key, digest: [u8; 32], at: WallTime) {
+    fn put(&mut self, key: Key, digest: [u8; 32], at: WallTime, held: Option<Held>) {
         while self.order.len() >= MOST {
             if let Some(old) = self.order.pop_front() {
                 self.recent.remove(&old);
@@ -75,6 +102,7 @@ impl Requests {
                 digest,
                 at,
                 answer: None,
+                held,
                 until: None,
             },
         );
@@ -91,36 +119,45 @@ impl Writer {
             return Ok(Before::Never);
         };
         let found = match self.requests.recent.get(&key(context)) {
-            Some(recent) => Some((recent.digest, recent.answer.clone())),
-            None => self.stored(context).map(|r| (r.digest, r.answer)),
+            Some(recent) => Some((recent.digest, recent.answer.clone(), recent.held.clone())),
+            None => self.stored(context).map(|r| (r.digest, r.answer, r.salt.map(Held::Salt))),
         };
         match found {
             None => Ok(Before::Never),
-            Some((other, _)) if other != digest => Err(Refusal::RequestIdReused(context.request.clone())),
-            Some((_, None)) => Ok(Before::UnderWay),
-            Some((_, Some(answer))) => Ok(Before::Answered(answer)),
+            Some((other, ..)) if other != digest => Err(Refusal::RequestIdReused(context.request.clone())),
+            Some((_, None, held)) => Ok(Before::UnderWay(held)),
+            Some((_, Some(answer), held)) => Ok(Before::Answered(answer, held)),
         }
     }
 
     /// Remembers a request with the change that it makes.
-    pub(super) fn remember(&mut self, context: &SignalContext) {
+    pub(super) fn remember(&mut self, context: &SignalContext, held: Option<Held>) {
         let Some(digest) = context.digest else { return };
         let at = self.clock.now().wall;
-        self.requests.put(key(context), digest, at);
+        let salt = held.as_ref().and_then(Held::salt);
+        self.requests.put(key(context), digest, at, held);
         self.batch.changes.requests.push(Request {
             client: context.by.requester(),
             id: context.request.clone(),
             digest,
             at,
+            salt,
             answer: None,
         });
+    }
+
+    /// Remembers in memory what the key of an answer is made of, of a request that the store has already.
+    pub(super) fn hold(&mut self, context: &SignalContext, held: Held) {
+        let Some(digest) = context.digest else { return };
+        let at = self.clock.now().wall;
+        self.requests.put(key(context), digest, at, Some(held));
     }
 
     /// Remembers a list of sessions until it is worked off, in memory only: it is no change yet.
     pub(super) fn remember_list(&mut self, context: &SignalContext, until: SessionId) {
         let Some(digest) = context.digest else { return };
         let at = self.clock.now().wall;
-        self.requests.put(key(context), digest, at);
+        self.requests.put(key(context), digest, at, None);
         if let Some(recent) = self.requests.recent.get_mut(&key(context)) {
             recent.until = Some(until);
         }
@@ -166,6 +203,7 @@ impl Writer {
                 id: context.request.clone(),
                 digest,
                 at: recent.at,
+                salt: recent.held.as_ref().and_then(Held::salt),
                 answer: Some(answer.clone()),
             });
         }

@@ -69,7 +69,7 @@ impl Writer {
         let before = self.asked_before(&context);
         let until = match self.known_list(&context) {
             Some(_) if self.lists.iter().any(|list| list.is(&context)) => return refuse(to),
-            Some(until) if matches!(before, Ok(Before::UnderWay)) => until,
+            Some(until) if matches!(before, Ok(Before::UnderWay(_))) => until,
             _ if matches!(before, Ok(Before::Never)) => {
                 self.heard_of(&source);
                 self.registry.next_session_id()

@@ -10,7 +10,7 @@ use crate::{
     config::{InterfaceRole, Mode},
     kernel::{AddressReading, HookState, InterfaceState, Link, Losses, ReadBack},
     model::{
-        Device, DeviceId, Fingerprint, Identity, InterfaceName, PolicyRevision, PoolId, Publication, RequestId, Revision,
+        Device, DeviceId, Fingerprint, Identity, InterfaceName, PolicyRevision, PoolId, Publication, RequestId, Revision, Salt,
         Session, VpnKey, WallTime,
     },
 };
@@ -50,6 +50,9 @@ pub enum Answer<T> {
     /// The same client has asked this before, by the same request id, and this was the answer, as it was handed to
     /// [`super::Controller::answered`].
     Again(Vec<u8>),
+    /// The same, of an answer that was handed over without its final policy key: that is [`PolicyKey::final_key`] of the request's temporary
+    /// key, with this salt.
+    Salted(Vec<u8>, Salt),
 }
 
 impl<T> Answer<T> {
@@ -57,7 +60,7 @@ impl<T> Answer<T> {
     pub fn first(self) -> Option<T> {
         match self {
             Self::First(answer) => Some(answer),
-            Self::Again(_) => None,
+            Self::Again(_) | Self::Salted(..) => None,
         }
     }
 }

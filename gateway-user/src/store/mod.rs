@@ -26,7 +26,7 @@ pub use sqlite::SqliteStore;
 
 use crate::{
     audit::{Entry, Head, Sealed},
-    model::{Device, DeviceId, Publication, RequestId, Revision, Session, SessionId, UriChange, WallTime},
+    model::{Device, DeviceId, Publication, RequestId, Revision, Salt, Session, SessionId, UriChange, WallTime},
 };
 
 /// Changes of GatewayURIs that are kept for watchers that come back.
@@ -153,6 +153,8 @@ pub struct Request {
     pub digest: [u8; 32],
     /// When.
     pub at: WallTime,
+    /// Of an answer that has a final policy key, which is not kept: from what it is derived once more, with the request's temporary key.
+    pub salt: Option<Salt>,
     /// The first answer, encoded; `None`: the process ended before it was known, and what is so now is the answer.
     pub answer: Option<Vec<u8>>,
 }

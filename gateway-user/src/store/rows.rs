@@ -8,7 +8,7 @@ use crate::{
     audit::{Entry, Head, Sealed},
     model::{
         Aliases, BootTime, Device, DeviceId, DeviceState, Enrolment, Exception, ExceptionKind, FinalKey, Fingerprint, Handshake,
-        KeyHash, Lease, Now, Offer, PolicyRevision, PoolName, Publication, Rare, Release, Revision, Session, SessionId,
+        KeyHash, Lease, Now, Offer, PolicyRevision, PoolName, Publication, Rare, Release, Revision, Salt, Session, SessionId,
         StateReason, Trust, UriChange, VpnKey, WallTime, Window,
     },
     store::Request,
@@ -178,14 +178,34 @@ pub(super) fn publication(row: &Row<'_>) -> rusqlite::Result<Publication> {
 
 /// `client, id, digest, at, answer`.
 pub(super) fn request(row: &Row<'_>) -> rusqlite::Result<Request> {
+    let (salt, answer) = match row.get_ref(4)?.as_blob_or_null()? {
+        Some([SALTED, rest @ ..]) => {
+            let (salt, answer) = rest.split_first_chunk().ok_or_else(|| damaged(4, "requests: half a salt"))?;
+            (Some(Salt(*salt)), Some(answer).filter(|a| !a.is_empty()))
+        }
+        answer => (None, answer),
+    };
     Ok(Request {
         client: row.get(0)?,
         id: parse(row, 1)?,
         digest: row.get(2)?,
         at: WallTime(row.get(3)?),
-        answer: row.get(4)?,
+        salt,
+        answer: answer.map(<[u8]>::to_vec),
     })
 }
+
+/// What the column `answer` has of a request: the answer; or, where there is one, [`SALTED`], the salt, and the answer if it is known.
+pub(super) fn kept(request: &Request) -> Option<Vec<u8>> {
+    let answer = request.answer.as_deref();
+    match request.salt {
+        Some(Salt(salt)) => Some([&[SALTED][..], &salt, answer.unwrap_or_default()].concat()),
+        None => answer.map(<[u8]>::to_vec),
+    }
+}
+
+/// The first byte of what has a salt: no encoded message begins with it, since no field has the number 0.
+const SALTED: u8 = 0;
 
 /// Columns of [`sealed`], in its order.
 pub(super) const AUDIT: &str = "number, at, by, action, device, subject, before, after, reason, request, result, hash";

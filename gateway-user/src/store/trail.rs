@@ -33,17 +33,17 @@ pub(super) fn remember(t: &Transaction<'_>, seen: &mut Option<Seen>, requests: &
     let mut insert =
         t.prepare_cached("INSERT INTO requests (key, client, id, digest, at, answer) VALUES (?1, ?2, ?3, ?4, ?5, ?6)")?;
     for r in requests {
-        let key = request_key(&r.client, &r.id);
+        let (key, kept) = (request_key(&r.client, &r.id), rows::kept(r));
         if r.answer.is_some()
             && let Some(number) = seen.as_mut().and_then(|s| s.awaited(key))
-            && awaited.execute(params![number, r.answer, key, r.digest, r.at.0, r.client, r.id.as_str()])? == 1
+            && awaited.execute(params![number, kept, key, r.digest, r.at.0, r.client, r.id.as_str()])? == 1
         {
             continue;
         }
         match find(t, seen, key, &r.client, &r.id)? {
             Some((number, old)) if old.digest == r.digest && old.at == r.at => {
                 if r.answer.is_some() {
-                    answer.execute(params![number, r.answer])?;
+                    answer.execute(params![number, kept])?;
                 }
                 continue;
             }
@@ -53,7 +53,7 @@ pub(super) fn remember(t: &Transaction<'_>, seen: &mut Option<Seen>, requests: &
             }
             None => {}
         }
-        insert.execute(params![key, r.client, r.id.as_str(), r.digest, r.at.0, r.answer])?;
+        insert.execute(params![key, r.client, r.id.as_str(), r.digest, r.at.0, kept])?;
         let number = t.last_insert_rowid();
         if let Some(seen) = seen {
             seen.add(unsigned(number), key);

@@ -4,7 +4,7 @@ use futures_util::future::join_all;
 
 use super::kit::*;
 use crate::{
-    controller::{Answer, Refusal, SignalContext},
+    controller::{AcknowledgeOutcome, Answer, OfferOutcome, PolicyKey, Refusal, Refused, SignalContext},
     model::{DeviceState, ExceptionKind, Identity, Role},
     store::{AuditQuery, SqliteStore, Store as _},
 };
@@ -248,20 +248,21 @@ async fn a_refused_request_is_not_remembered() {
     assert!(matches!(register(2).await, Ok(Answer::First(_))));
 }
 
+fn offer(g: &Gateway) -> impl Future<Output = Answer<OfferOutcome>> + use<> {
+    let (controller, context) = (g.controller().clone(), request(g, "one", 1));
+    async move {
+        let told = controller.offer_policy(context, id("phone"), "rev-1".parse().unwrap());
+        told.await.unwrap()
+    }
+}
+
 #[tokio::test]
 async fn an_answer_that_holds_a_secret_does_not_outlive_the_process() {
     let mut g = Gateway::new().await;
     g.register("phone", "office").await;
-    let offer = |g: &Gateway| {
-        let (controller, context) = (g.controller().clone(), request(g, "one", 1));
-        async move {
-            controller
-                .offer_policy(context, "phone".parse().unwrap(), "rev-1".parse().unwrap())
-                .await
-                .unwrap()
-        }
-    };
     let first = offer(&g).await.first().unwrap();
+    // Its answer may be under way: the same key, not one in its place.
+    assert_eq!(offer(&g).await.first().unwrap().key, first.key);
     g.controller()
         .answered(request(&g, "one", 1), first.key.reveal().into_bytes(), true);
     assert_eq!(offer(&g).await, Answer::Again(first.key.reveal().into_bytes()));
@@ -271,10 +272,96 @@ async fn an_answer_that_holds_a_secret_does_not_outlive_the_process() {
         .first()
         .expect("another key in place of the one that nobody can give again");
     assert_ne!(second.key, first.key);
-    for file in std::fs::read_dir(g.state_directory()).unwrap() {
+    assert_eq!(offer(&g).await.first().unwrap().key, second.key, "from then on that one");
+    assert!(!is_on_disk(&g, &first.key) && !is_on_disk(&g, &second.key));
+    let acknowledge = |key: &PolicyKey| g.tell().acknowledge_policy(g.seen(0), id("phone"), key.clone());
+    let unknown = Err(Refusal::PolicyKeyUnknown(id("phone")));
+    assert_eq!(acknowledge(&first.key).await, unknown, "superseded");
+    assert!(acknowledge(&second.key).await.is_ok());
+}
+
+/// Whether a key is in any file, as text or as bits.
+fn is_on_disk(g: &Gateway, key: &PolicyKey) -> bool {
+    let text = key.reveal();
+    let bits: Vec<u8> = (0..32)
+        .step_by(2)
+        .map(|at| u8::from_str_radix(&text[at..at + 2], 16).unwrap())
+        .collect();
+    let has = |file: std::io::Result<std::fs::DirEntry>| {
         let bytes = std::fs::read(file.unwrap().path()).unwrap();
-        assert!(!bytes.windows(32).any(|w| w == first.key.reveal().as_bytes()));
+        bytes.windows(32).any(|w| w == text.as_bytes()) || bytes.windows(16).any(|w| w == bits)
+    };
+    std::fs::read_dir(g.state_directory()).unwrap().any(has)
+}
+
+fn acknowledge(g: &Gateway, temporary: &PolicyKey) -> impl Future<Output = Result<Answer<AcknowledgeOutcome>, Refused>> + use<> {
+    let (controller, context, key) = (g.controller().clone(), request(g, "two", 2), temporary.clone());
+    async move { controller.acknowledge_policy(context, id("phone"), key).await }
+}
+
+#[tokio::test]
+async fn a_final_key_is_given_again_also_after_a_restart_and_is_nowhere_kept() {
+    let mut g = Gateway::new().await;
+    g.register("phone", "office").await;
+    let temporary = offer(&g).await.first().unwrap().key;
+    let both = futures_util::future::join(acknowledge(&g, &temporary), acknowledge(&g, &temporary)).await;
+    let (first, twin) = (both.0.unwrap().first().unwrap(), both.1.unwrap().first().unwrap());
+    assert_eq!((&first.key, &first.policy), (&twin.key, &twin.policy), "together");
+    let entries = entries(&g).await;
+    assert_eq!(entries.iter().filter(|e| e.entry.action == "AcknowledgePolicy").count(), 1);
+    // The process dies before it knows the answer: twice, since the second answer is lost, too.
+    for _ in 0..2 {
+        g.restart().await;
+        let again = acknowledge(&g, &temporary).await.unwrap().first().unwrap();
+        assert_eq!((again.key, again.policy), (first.key.clone(), first.policy.clone()));
     }
+    assert!(!is_on_disk(&g, &first.key) && !is_on_disk(&g, &temporary));
+    // It is the one that releases.
+    let applied = async |g: &Gateway| {
+        let policy = "rev-1".parse().unwrap();
+        let told = g
+            .tell()
+            .policy_applied(g.seen(0), id("phone"), policy, Some(first.key.clone()));
+        told.await.map(|o| o.device.device.state)
+    };
+    assert_eq!(applied(&g).await, Ok(DeviceState::Released));
+    // With a restriction it is gone, and nothing of it comes back.
+    g.clock.advance_ms(1);
+    g.revoked("phone").await.unwrap();
+    g.restart().await;
+    let unknown = Refusal::PolicyKeyUnknown(id("phone"));
+    assert_eq!(acknowledge(&g, &temporary).await.unwrap_err().refusal, unknown);
+    g.clock.advance_ms(1);
+    assert_eq!(applied(&g).await, Err(unknown));
+}
+
+#[tokio::test]
+async fn an_answer_with_a_final_key_is_kept_without_it() {
+    let mut g = Gateway::new().await;
+    g.register("phone", "office").await;
+    let temporary = offer(&g).await.first().unwrap().key;
+    let first = acknowledge(&g, &temporary).await.unwrap().first().unwrap();
+    g.controller().answered(request(&g, "two", 2), b"the rest".to_vec(), false);
+    for _ in 0..2 {
+        let Ok(Answer::Salted(rest, salt)) = acknowledge(&g, &temporary).await else {
+            panic!("not the first answer");
+        };
+        assert_eq!(rest, b"the rest");
+        assert_eq!(temporary.final_key(&salt, &id("phone"), &first.policy), first.key);
+        g.restart().await;
+    }
+    // Another offer and its keys have another salt.
+    let another = g
+        .tell()
+        .offer_policy(g.seen(0), id("phone"), "rev-1".parse().unwrap())
+        .await
+        .unwrap();
+    let other = g
+        .tell()
+        .acknowledge_policy(g.seen(0), id("phone"), another.key)
+        .await
+        .unwrap();
+    assert_ne!(other.key, first.key);
 }
 
 #[tokio::test]

@@ -37,6 +37,7 @@ fn filled(path: &Path) -> SqliteStore {
         id: "r9".parse().unwrap(),
         digest: [1; 32],
         at: AT,
+        salt: None,
         answer: Some(b"released".to_vec()),
     }];
     store.commit(&changes, Revision(0), AT).unwrap();

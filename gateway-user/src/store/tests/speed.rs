@@ -50,6 +50,7 @@ fn signal(changes: &mut ChangeSet, number: u64, serial: u64) {
         id: format!("0c2f1c1e-7d5f-4d9d-9a55-{serial:012}").parse().unwrap(),
         digest: [7; 32],
         at: AT,
+        salt: None,
         answer: Some(vec![9; 60]),
     });
     if serial.is_multiple_of(2) {

@@ -19,6 +19,7 @@ fn request(client: &str, id: &str, at: i64, answer: Option<&[u8]>) -> Request {
         id: id.parse().unwrap(),
         digest: [at.to_be_bytes()[7]; 32],
         at: WallTime(at),
+        salt: None,
         answer: answer.map(<[u8]>::to_vec),
     }
 }
@@ -112,6 +113,34 @@ fn requests_are_found_by_client_and_id_and_get_their_answer_later() {
     let anew = request("uid:0", "r", 9, None);
     store.commit(&requests(std::slice::from_ref(&anew)), Revision(4), AT).unwrap();
     assert_eq!(get(&mut store, "uid:0", "r"), Some(anew));
+}
+
+#[test]
+fn a_salt_is_kept_with_its_request_and_stays_when_the_answer_comes() {
+    let (_temp, path) = directory();
+    let mut store = SqliteStore::open(&path).unwrap();
+    let salted = Request {
+        salt: Some(Salt([0; 16])),
+        ..request("uid:0", "r", 1, None)
+    };
+    let answered = Request {
+        answer: Some(b"\0done".to_vec()),
+        ..salted.clone()
+    };
+    let get = |store: &mut SqliteStore| store.request("uid:0", &"r".parse().unwrap());
+    for (revision, request) in [(0, salted), (1, answered)] {
+        store
+            .commit(&requests(std::slice::from_ref(&request)), Revision(revision), AT)
+            .unwrap();
+        drop(store);
+        store = SqliteStore::open(&path).unwrap();
+        assert_eq!(get(&mut store).unwrap(), Some(request));
+    }
+    store
+        .connection()
+        .execute("UPDATE requests SET answer = x'00aabb'", [])
+        .unwrap();
+    assert!(matches!(get(&mut store), Err(StoreError::Corrupt(_))));
 }
 
 #[test]

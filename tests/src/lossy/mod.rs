@@ -1,5 +1,5 @@
 //! A file system that forgets, at a loss of power, what was not synchronised: mounted by FUSE, so that the real daemon, the real commands and
-//! the real SQLite run on it. What it does not do: it tears no sector, and what was synchronised it neither loses nor alters.
+//! the real SQLite run on it; in another process than the test's, which is itself the file system ([`Lossy::played`]). What it does not do: it tears no sector, and what was synchronised it neither loses nor alters.
 
 mod disk;
 mod fuse;
@@ -11,7 +11,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use anyhow::{Context as _, Result, anyhow};
+use anyhow::{Context as _, Result, anyhow, ensure};
 use fuser::{BackgroundSession, Config, MountOption, SessionACL};
 use nix::mount::{MntFlags, umount2};
 
@@ -23,7 +23,7 @@ use self::{
     disk::{ROOT, Seen},
     fuse::Server,
 };
-use crate::differential::random::Random;
+use crate::{differential::random::Random, process};
 
 /// Whether one can be mounted here: the device can be opened.
 #[must_use]
@@ -44,11 +44,20 @@ impl Lossy {
     /// # Errors
     /// No privilege, or no FUSE.
     pub fn mount(at: &Path) -> Result<Self> {
+        Self::with(at, Disk::new())
+    }
+
+    /// The same with something on it.
+    ///
+    /// # Errors
+    /// As [`Lossy::mount`].
+    pub fn with(at: &Path, disk: Disk) -> Result<Self> {
         let mut this = Self {
             at: at.to_owned(),
             server: Server::default(),
             session: None,
         };
+        this.server.lock().disk = disk;
         this.on()?;
         Ok(this)
     }
@@ -63,11 +72,6 @@ impl Lossy {
     #[must_use]
     pub fn synchronised(&self) -> u64 {
         self.server.lock().disk.synchronised
-    }
-
-    /// All that was done is on the disk.
-    pub fn synchronise_all(&self) {
-        self.server.lock().disk.synchronise_all();
     }
 
     /// The power goes, and comes back. Files that are still open give an error from then on.
@@ -90,10 +94,17 @@ impl Lossy {
         mounted.moments = Some(vec![mounted.disk.clone()]);
     }
 
-    /// How many moments were recorded: the number of the next.
-    #[must_use]
-    pub fn moment(&self) -> usize {
-        self.server.lock().moments.as_ref().map_or(0, Vec::len)
+    /// Has a test of this binary play a part, which it gets by [`part`], in a child process. Whoever maps a file must not be the file
+    /// system: a page fault holds the lock of the process's memory, which the file system needs to answer it.
+    ///
+    /// # Errors
+    /// It fails; the error holds its output.
+    pub fn played(&self, test: &str, part: &str) -> Result<()> {
+        let mut child = process::command(None, std::env::current_exe()?);
+        child.args(["--exact", test, "--nocapture"]).env(PART, part).env(AT, &self.at);
+        let out = process::output(&mut child)?;
+        ensure!(out.contains("1 passed"), "there is no test {test}: {out}");
+        Ok(())
     }
 
     /// What was recorded: the disk as it was at first, and after each change.
@@ -133,6 +144,23 @@ impl Drop for Lossy {
     }
 }
 
+const PART: &str = "LAZARET_LOSSY_PART";
+const AT: &str = "LAZARET_LOSSY_AT";
+
+/// In a child process ([`Lossy::played`]): the part to play, and where the file system is.
+#[must_use]
+pub fn part() -> Option<(String, PathBuf)> {
+    Some((std::env::var(PART).ok()?, std::env::var_os(AT)?.into()))
+}
+
+/// Notes, in the child process, that the `n`th thing was reported as done; [`Disk::marks`] tells.
+///
+/// # Panics
+/// The file system is gone.
+pub fn mark(at: &Path, n: usize) {
+    fs::create_dir(at.join(format!("mark-{n}"))).expect("the file system is there");
+}
+
 /// A directory of its own in memory, mode 0700, for what a loss has left: to synchronise costs nothing there.
 ///
 /// # Errors
@@ -147,6 +175,22 @@ pub fn copies() -> Result<tempfile::TempDir> {
 }
 
 impl Disk {
+    /// How many things were reported as done, by [`mark`].
+    #[must_use]
+    pub fn marks(&self) -> usize {
+        let marked = |n: &usize| self.find(ROOT, format!("mark-{n}").as_ref()).is_ok();
+        (1..).take_while(marked).count()
+    }
+
+    /// What is in a file now, by its path.
+    ///
+    /// # Errors
+    /// ENOENT, ENOTDIR, EISDIR.
+    pub fn file(&self, path: &Path) -> Result<Vec<u8>> {
+        let number = path.iter().try_fold(ROOT, |number, name| self.find(number, name))?;
+        Ok(self.read(number, 0, usize::MAX)?.to_vec())
+    }
+
     /// Copies what is on it now to a directory, with modes.
     ///
     /// # Errors

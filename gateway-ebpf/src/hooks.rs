@@ -86,7 +86,7 @@ fn xdp_verdict(ctx: *mut xdp_md, ifindex: u32, hook: u8, verdict: &Verdict, h: &
     };
     // Before anything is counted or told: what the companion cannot be told of, it judges in full, counts and tells.
     if let Some(word) = word
-        && !leave_word(ctx, ifindex, word | tag(ctx))
+        && !leave_word(ctx, word | tag(ctx))
         && !probing()
     {
         return xdp_action::XDP_PASS;
@@ -521,7 +521,8 @@ pub(crate) fn set_mark(skb: *mut __sk_buff, grant: u32) -> i32 {
     unsafe {
         let mark = (*skb).mark;
         if grant != 0 || mark & MARK_RESERVED_MASK == MARK_RESERVED {
-            (*skb).mark = mark & !MARK_OURS | grant;
+            // Whole: half of it may not be written alone.
+            (&raw mut (*skb).mark).write_volatile(mark & !MARK_OURS | grant);
         }
     }
     TCX_NEXT

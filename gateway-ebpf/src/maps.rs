@@ -1,7 +1,7 @@
 //! The maps, and the kernel's side of [`Tables`]. Names, keys and values are those of [`gateway_ebpf::abi`]; sizes that depend on the
 //! configuration are raised by the daemon when it loads the object.
 
-use core::arch::asm;
+use core::{arch::asm, mem::offset_of};
 
 use aya_ebpf::{
     bindings::BPF_F_NO_PREALLOC,
@@ -11,8 +11,8 @@ use aya_ebpf::{
 };
 use gateway_ebpf::{
     abi::{
-        Answers, Bucket6, Class, Cold, ColdKey, Control, CpuCounts, FragmentBucket, Homes6, Interface, MAX_INTERFACES, MAX_POOLS,
-        MAX_RULES, POLICIES, Policy, ShadowCount, Shared, Trace,
+        Answers, Bucket6, Class, Cold, ColdKey, Control, Count, CpuCounts, FragmentBucket, Homes6, Interface, MAX_INTERFACES,
+        MAX_POOLS, MAX_RULES, POLICIES, Policy, ShadowCount, Shared, Trace,
     },
     headers::{Headers, Rare},
     tables::{Tables, read},
@@ -178,20 +178,34 @@ pub(crate) fn kept_rare() -> Option<(&'static mut Headers, &'static mut Rare)> {
     Some(unsafe { (&mut *h, &mut *rare) })
 }
 
-/// The only element of a map of [`gateway_ebpf::abi::map::DIRECT`].
-#[inline(always)]
-fn only<T>(map: &'static Array<T>) -> &'static T {
-    // SAFETY: the element is there as long as the map, which the program holds; what the daemon writes meanwhile is read by volatile loads.
-    unsafe { &*element(map) }
+/// The address of the only element of a map of [`gateway_ebpf::abi::map::DIRECT`]: the instruction loads the map's address, and is made to load the
+/// element's when the programs are loaded. Each use has an instruction of its own, which is cheaper than an address that is kept on the stack.
+macro_rules! element {
+    ($map:ident: $type:ty) => {{
+        let at: *mut $type;
+        let _: &Array<$type> = &$map;
+        // SAFETY: a load of an address.
+        unsafe { asm!("{at} = {map} ll", at = out(reg) at, map = sym $map, options(nomem, nostack, preserves_flags)) };
+        at
+    }};
 }
 
+/// The same by reference.
+macro_rules! only {
+    ($map:ident: $type:ty) => {{
+        let at = element!($map: $type);
+        // SAFETY: the element is there as long as the map, which the program holds; what the daemon writes meanwhile is read by volatile loads.
+        unsafe { &*at.cast_const() }
+    }};
+}
+
+/// The counters of rules in a CPU's own. The compiler, which does not see how they are found, reaches both fields of one from one address.
 #[inline(always)]
-fn element<T>(map: &'static Array<T>) -> *mut T {
-    let mut at = core::ptr::from_ref(map).cast::<T>().cast_mut();
-    // SAFETY: a register, as it is. The instruction that loads the map's address is made to load the element's when the programs are loaded; the
-    // compiler must not conclude anything from what lies at that address in the object.
-    unsafe { asm!("// {at}", at = inout(reg) at, options(pure, nomem, nostack, preserves_flags)) };
-    at
+pub(crate) fn rules(own: *mut CpuCounts) -> *mut [Count; MAX_RULES] {
+    let mut at = own;
+    // SAFETY: arithmetic on one register, which stays inside what it points into.
+    unsafe { asm!("{at} += {n}", at = inout(reg) at, n = const offset_of!(CpuCounts, rules), options(pure, nomem, nostack)) };
+    at.cast()
 }
 
 /// This CPU's counters. The result is no reference: two may be asked for.
@@ -199,8 +213,11 @@ fn element<T>(map: &'static Array<T>) -> *mut T {
 pub(crate) fn own() -> Option<*mut CpuCounts> {
     // SAFETY: a helper without arguments, which the kernel replaces by a load (Linux 6.10, x86-64).
     let cpu = unsafe { bpf_get_smp_processor_id() };
-    // SAFETY: the map has room for so many.
-    (cpu < read(&CPUS)).then(|| unsafe { element(&COUNTERS).add(cpu as usize) })
+    (cpu < read(&CPUS)).then(|| {
+        let all = element!(COUNTERS: CpuCounts);
+        // SAFETY: the map has room for so many.
+        unsafe { all.add(cpu as usize) }
+    })
 }
 
 /// The kernel's tables and clocks; with this CPU's counters, if they are known already.
@@ -214,11 +231,11 @@ pub(crate) const KERNEL: Kernel = Kernel { own: None };
 impl Tables for Kernel {
     #[inline(always)]
     fn control(&self) -> Option<&Control> {
-        Some(only(&CONTROL))
+        Some(only!(CONTROL: Control))
     }
     #[inline(always)]
     fn directory4(&self) -> Option<&[u16; 65536]> {
-        Some(only(&DIR4))
+        Some(only!(DIR4: [u16; 65536]))
     }
     #[inline(always)]
     fn chunk4(&self, chunk: u16, lower: u16) -> Option<Class> {
@@ -230,11 +247,11 @@ impl Tables for Kernel {
     }
     #[inline(always)]
     fn homes6(&self) -> Option<&Homes6> {
-        Some(only(&HOMES6))
+        Some(only!(HOMES6: Homes6))
     }
     #[inline(always)]
     fn policy(&self, index: u32) -> Option<&Policy> {
-        only(&POLICY).get(index as usize)
+        only!(POLICY: [Policy; POLICIES as usize]).get(index as usize)
     }
     #[inline(always)]
     fn interface(&self, ifindex: u32) -> Option<&Interface> {
@@ -262,6 +279,13 @@ impl Tables for Kernel {
         // SAFETY: arithmetic on one register. Neither compiler nor JIT knows that the result is 0; the verifier does.
         unsafe { asm!("{zero} &= 0", zero = inout(reg) zero, options(pure, nomem, nostack)) };
         zero as usize
+    }
+    #[inline(always)]
+    fn upper(&self, word: u64) -> u64 {
+        let mut upper = word;
+        // SAFETY: arithmetic on one register.
+        unsafe { asm!("{upper} >>= 32", upper = inout(reg) upper, options(pure, nomem, nostack)) };
+        upper
     }
     #[inline(always)]
     fn cold(&self, key: &ColdKey) -> Option<Cold> {

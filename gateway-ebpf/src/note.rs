@@ -58,17 +58,16 @@ pub(crate) fn tag(ctx: *mut xdp_md) -> u32 {
 
 /// Leaves a word for the companion; `false`: there is no room, or the driver has none for metadata at all.
 #[inline(always)]
-pub(crate) fn leave_word(ctx: *mut xdp_md, ifindex: u32, word: u32) -> bool {
-    let Some(key) = key() else { return false };
+pub(crate) fn leave_word(ctx: *mut xdp_md, word: u32) -> bool {
     // SAFETY: the context is the one that the kernel gave.
     if unsafe { bpf_xdp_adjust_meta(ctx, -(size_of::<Meta>() as i32)) } != 0 {
         return false;
     }
     // SAFETY: likewise.
-    let (meta, data) = unsafe { ((*ctx).data_meta as usize, (*ctx).data as usize) };
-    if meta + size_of::<Meta>() > data {
+    let (meta, data, ifindex) = unsafe { ((*ctx).data_meta as usize, (*ctx).data as usize, (*ctx).ingress_ifindex) };
+    let Some(key) = key().filter(|_| meta + size_of::<Meta>() <= data) else {
         return false;
-    }
+    };
     // SAFETY: the comparison proves the room; the kernel aligns metadata to 4 bytes.
     unsafe { *(meta as *mut Meta) = [meta_magic(key, ifindex), word] };
     true

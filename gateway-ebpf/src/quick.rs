@@ -4,8 +4,8 @@
 
 use crate::{
     abi::{
-        Class, Control, ENTRY_LEASED, FLAG_INTERFACE_POOLS, MAX_POOLS, POOL_ALL, POOL_BLOCKED, POOL_REJECT, POOL_TO_DEVICE,
-        entry_ifindex, entry_pool, mark,
+        Class, ENTRY_LEASED, FLAG_INTERFACE_POOLS, MAX_POOLS, POOL_ALL, POOL_BLOCKED, POOL_REJECT, POOL_TO_DEVICE, entry_ifindex,
+        entry_pool, mark,
     },
     clock::TOLERANCE,
     decide::{Direction, Place, Role, Verdict, because},
@@ -15,9 +15,55 @@ use crate::{
     tables::{Tables, class4, class6_near, from_device, group, is_far, port_group, read},
 };
 
-/// What the decision says of a common packet; `None`: ask it.
+/// What the decision says of a common packet, as long as no lease ends.
+#[derive(Clone, Copy)]
+pub struct Common {
+    /// Why.
+    pub reason: Reason,
+    /// The pool, as in a verdict.
+    pub pool: u64,
+    /// The rule, as in a verdict.
+    pub rule: u16,
+    leased: bool,
+    from: bool,
+}
+
+impl Common {
+    /// Whether the decision says it now; `false`: ask it.
+    #[inline(always)]
+    pub fn holds<T: Tables>(self, t: &T) -> bool {
+        if !self.leased {
+            return true;
+        }
+        let now = t.about_boot_now();
+        let Some(control) = t.control() else { return false };
+        let end = read(&control.earliest_lease_end);
+        // As `judge` asks, in fewer instructions.
+        now < end && end.wrapping_sub(now) > TOLERANCE
+    }
+    /// The mark, as in a verdict.
+    #[inline(always)]
+    #[must_use]
+    pub const fn mark(self) -> u32 {
+        if self.reason.passes() {
+            mark(self.pool as u8, self.from)
+        } else {
+            0
+        }
+    }
+}
+
+/// What is done about a common packet.
+pub trait Act {
+    /// What comes of it.
+    type Done;
+    /// `None`: ask the decision. It is called in several places, each of which knows the reason, and is to be compiled for each.
+    fn act(self, common: Common) -> Option<Self::Done>;
+}
+
+/// Does about a common packet what is to be done by the decision; `None`: ask it.
 #[inline(always)]
-pub fn quick<T: Tables>(t: &T, control: &Control, place: Place, h: &Headers) -> Option<Verdict> {
+pub fn quick<T: Tables, A: Act>(t: &T, place: Place, h: &Headers, act: A) -> Option<A::Done> {
     if !matches!(h.version, 4 | 6) || h.problem.is_some() || h.rare || matches!(h.protocol, protocol::ICMP | protocol::ICMPV6) {
         return None;
     }
@@ -35,7 +81,7 @@ pub fn quick<T: Tables>(t: &T, control: &Control, place: Place, h: &Headers) -> 
         }
         class4(t, directory, u32::from_be(own[0]))?
     } else {
-        let bits = read(&control.hash6_bits);
+        let bits = read(&t.control()?.hash6_bits);
         let ([hi, lo], [other_hi, _]) = (words(own), words(other));
         // Between pools that have little in common, and to their neighbours, the long way.
         if !is_far(t, other_hi)? || is_far(t, hi)? {
@@ -43,57 +89,81 @@ pub fn quick<T: Tables>(t: &T, control: &Control, place: Place, h: &Headers) -> 
         }
         Class::try_from(class6_near(t, bits, hi, lo)).ok()?
     };
-    let entry = read(&control.classes[class as usize]);
-    let pool = entry_pool(entry);
+    let entry = read(&t.control()?.classes[class as usize]);
+    let meaning = t.upper(entry) << 32;
+    let pool = u64::from(entry_pool(meaning));
     if pool == 0 {
         return None;
     }
     if matches!(place.role, Role::Device) {
         let bound = entry_ifindex(entry);
-        if bound != 0 && bound != place.ifindex || class <= MAX_POOLS && read(&control.flags) & FLAG_INTERFACE_POOLS != 0 {
+        if bound != 0 && bound != place.ifindex || class <= MAX_POOLS && read(&t.control()?.flags) & FLAG_INTERFACE_POOLS != 0 {
             return None;
         }
     }
-    if entry & ENTRY_LEASED != 0 && t.about_boot_now().saturating_add(TOLERANCE) >= read(&control.earliest_lease_end) {
-        return None;
-    }
-    let policy = t.policy(read(&control.generation) & 1)?;
-    let flags = read(&policy.pools[pool as usize & 63].flags);
-    if flags & POOL_BLOCKED != 0 {
-        return None;
-    }
-    let (reason, rule) = if flags & POOL_ALL != 0 {
-        (Reason::All, 0)
-    } else {
-        let port = if from { h.destination_port } else { h.source_port };
-        let number = from_device(
-            policy,
-            pool,
-            group(policy, h.version, other),
-            port_group(policy, h.protocol, port),
-        );
-        if number == 0 {
-            if flags & (POOL_TO_DEVICE | POOL_REJECT) != 0 {
-                return None;
-            }
-            (Reason::NoRule, 0)
-        } else if from {
-            (Reason::Rule, number)
-        } else if h.opens_tcp() {
-            return None;
-        } else {
-            (Reason::Reply, number)
-        }
+    let common = Common {
+        reason: Reason::NoRule,
+        pool,
+        rule: 0,
+        leased: meaning & ENTRY_LEASED != 0,
+        from,
     };
+    let policy = t.policy(read(&t.control()?.generation) & 1)?;
+    let flags = read(&policy.pools[pool as usize & 63].flags);
+    if flags & (POOL_ALL | POOL_BLOCKED) != 0 {
+        if flags & POOL_BLOCKED != 0 || special(h.version, other).is_some() {
+            return None;
+        }
+        return act.act(Common {
+            reason: Reason::All,
+            ..common
+        });
+    }
+    let port = if from { h.destination_port } else { h.source_port };
+    let number = from_device(
+        policy,
+        pool as u8,
+        group(policy, h.version, other),
+        port_group(policy, h.protocol, port),
+    );
+    if number == 0 {
+        if flags & (POOL_TO_DEVICE | POOL_REJECT) != 0 || special(h.version, other).is_some() {
+            return None;
+        }
+        return act.act(common);
+    }
     // What a rule names is not asked what it is, but for a source.
-    if (!from || rule == 0) && special(h.version, other).is_some() {
+    if !from && (h.opens_tcp() || special(h.version, other).is_some()) {
         return None;
     }
-    Some(Verdict {
-        rule,
-        mark: if reason.passes() { mark(pool, from) } else { 0 },
-        ..because(reason, pool)
+    let reason = if from { Reason::Rule } else { Reason::Reply };
+    act.act(Common {
+        reason,
+        rule: number,
+        ..common
     })
+}
+
+/// What the decision says of a common packet; `None`: ask it.
+#[inline(always)]
+pub fn verdict<T: Tables>(t: &T, place: Place, h: &Headers) -> Option<Verdict> {
+    quick(t, place, h, Say(t))
+}
+
+struct Say<'a, T>(&'a T);
+
+impl<T: Tables> Act for Say<'_, T> {
+    type Done = Verdict;
+    #[inline(always)]
+    fn act(self, common: Common) -> Option<Verdict> {
+        let Common { reason, rule, pool, .. } = common;
+        let verdict = Verdict {
+            rule,
+            mark: common.mark(),
+            ..because(reason, pool as u8)
+        };
+        common.holds(self.0).then_some(verdict)
+    }
 }
 
 #[cfg(test)]
@@ -187,7 +257,7 @@ mod tests {
                                 ..Headers::default()
                             };
                             memory.with(None, now, |t| {
-                                if let Some(verdict) = quick(t, &memory.control, place, &h) {
+                                if let Some(verdict) = verdict(t, place, &h) {
                                     assert_eq!(verdict, decide(t, place, &h), "{place:?} {h:?}");
                                     *taken.entry(verdict.reason.name()).or_default() += 1;
                                 }
@@ -258,7 +328,7 @@ mod tests {
             tcp_flags: 2,
             ..Headers::default()
         };
-        let asked = |h: &Headers| memory.with(None, 0, |t| quick(t, &memory.control, place, h).map(|v| v.reason));
+        let asked = |h: &Headers| memory.with(None, 0, |t| verdict(t, place, h).map(|v| v.reason));
         assert_eq!(asked(&common), Some(Reason::Rule));
         assert_eq!(asked(&Headers { version: 0, ..common }), None);
         assert_eq!(asked(&Headers { rare: true, ..common }), None);

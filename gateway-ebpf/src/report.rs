@@ -5,12 +5,13 @@ use gateway_ebpf::{
     abi::{Count, CpuCounts, Denial, MAX_RULES, POOLS, REASONS, mix6},
     decide::{Outcome, Verdict},
     headers::{Headers, cold_key, words},
+    quick::Common,
     reason::Reason,
     tables::read,
 };
 
 use crate::{
-    maps::{DENIALS, EVENTS_LOST, SHADOW, TOLD as TOLD_MAP, kept, own},
+    maps::{DENIALS, EVENTS_LOST, SHADOW, TOLD as TOLD_MAP, kept, own, rules},
     rate::{self, EVENTS},
 };
 
@@ -95,6 +96,19 @@ pub(crate) fn count(own: *mut CpuCounts, verdict: &Verdict, length: u32) {
         let rule = usize::from(verdict.rule) % MAX_RULES;
         // SAFETY: this CPU's, which no other program interrupts: all hooks run with bottom halves off.
         unsafe { add(&raw mut (*own).rules[rule], length) };
+    }
+}
+
+/// The same on the short way, where the verifier sees which reasons there can be.
+#[inline(always)]
+pub(crate) fn count_common(own: *mut CpuCounts, common: Common, length: u32) {
+    let Common { reason, pool, rule, .. } = common;
+    // SAFETY: as in `count`.
+    unsafe {
+        add(&raw mut (*own).pools[pool as usize % POOLS][reason as usize], length);
+        if matches!(reason, Reason::Rule | Reason::Reply) {
+            add(&raw mut (*rules(own))[usize::from(rule) % MAX_RULES], length);
+        }
     }
 }
 

@@ -3,10 +3,10 @@
 use aya_ebpf::bindings::{__sk_buff, TC_ACT_SHOT, xdp_action, xdp_md};
 use gateway_ebpf::{
     abi::{CpuCounts, FLAG_DELEGATED, FLAG_INTERFACE_POOLS},
-    decide::{Outcome, Place, Verdict},
+    decide::Place,
     headers::Headers,
     parse::{is_six, parse_common, parse_common6},
-    quick::quick,
+    quick::{Act, Common, quick},
     tables::{Tables as _, read},
 };
 
@@ -58,41 +58,72 @@ pub(crate) fn tc<const PLACE: u8, const ETHERNET: bool>(skb: *mut __sk_buff) -> 
 fn xdp_of<const DEVICE: bool>(ctx: *mut xdp_md, h: &Headers) -> Option<u32> {
     // SAFETY: the kernel gives a valid context.
     let ifindex = unsafe { (*ctx).ingress_ifindex };
-    let (verdict, own) = judge(xdp_place::<DEVICE>(ifindex), h)?;
-    let action = match verdict.outcome() {
-        // Without a word, the companion judges it in full, and counts it.
-        Outcome::Grant if !leave_word(ctx, ifindex, verdict.mark) => return Some(xdp_action::XDP_PASS),
-        Outcome::Grant => xdp_action::XDP_PASS,
-        _ => xdp_action::XDP_DROP,
-    };
-    report::count(own, &verdict, h.length);
-    Some(action)
+    judge(xdp_place::<DEVICE>(ifindex), h, Xdp { ctx, h })
 }
 
 #[inline(always)]
 fn tc_of<const PLACE: u8>(skb: *mut __sk_buff, h: &Headers) -> Option<i32> {
-    let (verdict, own) = judge(at(PLACE, ifindex(skb)), h)?;
-    report::count(own, &verdict, h.length);
-    Some(match verdict.outcome() {
-        Outcome::Grant => set_mark(skb, verdict.mark),
-        _ => TC_ACT_SHOT,
-    })
+    judge(at(PLACE, ifindex(skb)), h, Tc { skb, h })
 }
 
-/// The verdict on a common packet, to be counted in this CPU's counters. While the mode, the shadow policy or a capture wants to know more, every packet goes the long way; a denial
-/// does if there is something to tell of it.
+/// Judges a common packet. While the mode, the shadow policy or a capture wants to know more, every packet goes the long way.
 #[inline(always)]
-fn judge(place: Place, h: &Headers) -> Option<(Verdict, *mut CpuCounts)> {
-    let control = KERNEL.control()?;
-    if probing() || read(&control.flags) & !(FLAG_INTERFACE_POOLS | FLAG_DELEGATED) != 0 {
+fn judge<A: Act>(place: Place, h: &Headers, act: A) -> Option<A::Done> {
+    if probing() || read(&KERNEL.control()?.flags) & !(FLAG_INTERFACE_POOLS | FLAG_DELEGATED) != 0 {
         return None;
     }
+    quick(&KERNEL, place, h, act)
+}
+
+/// This CPU's counters, if what is said of a packet holds, and there is nothing to tell of it.
+#[inline(always)]
+fn settled(common: Common, h: &Headers) -> Option<*mut CpuCounts> {
     let own = own()?;
-    let verdict = quick(&Kernel { own: Some(own) }, control, place, h)?;
-    if !verdict.reason.passes() && report::may_tell() && !report::repeats(h, verdict.reason) {
-        return None;
+    let goes = common.holds(&Kernel { own: Some(own) })
+        && (common.reason.passes() || !report::may_tell() || report::repeats(h, common.reason));
+    goes.then_some(own)
+}
+
+struct Xdp<'a> {
+    ctx: *mut xdp_md,
+    h: &'a Headers,
+}
+
+impl Act for Xdp<'_> {
+    type Done = u32;
+    #[inline(always)]
+    fn act(self, common: Common) -> Option<u32> {
+        let own = settled(common, self.h)?;
+        let mut action = xdp_action::XDP_DROP;
+        if common.reason.passes() {
+            action = xdp_action::XDP_PASS;
+            if !leave_word(self.ctx, common.mark()) {
+                // Without a word, the companion judges it in full, and counts it.
+                return Some(action);
+            }
+        }
+        report::count_common(own, common, self.h.length);
+        Some(action)
     }
-    Some((verdict, own))
+}
+
+struct Tc<'a> {
+    skb: *mut __sk_buff,
+    h: &'a Headers,
+}
+
+impl Act for Tc<'_> {
+    type Done = i32;
+    #[inline(always)]
+    fn act(self, common: Common) -> Option<i32> {
+        let own = settled(common, self.h)?;
+        report::count_common(own, common, self.h.length);
+        Some(if common.reason.passes() {
+            set_mark(self.skb, common.mark())
+        } else {
+            TC_ACT_SHOT
+        })
+    }
 }
 
 /// In place of an action: none.

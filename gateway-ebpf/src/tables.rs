@@ -9,7 +9,7 @@ use core::sync::atomic::{AtomicU64, Ordering, fence};
 
 use crate::{
     abi::{
-        BUCKET6_SLOTS, Bucket6, Class, Cold, ColdKey, Control, FLAG_DELEGATED, FragmentBucket, Home6, Homes6, Interface,
+        BUCKET6_SLOTS, Bucket6, Class, Cold, ColdKey, Control, FLAG_DELEGATED, FragmentBucket, GROUPS, Home6, Homes6, Interface,
         LEVEL_NEXT, LEVEL_TABLES, Matrix, Policy, Shared, delegated, mix6,
     },
     headers::{Address, Headers, protocol, words},
@@ -47,6 +47,11 @@ pub trait Tables {
     fn exchange(&self, word: &Shared<u64>, to: u64) -> u64;
     /// 0, which the processor knows only once it has `word`: a load from a place that depends on it comes after the load of `word`.
     fn after(&self, word: u64) -> usize;
+    /// The upper half of a word, below 2^32. The kernel's programs keep what they need of it in one register, and the word in none.
+    #[inline(always)]
+    fn upper(&self, word: u64) -> u64 {
+        word >> 32
+    }
     /// [`crate::abi::map::COLD`]; here `None` is no entry.
     fn cold(&self, key: &ColdKey) -> Option<Cold>;
     /// The coarse monotonic clock, nanoseconds.
@@ -202,10 +207,13 @@ pub fn group(policy: &Policy, version: u8, address: Address) -> u16 {
 
 #[inline(always)]
 fn group4(policy: &Policy, address: u32) -> u16 {
+    // Groups are below, and what has `LEVEL_NEXT` is above: the sign of a half word would take two instructions more to find.
+    const LAST: u16 = u8::MAX as u16;
+    const { assert!(GROUPS <= LAST as usize + 1 && LEVEL_NEXT > LAST) };
     let mut g = read(&policy.level1[(address >> 16) as usize & 0xffff]);
-    if g & LEVEL_NEXT != 0 {
+    if g > LAST {
         g = read(&policy.level2[g as usize % LEVEL_TABLES][(address >> 8) as usize & 0xff]);
-        if g & LEVEL_NEXT != 0 {
+        if g > LAST {
             g = read(&policy.level3[g as usize % LEVEL_TABLES][address as usize & 0xff]);
         }
     }

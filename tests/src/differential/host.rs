@@ -12,7 +12,7 @@ use gateway_ebpf::{
     decide::{Direction, Outcome, Place, Role, Verdict},
     headers::{Headers, Rare},
     parse::{parse_common, parse_common6, parse_full},
-    quick::quick,
+    quick,
     rare::decide_packet,
     tables::MemTables,
 };
@@ -105,7 +105,7 @@ impl Host {
         } else {
             parse_full::<_, false>(&step.bytes[..], step.tag, &mut h, &mut rare);
         }
-        self.with_tables(|tables| quick(tables, &self.control, place(step), &h))
+        self.with_tables(|tables| quick::verdict(tables, place(step), &h))
     }
 
     /// What the short way reads of a packet, where it takes it.

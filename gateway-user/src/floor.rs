@@ -5,7 +5,8 @@
 //!   delivered; connection tracking makes no exception.
 //! - What goes to a pool or out of a device interface without the mark, forwarded or sent by the host itself, passes only if the
 //!   interface is in the set `judged`: its index is there while our programs judge at its egress, so a re-created interface, which has a
-//!   new index, is closed until they do again.
+//!   new index, is closed until they do again. netfilter cannot see whether they still do: behind them stands a filter of the kernel's own
+//!   (`dataplane::filter`), which drops what has no mark when they are gone.
 //! - Interfaces are matched by name and pattern, so that the floor holds for those to come.
 //!
 //! `script` makes the rules, purely; here they are put into the kernel by `nft` and compared with what is there. ARP and other protocols

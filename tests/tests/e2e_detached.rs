@@ -2,7 +2,13 @@
 //! is missing.
 #![allow(clippy::unwrap_used, reason = "a test ends at what it does not expect")]
 
-use std::{process::Command, thread, time::Duration};
+use std::{
+    fs,
+    net::UdpSocket,
+    process::Command,
+    thread,
+    time::{Duration, Instant, SystemTime},
+};
 
 use aya::programs::{Xdp, XdpMode};
 use gateway_ebpf::abi::{VERSION, program};
@@ -12,6 +18,7 @@ use lazaret_tests::{
     desk::{Desk, LIMIT},
     gateway::Gateway,
     lab::Lab,
+    netns::Tun,
     packets,
     process::{self, until},
     require, site,
@@ -98,4 +105,103 @@ fn with_programs_detached_the_floor_denies() {
         Ok(arrived.seen().len() > 50)
     })
     .unwrap();
+}
+
+/// Sends a datagram to the device on each way that does not begin at a device: by the host, from the core, from the core with its
+/// destination translated, and from an interface without a role. Returns which of them leave to the device.
+fn ways_in(lab: &Lab, other: &Tun) -> [bool; 4] {
+    while lab.tun.receive(Duration::ZERO).unwrap().is_some() {}
+    let gw = &lab.site.gw;
+    let _denied_by_the_floor = gw.run(|| UdpSocket::bind("0.0.0.0:7001")?.send_to(b"!", (site::DEVICE, 9)));
+    let from_core = |port: u16, to| {
+        lab.site
+            .core
+            .run(|| UdpSocket::bind((site::MAIL, port))?.send_to(b"!", to))
+            .unwrap();
+    };
+    from_core(7002, (site::DEVICE, 9));
+    from_core(7003, (site::GATEWAY, 7999));
+    other
+        .send(&packets::udp(("192.0.2.7".parse().unwrap(), 7004), (site::DEVICE, 9), b"!"))
+        .unwrap();
+    let mut left = [false; 4];
+    let limit = Instant::now() + Duration::from_millis(400);
+    while let Some(wait) = limit.checked_duration_since(Instant::now()) {
+        let Some(packet) = lab.tun.receive(wait).unwrap() else { break };
+        if let Some(p) = packets::parse(&packet, SystemTime::now())
+            && let Some(way) = p.ports.0.checked_sub(7001).and_then(|n| left.get_mut(usize::from(n)))
+        {
+            *way = true;
+        }
+    }
+    left
+}
+
+#[test]
+fn with_every_program_gone_nothing_gets_to_a_device() {
+    require!(Root, Bpf, Tun, Program("bpftool"), Program("nft"), Program("tc"));
+    let mut lab = Lab::new(|_| Ok(())).unwrap();
+    let gw = lab.site.gw.clone();
+    let other = Tun::new(&gw, "other0").unwrap();
+    gw.ip("route add 192.0.2.0/24 dev other0").unwrap();
+    for line in [
+        "nft add table ip nat",
+        "nft add chain ip nat pre { type nat hook prerouting priority dstnat ; }",
+        &format!(
+            "nft add rule ip nat pre iifname core0 udp dport 7999 dnat to {}:9",
+            site::DEVICE
+        ),
+    ] {
+        gw.exec(line).unwrap();
+    }
+    lab.local.register("phone", "staff").unwrap();
+    lab.local.open("lab", "phone", &["10.66.0.5"], "tun0").unwrap();
+    assert_eq!(ways_in(&lab, &other), [false; 4], "quarantined");
+    assert_eq!(lab.local.applied("phone").unwrap().enforcement(), Enforcement::Enforced);
+    assert_eq!(ways_in(&lab, &other), [true; 4], "released");
+
+    let folder = lab.gateway.folder().join(format!("bpf/lazaret/v{VERSION}/links"));
+    let all = |folder: &std::path::Path| -> Vec<String> {
+        let entries = fs::read_dir(folder).unwrap();
+        entries.map(|e| e.unwrap().file_name().into_string().unwrap()).collect()
+    };
+    // The daemon alive, and not in time to repair it.
+    lab.gateway.daemon().unwrap().signal(SIGSTOP).unwrap();
+    assert_eq!(ways_in(&lab, &other), [true; 4], "a release needs no daemon");
+    let links = all(&folder);
+    assert!(links.len() >= 5, "{links:?}");
+    for link in &links {
+        let mut detach = Command::new("bpftool");
+        process::output(detach.args(["link", "detach", "pinned"]).arg(folder.join(link))).unwrap();
+    }
+    assert_eq!(ways_in(&lab, &other), [false; 4], "detached, the daemon stopped");
+    lab.gateway.daemon().unwrap().signal(SIGCONT).unwrap();
+    let repaired = || until(LIMIT, "the daemon repairs it", || Ok(ways_in(&lab, &other) == [true; 4]));
+    repaired().unwrap();
+
+    // The filter gone, the programs judge, and the daemon puts it back.
+    gw.exec("tc qdisc del dev tun0 clsact").unwrap();
+    until(LIMIT, "the filter is put back", || {
+        Ok(gw.exec("tc filter show dev tun0 egress")?.contains("pref 76 bpf"))
+    })
+    .unwrap();
+    let repaired = || until(LIMIT, "the daemon repairs it", || Ok(ways_in(&lab, &other) == [true; 4]));
+    repaired().unwrap();
+
+    lab.gateway.kill().unwrap();
+    assert_eq!(ways_in(&lab, &other), [true; 4], "a release needs no daemon");
+    for link in all(&folder) {
+        fs::remove_file(folder.join(link)).unwrap();
+    }
+    // The kernel ends a link a moment after its last reference.
+    let attached = || gw.exec("bpftool net show").unwrap();
+    until(LIMIT, "the programs are gone", || Ok(!attached().contains("tc_"))).unwrap();
+    for _ in 0..3 {
+        assert_eq!(ways_in(&lab, &other), [false; 4], "no daemon, no link: {}", attached());
+    }
+    // Taken out of the kernel as documented, nothing of it is left.
+    let config = lab.gateway.config();
+    process::output(lab.gateway.lazaret().arg("detach").arg("--open").arg("--config").arg(config)).unwrap();
+    assert!(!gw.exec("tc filter show dev tun0 egress").unwrap().contains("bpf"));
+    assert_eq!(ways_in(&lab, &other), [true; 4], "nothing is denied any more");
 }

@@ -2,11 +2,11 @@
 
 use super::{
     environment::{self, Error, Lock},
-    hooks,
+    filter, hooks,
 };
 use crate::{config::Config, floor, routes};
 
-/// Detaches our programs, removes our maps, rules and routes. The floor stays closed, or closes, unless `open`: without programs nothing
+/// Detaches our programs, removes our maps, filters, rules and routes. The floor stays closed, or closes, unless `open`: without programs nothing
 /// is granted any more, so devices reach nothing. Other programs, maps, tables, rules and routes stay.
 ///
 /// # Errors
@@ -22,6 +22,7 @@ pub fn detach(config: &Config, open: bool) -> Result<(), Error> {
     if lock.is_some() {
         hooks::remove_versions(pins, None).map_err(Error::system(format!("removing the pins in {}", pins.display())))?;
     }
+    filter::remove_all().map_err(Error::system("removing filters"))?;
     routes::remove().map_err(Error::system("removing routes"))?;
     if open {
         floor::open()?;

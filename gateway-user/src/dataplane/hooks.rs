@@ -13,11 +13,12 @@ use gateway_ebpf::abi::program;
 
 use super::{
     bpf::{self, Attach, AttachType, Attached, ProgramInfo},
+    filter::Filters,
     maps,
     programs::{Held, Programs},
 };
 use crate::{
-    config::{Config, InterfaceRole, XdpMode},
+    config::{Config, InterfaceRole, Mode, XdpMode},
     kernel::{HookPoint, HookState, Link},
     links::LinkNow,
 };
@@ -100,6 +101,8 @@ pub(super) struct Hooks {
     missing: HashMap<u32, String>,
     /// By index, what came of asking the driver to show VLAN tags to XDP; empty: it does.
     offload: HashMap<u32, String>,
+    /// Behind the egress programs.
+    filters: Filters,
 }
 
 impl Hooks {
@@ -120,6 +123,7 @@ impl Hooks {
             problems: HashMap::new(),
             missing: HashMap::new(),
             offload: HashMap::new(),
+            filters: Filters::new(),
         })
     }
 
@@ -168,6 +172,10 @@ impl Hooks {
                 }
             }
         }
+        // Behind the judge: before it, what is to pass has no mark yet.
+        self.filters.set(links, |now| {
+            config.mode == Mode::Enforce && wanted(config, &now.link, Slot::Guard).is_some()
+        });
     }
 
     /// Takes note of the interfaces whose entry could not be written.
@@ -239,8 +247,13 @@ impl Hooks {
         }
     }
 
-    /// Whether our programs judge at the egress of an interface, with the guard behind them: then the floor may let the host send to it.
+    /// Whether our programs judge at the egress of an interface, with the guard behind them, and the kernel's own filter behind both: then the
+    /// floor may let the host send to it.
     pub(super) fn judges_egress(&self, config: &Config, link: &Link) -> bool {
+        self.guarded(config, link) && self.filters.missing(link.ifindex).is_none()
+    }
+
+    fn guarded(&self, config: &Config, link: &Link) -> bool {
         let Ok(attached) = bpf::query(link.ifindex, AttachType::TcxEgress) else {
             return false;
         };
@@ -303,8 +316,17 @@ impl Hooks {
             .iter()
             .map(|a| format!("{} runs before ours and can bypass it", describe(a.program)))
             .collect();
-        if slot == Slot::Egress && !self.judges_egress(config, &now.link) {
-            problems.push("the guard is not attached; the floor keeps the host from sending".to_owned());
+        if slot == Slot::Egress {
+            if !self.guarded(config, &now.link) {
+                problems.push("the guard is not attached; the floor keeps the host from sending".to_owned());
+            }
+            if config.mode == Mode::Enforce
+                && let Some(why) = self.filters.missing(now.link.ifindex)
+            {
+                problems.push(format!(
+                    "the kernel's own filter is not in place; the floor keeps the host from sending: {why}"
+                ));
+            }
         }
         problems.push(self.problem(&now.link, slot));
         if slot == Slot::Ingress {

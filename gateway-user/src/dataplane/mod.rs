@@ -10,6 +10,7 @@ mod classes;
 mod counts;
 mod detach;
 mod environment;
+mod filter;
 mod flags;
 mod force;
 mod foreign;

@@ -1,5 +1,5 @@
-//! Whether anything of nftables has changed in a network namespace: the kernel tells every listener of each transaction. What has
-//! changed is not looked at.
+//! Whether anything of nftables, or of the filters on interfaces, has changed in a network namespace: the kernel tells every listener of
+//! each change. What has changed is not looked at.
 
 use std::{
     io,
@@ -13,19 +13,33 @@ use nix::{
 
 /// NFNLGRP_NFTABLES of linux/netfilter/nfnetlink.h, as a bit of the address.
 const NFTABLES: u32 = 1 << (7 - 1);
+/// RTNLGRP_TC of linux/rtnetlink.h, likewise.
+const FILTERS: u32 = 1 << (4 - 1);
 
 /// A listener. Cheap to ask; it never waits.
 pub struct Changes(OwnedFd);
 
 impl Changes {
-    /// Listens in the network namespace of this thread.
+    /// Listens for changes of nftables, in the network namespace of this thread.
     ///
     /// # Errors
     /// Those of the netlink socket.
     pub fn listen() -> io::Result<Self> {
+        Self::to(SockProtocol::NetlinkNetFilter, NFTABLES)
+    }
+
+    /// Listens for changes of queueing disciplines and their filters (tc), in the network namespace of this thread.
+    ///
+    /// # Errors
+    /// Those of the netlink socket.
+    pub fn listen_for_filters() -> io::Result<Self> {
+        Self::to(SockProtocol::NetlinkRoute, FILTERS)
+    }
+
+    fn to(protocol: SockProtocol, groups: u32) -> io::Result<Self> {
         let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
-        let fd = socket(AddressFamily::Netlink, SockType::Raw, flags, SockProtocol::NetlinkNetFilter)?;
-        bind(fd.as_raw_fd(), &NetlinkAddr::new(0, NFTABLES))?;
+        let fd = socket(AddressFamily::Netlink, SockType::Raw, flags, protocol)?;
+        bind(fd.as_raw_fd(), &NetlinkAddr::new(0, groups))?;
         Ok(Self(fd))
     }
 

@@ -64,6 +64,49 @@ fn closed_before_any_program_it_denies_forward_input_and_output_in_both_families
 }
 
 #[test]
+fn where_the_kernels_own_filter_cannot_stand_the_floor_stays_closed() {
+    require!(Root, Bpf, Tun, Program("nft"), Program("tc"));
+    let (mut g, tun) = Gateway::tun(|c| c);
+    let gw = g.site.gw.clone();
+    gw.exec("tc qdisc add dev vpn0 ingress").unwrap();
+    g.open();
+    g.assign(DEVICE, STAFF);
+    let told = |g: &mut Gateway, what: &str| {
+        g.problems()
+            .iter()
+            .any(|p| p.contains("filter is not in place") && p.contains(what))
+    };
+    assert!(told(&mut g, "ingress"), "{:?}", g.problems());
+    assert!(!g.host_sends(&tun, DEVICE));
+    assert!(g.reaches(&tun, DEVICE, MAIL, 25), "what is judged at ingress passes");
+
+    // Another's clsact serves, and another's filter in our place does not.
+    gw.exec("tc qdisc del dev vpn0 ingress").unwrap();
+    gw.exec("tc qdisc add dev vpn0 clsact").unwrap();
+    let mut foreign = gw.command("tc");
+    foreign.args("filter add dev vpn0 egress pref 76 protocol all handle 76 bpf bytecode".split(' '));
+    lazaret_tests::process::output(foreign.arg("1,6 0 0 0")).unwrap();
+    g.set_links();
+    assert!(told(&mut g, "foreign filter"), "{:?}", g.problems());
+    assert!(!g.host_sends(&tun, DEVICE));
+    let theirs = gw.exec("tc filter show dev vpn0 egress").unwrap();
+    assert!(theirs.contains("bytecode '1,6 0 0 0'"), "{theirs}");
+    gw.exec("tc filter del dev vpn0 egress pref 76").unwrap();
+    g.set_links();
+    assert_eq!(g.problems(), [""; 0]);
+    assert!(g.host_sends(&tun, DEVICE));
+    // Nobody marks, nothing leaves, whatever nftables thinks of it.
+    g.site.gw.run(floor::open).unwrap();
+    for pin in std::fs::read_dir(g.config.paths.pins.join(format!("v{}/links", gateway_ebpf::abi::VERSION))).unwrap() {
+        std::fs::remove_file(pin.unwrap().path()).unwrap();
+    }
+    lazaret_tests::process::until(std::time::Duration::from_secs(10), "no program is left", || {
+        Ok(!g.host_sends(&tun, DEVICE))
+    })
+    .unwrap();
+}
+
+#[test]
 fn the_host_itself_is_not_locked_out() {
     require!(Root, Bpf, Tun, Program("nft"));
     let (mut g, _tun) = Gateway::tun(|c| c);

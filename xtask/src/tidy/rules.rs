@@ -97,9 +97,10 @@ const ARROWS: &[Arrow] = &[
             "gateway-user/src/links",
             "gateway-user/src/netlink",
             "gateway-user/src/routes",
+            "gateway-user/src/dataplane/filter.rs",
         ],
         never: &["rtnetlink", "netlink_packet_route"],
-        why: "only links and routes speak netlink",
+        why: "only links, routes and filters speak netlink",
     },
     Arrow {
         within: &[USER],

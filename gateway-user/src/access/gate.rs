@@ -20,9 +20,10 @@ use tonic::{
 use tower::Layer;
 
 use super::{
-    answer::{escape, status},
+    answer::status,
     listen::Caller,
     peer::Peer,
+    refusals::{Refusals, Who},
     roles::{self, Rpc, allowed},
     transport::{self, AnswerBy},
 };
@@ -39,14 +40,18 @@ const OF_ONE_CLIENT: usize = 64;
 pub struct Gate {
     roles: [[Arc<Semaphore>; 2]; 4],
     clients: Clients,
+    refusals: Refusals,
 }
 
-impl Default for Gate {
-    fn default() -> Self {
+impl Gate {
+    /// All places are free.
+    #[must_use]
+    pub fn new(refusals: Refusals) -> Self {
         let places = || Arc::new(Semaphore::new(IN_FLIGHT));
         Self {
             roles: std::array::from_fn(|_| [places(), places()]),
             clients: Clients::default(),
+            refusals,
         }
     }
 }
@@ -122,13 +127,12 @@ where
         let caller = request.extensions().get::<Caller>();
         let peer = caller.map(|c| &c.peer);
         let call = caller.map(|c| c.activity.call());
+        let (who, refusals) = (Who::at(peer), self.gate.refusals.clone());
         let (identity, rpc) = match judge(peer, request.uri().path(), SystemTime::now()) {
             Ok(found) => found,
             Err(status) => {
-                let name = peer.map_or("unknown", Peer::name);
-                let path: String = escape(request.uri().path()).chars().take(128).collect();
-                tracing::info!(peer = name, path, reason = status.message(), "call refused");
-                return Box::pin(std::future::ready(Ok(status.into_http())));
+                let path = request.uri().path().to_owned();
+                return Box::pin(async move { Ok(refusals.refer_response(&who, &path, status.into_http()).await) });
             }
         };
         let slots = self.gate.roles[identity.role as usize][usize::from(rpc.restricts)].clone();
@@ -140,7 +144,9 @@ where
         // The service that was polled ready is the one that is called; its clone is polled anew.
         let fresh = self.inner.clone();
         let mut ready = std::mem::replace(&mut self.inner, fresh);
-        Box::pin(transport::answered(time, async move {
+        let (whose, ended) = (who.clone(), refusals.clone());
+        let ending = move |trailers: &mut http::HeaderMap| ended.refer_trailers(&whose, rpc.path, trailers);
+        let answered = transport::answered(time, ending, async move {
             // Its own first: whoever waits for that takes no place from others.
             let (Ok(_own), Ok(_slot)) = (own.places.acquire().await, slots.acquire().await) else {
                 return Ok(status(Code::Unavailable, "BUSY", [], "the gateway is shutting down").into_http());
@@ -153,7 +159,8 @@ where
                     frame
                 }))
             }))
-        }))
+        });
+        Box::pin(async move { Ok(refusals.refer_response(&who, rpc.path, answered.await?).await) })
     }
 }
 

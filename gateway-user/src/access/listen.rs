@@ -30,6 +30,7 @@ use super::{
     gate::Gate,
     live::Access,
     peer::Peer,
+    refusals::Refusals,
     socket::{self, SocketError},
     tls::TlsError,
     transport::CALL_TIMEOUT,
@@ -163,9 +164,9 @@ impl Listeners {
     ///
     /// # Errors
     /// See [`ServeError`].
-    pub async fn serve(self, routes: Routes, stopped: watch::Receiver<bool>) -> Result<(), ServeError> {
+    pub async fn serve(self, routes: Routes, refusals: Refusals, stopped: watch::Receiver<bool>) -> Result<(), ServeError> {
         let Self { access, tcp, unix } = self;
-        let gate = Gate::default();
+        let gate = Gate::new(refusals);
         let tended = access.tend(stopped.clone());
         let served = async {
             let local = serve_unix(unix, access.clone(), routes.clone(), gate.clone(), stopped.clone());

@@ -9,6 +9,7 @@ pub mod gate;
 pub mod listen;
 pub mod live;
 pub mod peer;
+pub mod refusals;
 pub mod report;
 pub mod roles;
 pub mod socket;

@@ -82,6 +82,7 @@ pub const TABLE: &[Rpc] = &[
     rpc("/lazaret.v1.OperatorService/CheckDrift", OPERATOR),
     rpc("/lazaret.v1.OperatorService/ListAuditEntries", READS),
     rpc("/lazaret.v1.OperatorService/GetAuditEntry", READS),
+    rpc("/lazaret.v1.OperatorService/GetRefusal", READS),
     rpc("/lazaret.v1.OperatorService/GetAuditHead", READS),
     rpc("/lazaret.v1.PolicyService/OfferPolicy", MDM),
     rpc("/lazaret.v1.PolicyService/AcknowledgePolicy", MDM),

@@ -31,9 +31,10 @@ pub(super) fn allowed(headers: &HeaderMap) -> Duration {
     wanted.map_or(CALL_TIMEOUT, |w| w.min(CALL_TIMEOUT)).saturating_sub(AHEAD)
 }
 
-/// The answer to a call, within the time allowed; if it is an error, with its details.
+/// The answer to a call, within the time allowed; if it is an error, with its details. `ending` sees the trailers of one that has a body.
 pub(super) async fn answered<E>(
     allowed: Duration,
+    ending: impl Fn(&mut HeaderMap) + Send + 'static,
     call: impl Future<Output = Result<Response<Body>, E>>,
 ) -> Result<Response<Body>, E> {
     // What has no time is not begun.
@@ -43,7 +44,7 @@ pub(super) async fn answered<E>(
         tokio::time::timeout(allowed, call).await.ok()
     };
     match answer {
-        Some(answer) => answer.map(complete),
+        Some(answer) => answer.map(|response| complete(response, ending)),
         None => {
             let sentence = "the time for this call is over; the change may have been made: repeat it with the same request_id";
             let after = [("after_ms", allowed.as_millis().to_string())];
@@ -71,14 +72,17 @@ fn timeout(text: &str) -> Option<Duration> {
 }
 
 /// Details for an error without: in the headers, if the answer has nothing else, or in the trailers of a stream.
-fn complete(mut response: Response<Body>) -> Response<Body> {
+fn complete(mut response: Response<Body>, ending: impl Fn(&mut HeaderMap) + Send + 'static) -> Response<Body> {
     if response.headers().contains_key(Status::GRPC_STATUS) {
         detail(response.headers_mut());
         return response;
     }
     response.map(|body| {
-        Body::new(body.map_frame(|mut frame| {
-            frame.trailers_mut().into_iter().for_each(detail);
+        Body::new(body.map_frame(move |mut frame| {
+            if let Some(trailers) = frame.trailers_mut() {
+                detail(trailers);
+                ending(trailers);
+            }
             frame
         }))
     })
@@ -143,7 +147,7 @@ mod tests {
             (Code::Unimplemented, "", Code::Unimplemented, "UNKNOWN_METHOD"),
             (Code::NotFound, "service not registered", Code::NotFound, "NOT_FOUND"),
         ] {
-            let answer = complete(Status::new(code, message).into_http());
+            let answer = complete(Status::new(code, message).into_http(), |_| ());
             let s = Status::from_header_map(answer.headers()).unwrap();
             let info = s.get_details_error_info().unwrap();
             assert_eq!(
@@ -152,7 +156,7 @@ mod tests {
             );
         }
         let ours = status(Code::OutOfRange, "REVISION_TOO_OLD", [], "a b");
-        let answer = complete(ours.into_http());
+        let answer = complete(ours.into_http(), |_| ());
         let s = Status::from_header_map(answer.headers()).unwrap();
         assert_eq!(s.get_details_error_info().unwrap().reason, "REVISION_TOO_OLD");
     }

@@ -13,6 +13,7 @@ mod operator;
 mod page;
 mod parse;
 mod policy;
+mod refusals;
 mod render;
 mod report;
 mod scope;
@@ -36,6 +37,7 @@ use crate::{
     access::{
         listen::{self, Listeners},
         live::Access,
+        refusals::Refusals,
     },
     clock::SystemClock,
     config::Config,
@@ -110,8 +112,17 @@ pub async fn serve(
     shutdown: impl Future<Output = ()>,
 ) -> Result<(), ServeError> {
     let (stop, stopped) = signal::channel(false);
-    let routes = routes(config, controller, views, listeners.access(), stopped.clone()).await?;
-    let mut serving = pin!(listeners.serve(routes, stopped));
+    let refusals = Refusals::new(Arc::new(refusals::Auditor(controller.clone())));
+    let routes = routes(
+        config,
+        controller,
+        views,
+        listeners.access(),
+        refusals.clone(),
+        stopped.clone(),
+    )
+    .await?;
+    let mut serving = pin!(listeners.serve(routes, refusals, stopped));
     tokio::select! {
         ended = &mut serving => return Ok(ended?),
         () = shutdown => {}
@@ -135,6 +146,7 @@ async fn routes(
     controller: Controller,
     views: Views,
     access: Access,
+    refusals: Refusals,
     stopped: signal::Receiver<bool>,
 ) -> Result<Routes, ServeError> {
     let max = config.api.as_ref().map_or(DEFAULT_MAX_MESSAGE, |a| a.max_message);
@@ -148,9 +160,9 @@ async fn routes(
     reporter.set_serving::<OperatorServiceServer<operator::Operators>>().await;
     reporter.set_serving::<PolicyServiceServer<policy::Policies>>().await;
     let devices = device::Devices::new(config.clone(), controller.clone(), SystemClock::new()?, stopped.clone());
-    let sessions = session::Sessions::new(config.clone(), controller.clone());
-    let operators = operator::Operators::new(config.clone(), controller.clone());
-    let policies = policy::Policies::new(config.clone(), controller.clone(), stopped.clone());
+    let sessions = session::Sessions::new(config.clone(), controller.clone(), refusals.clone());
+    let operators = operator::Operators::new(config.clone(), controller.clone(), refusals.clone());
+    let policies = policy::Policies::new(config.clone(), controller.clone(), refusals, stopped.clone());
     let accesses = access::Accesses(access.clone(), controller.clone());
     let inspect = inspect::Inspect::new(config, controller, views, access, SystemClock::new()?, stopped);
     Ok(Routes::default()

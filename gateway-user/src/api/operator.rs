@@ -5,9 +5,9 @@ use std::sync::Arc;
 use lazaret_proto::v1::{self, operator_service_server::OperatorService};
 use tonic::{Request, Response, Status};
 
-use super::{command, page, parse, render, scope};
+use super::{command, page, parse, refusals, render, scope};
 use crate::{
-    access::answer,
+    access::{answer, refusals::Refusals},
     audit::Head,
     config::Config,
     controller::{Answer, AuditQuery, Controller, Refused, SignalContext, SignalOutcome},
@@ -18,11 +18,16 @@ use crate::{
 pub(super) struct Operators {
     config: Arc<Config>,
     controller: Controller,
+    refusals: Refusals,
 }
 
 impl Operators {
-    pub(super) fn new(config: Arc<Config>, controller: Controller) -> Self {
-        Self { config, controller }
+    pub(super) fn new(config: Arc<Config>, controller: Controller, refusals: Refusals) -> Self {
+        Self {
+            config,
+            controller,
+            refusals,
+        }
     }
 
     fn signal(
@@ -126,6 +131,15 @@ impl OperatorService for Operators {
         })?;
         Ok(Response::new(v1::GetAuditEntryResponse {
             entry: Some(render::operator::audit_entry(entry.entry)),
+        }))
+    }
+
+    async fn get_refusal(&self, request: Request<v1::GetRefusalRequest>) -> Result<Response<v1::GetRefusalResponse>, Status> {
+        // It asks the controller nothing: its queue may be what the refusal is about.
+        scope::identity(&request, &self.controller).await?;
+        let number = parse::operator::audit_number(request.into_inner().number)?;
+        Ok(Response::new(v1::GetRefusalResponse {
+            refusal: Some(refusals::found(&self.refusals, number)?),
         }))
     }
 

@@ -9,12 +9,12 @@ use tokio::sync::{Semaphore, watch::Receiver};
 use tonic::{Code, Request, Response, Status, Streaming};
 
 use super::{
-    command, parse, render,
+    command, parse, refusals, render,
     report::{self, Reporter},
     scope, status, watch,
 };
 use crate::{
-    access::answer,
+    access::{answer, refusals::Refusals},
     config::Config,
     controller::{Answer, Controller},
 };
@@ -27,6 +27,7 @@ const MAX_REPORTS: usize = 64;
 pub(super) struct Policies {
     config: Arc<Config>,
     controller: Controller,
+    refusals: Refusals,
     reports: Arc<Semaphore>,
     watchers: Arc<Semaphore>,
     stopped: Receiver<bool>,
@@ -34,10 +35,11 @@ pub(super) struct Policies {
 
 impl Policies {
     /// `stopped` ends the streams when it becomes true.
-    pub(super) fn new(config: Arc<Config>, controller: Controller, stopped: Receiver<bool>) -> Self {
+    pub(super) fn new(config: Arc<Config>, controller: Controller, refusals: Refusals, stopped: Receiver<bool>) -> Self {
         Self {
             config,
             controller,
+            refusals,
             reports: Arc::new(Semaphore::new(MAX_REPORTS)),
             watchers: watch::places(),
             stopped,
@@ -94,7 +96,19 @@ impl PolicyService for Policies {
         let (context, devices) = parse::policy::renew(r, caller)?;
         let id = context.request.clone();
         let told = self.controller.renew_leases(context.clone(), devices).await;
-        command::response(&self.controller, context, told, false, |o| render::policy::renewed(&id, o))
+        let by = context.by.clone();
+        let refer = |part: &mut v1::Refusal| {
+            refusals::refer_now(
+                &self.refusals,
+                &by,
+                "/lazaret.v1.PolicyService/RenewLeases",
+                id.as_str(),
+                part,
+            );
+        };
+        command::response(&self.controller, context, told, false, |o| {
+            render::policy::renewed(&id, o, refer)
+        })
     }
 
     type ReportPolicyStream = Pin<Box<dyn Stream<Item = Result<v1::ReportPolicyResponse, Status>> + Send>>;
@@ -106,6 +120,7 @@ impl PolicyService for Policies {
         let reporter = Arc::new(Reporter {
             config: Arc::clone(&self.config),
             controller: self.controller.clone(),
+            refusals: self.refusals.clone(),
             by: scope::caller(&request)?,
         });
         let permit = Arc::clone(&self.reports).try_acquire_owned().map_err(|_| {

@@ -13,7 +13,6 @@ use prost_types::Timestamp;
 pub(super) use self::inspect::{address, captures_lost, counters, denial, device_end, gateway_status, pool};
 use super::status;
 use crate::{
-    access::answer::escape,
     config::Config,
     controller::{
         AddressEnforcement, CloseOutcome, DeviceView, Enforcement, OpenOutcome, SessionView, SignalOutcome, SynchroniseOutcome,
@@ -171,13 +170,21 @@ pub(super) fn closed(request: &RequestId, o: CloseOutcome) -> v1::CloseSessionRe
     }
 }
 
-/// The answer to a whole list of sessions.
-pub(super) fn synchronised(request: &RequestId, o: SynchroniseOutcome) -> v1::SynchroniseSessionsResponse {
-    let refused = o.refused.into_iter().map(|(index, refusal)| v1::RefusedSession {
-        index,
-        reason: refusal.name().to_owned(),
-        message: escape(&refusal.to_string()),
-        metadata: status::metadata(&refusal),
+/// The answer to a whole list of sessions. `refer` gives a code to what was refused, where it has none.
+pub(super) fn synchronised(
+    request: &RequestId,
+    o: SynchroniseOutcome,
+    mut refer: impl FnMut(&mut v1::Refusal),
+) -> v1::SynchroniseSessionsResponse {
+    let refused = o.refused.into_iter().map(|(index, refused)| {
+        let mut part = status::part(&refused);
+        refer(&mut part);
+        v1::RefusedSession {
+            index,
+            reason: part.reason,
+            message: part.message,
+            metadata: part.metadata,
+        }
     });
     v1::SynchroniseSessionsResponse {
         request_id: request.to_string(),

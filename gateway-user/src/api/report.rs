@@ -12,9 +12,9 @@ use lazaret_proto::v1::{self, report_policy_request::Signal};
 use tokio::sync::{OwnedSemaphorePermit, watch};
 use tonic::{Status, Streaming};
 
-use super::{command, parse, render, scope, status};
+use super::{command, parse, refusals, render, scope, status};
 use crate::{
-    access::answer,
+    access::{answer, refusals::Refusals},
     config::Config,
     controller::{Controller, Refusal, Refused, SignalContext},
     model::{DeviceId, Identity},
@@ -22,6 +22,8 @@ use crate::{
 
 /// Signals of one stream that are under way at a time: what one commit takes in, and as many that arrive and are checked meanwhile.
 pub(super) const MOST_UNDER_WAY: usize = 1024;
+/// The RPC.
+const PATH: &str = "/lazaret.v1.PolicyService/ReportPolicy";
 /// How long a signal waits when the controller's queue is full, before it is tried again.
 const BUSY_WAIT: Duration = Duration::from_millis(2);
 /// And how often; then it is refused as BUSY.
@@ -32,6 +34,7 @@ const BUSY_TRIES: u32 = 2500;
 pub(super) struct Reporter {
     pub(super) config: Arc<Config>,
     pub(super) controller: Controller,
+    pub(super) refusals: Refusals,
     pub(super) by: Identity,
 }
 
@@ -128,6 +131,9 @@ impl Reporter {
                 ..Default::default()
             },
         };
+        if let Some(refusal) = &mut answer.refusal {
+            refusals::refer(&self.refusals, &self.by, PATH, &answer.request_id, refusal).await;
+        }
         answer.position = position;
         answer
     }

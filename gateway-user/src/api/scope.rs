@@ -214,6 +214,7 @@ nothing!(
     ListSessionsRequest,
     ListAuditEntriesRequest,
     GetAuditEntryRequest,
+    GetRefusalRequest,
     GetAuditHeadRequest,
     GetDriftRequest,
     CheckDriftRequest,

@@ -6,10 +6,11 @@ use lazaret_proto::v1::{self, session_service_server::SessionService};
 use tonic::{Request, Response, Status};
 
 use super::{
-    command, page, parse, render,
+    command, page, parse, refusals, render,
     scope::{self, Outside, identity},
 };
 use crate::{
+    access::refusals::Refusals,
     config::Config,
     controller::Controller,
     model::{Identity, SessionId},
@@ -20,11 +21,16 @@ use crate::{
 pub(super) struct Sessions {
     config: Arc<Config>,
     controller: Controller,
+    refusals: Refusals,
 }
 
 impl Sessions {
-    pub(super) fn new(config: Arc<Config>, controller: Controller) -> Self {
-        Self { config, controller }
+    pub(super) fn new(config: Arc<Config>, controller: Controller, refusals: Refusals) -> Self {
+        Self {
+            config,
+            controller,
+            refusals,
+        }
     }
 
     /// A session's number and source never change, so that what is found here holds when the session ends.
@@ -74,7 +80,14 @@ impl SessionService for Sessions {
         let (context, source, reports) = parse::synchronise(r, caller)?;
         let id = context.request.clone();
         let told = self.controller.synchronise_sessions(context.clone(), source, reports).await;
-        command::response(&self.controller, context, told, false, |o| render::synchronised(&id, o))
+        let by = context.by.clone();
+        let refer = |part: &mut v1::Refusal| {
+            let path = "/lazaret.v1.SessionService/SynchroniseSessions";
+            refusals::refer_now(&self.refusals, &by, path, id.as_str(), part);
+        };
+        command::response(&self.controller, context, told, false, |o| {
+            render::synchronised(&id, o, refer)
+        })
     }
 
     async fn list_sessions(
@@ -154,7 +167,8 @@ mod tests {
         let g = Gateway::new().await;
         g.register("phone", "office").await;
         let session = g.open("phone", &["10.66.0.5"]).await.unwrap().session.session.id;
-        let sessions = Sessions::new(g.config.clone(), g.controller().clone());
+        let refusals = Refusals::new(Arc::new(refusals::Auditor(g.controller().clone())));
+        let sessions = Sessions::new(g.config.clone(), g.controller().clone(), refusals);
         let refused = sessions.close_session(closing("vpn-2", session)).await.unwrap_err();
         assert_eq!(refused.code(), tonic::Code::PermissionDenied);
         // The queue of what may be refused for load is full.

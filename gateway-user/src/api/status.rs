@@ -2,8 +2,6 @@
 //! people. Codes follow google.rpc.Code's advice: FAILED_PRECONDITION where the same request can succeed once the state has changed,
 //! INVALID_ARGUMENT where it cannot, UNAVAILABLE where it may simply be repeated.
 
-use std::collections::HashMap;
-
 use lazaret_proto::v1;
 use tonic::{Code, Status};
 use tonic_types::StatusExt as _;
@@ -81,12 +79,6 @@ pub(super) fn as_part(status: &Status) -> v1::Refusal {
         metadata,
         message: status.message().to_owned(),
     }
-}
-
-/// A refusal's metadata, as ErrorInfo has it.
-pub(super) fn metadata(refusal: &Refusal) -> HashMap<String, String> {
-    let pairs = entry(refusal).1.into_iter();
-    pairs.map(|(k, v)| (k.to_owned(), escape(&v))).collect()
 }
 
 /// At most one pair of metadata: what the refusal is about.

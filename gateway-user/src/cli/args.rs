@@ -10,7 +10,7 @@ use clap::{Args, Parser, Subcommand};
 
 pub(super) use self::life::{
     AcknowledgeArgs, DriftArgs, EndArgs, ExceptionCommand, GrantArgs, Kind, LedgerArgs, OfferArgs, PolicyCommand, ProgressArgs,
-    PublishArgs, RenewArgs, WhyArgs,
+    PublishArgs, Reference, RenewArgs, WhyArgs,
 };
 pub(super) use self::seen::{CaptureArgs, CountersArgs, DenialsArgs, ExplainArgs, Protocol, ReasonArgs, Which};
 pub(super) use self::stored::{

@@ -79,6 +79,14 @@ pub(super) fn audit_entry(e: &v1::AuditEntry) -> Value {
     })
 }
 
+pub(super) fn refusal(r: &v1::RecentRefusal) -> Value {
+    json!({
+        "number": r.number, "first_at": time(r.first_at.as_ref()), "last_at": time(r.last_at.as_ref()), "count": r.count, "by": r.by,
+        "rpc": r.rpc, "code": r.code, "reason": r.reason, "message": r.message, "request_id": r.request_id,
+        "audit_number": (r.audit_number > 0).then_some(r.audit_number),
+    })
+}
+
 pub(super) fn publication(p: &v1::Publication) -> Value {
     json!({
         "policy_revision": p.policy_revision, "published_at": time(p.published_at.as_ref()), "ceiling": p.ceiling,

@@ -5,7 +5,7 @@ use serde_json::json;
 
 use super::{
     Outcome,
-    args::{DriftArgs, EndArgs, ExceptionCommand, GrantArgs, Kind, LedgerArgs, WhyArgs},
+    args::{DriftArgs, EndArgs, ExceptionCommand, GrantArgs, Kind, LedgerArgs, Reference, WhyArgs},
     client::{Failure, context},
     commands::{PAGE, PREFIX, connect, print, signal},
     json::{self, text_of},
@@ -16,11 +16,20 @@ use super::{
 /// Why a device is in its state, or what a reference code stands for.
 pub(super) async fn why(a: &WhyArgs) -> Result<Outcome, Failure> {
     let client = connect(&a.connection).await?;
-    if let Some(number) = a.reference {
-        let request = v1::GetAuditEntryRequest { number };
-        let answer = client.answer(client.operators().get_audit_entry(request)).await?;
-        let entry = answer.entry.ok_or(Failure::Answer("entry"))?;
-        return print(&a.connection, || json::audit_entry(&entry), |page| reference(page, &entry));
+    match a.reference {
+        Some(Reference::Audit(number)) => {
+            let request = v1::GetAuditEntryRequest { number };
+            let answer = client.answer(client.operators().get_audit_entry(request)).await?;
+            let entry = answer.entry.ok_or(Failure::Answer("entry"))?;
+            return print(&a.connection, || json::audit_entry(&entry), |page| reference(page, &entry));
+        }
+        Some(Reference::Recent(number)) => {
+            let request = v1::GetRefusalRequest { number };
+            let answer = client.answer(client.operators().get_refusal(request)).await?;
+            let refusal = answer.refusal.ok_or(Failure::Answer("refusal"))?;
+            return print(&a.connection, || json::refusal(&refusal), |page| recent(page, &refusal));
+        }
+        None => {}
     }
     let request = v1::ExplainDeviceRequest {
         device_id: a.device.as_ref().map(ToString::to_string).unwrap_or_default(),
@@ -128,6 +137,23 @@ fn reference(page: &mut Page, e: &v1::AuditEntry) {
     if !e.device_id.is_empty() {
         page.line("");
         page.line(format!("The device as it is now: lazaret why {}", e.device_id));
+    }
+}
+
+fn recent(page: &mut Page, r: &v1::RecentRefusal) {
+    page.pair("reference", format!("R{}", r.number));
+    page.pair("at", text_of(r.first_at.as_ref()).unwrap_or_default());
+    if r.count > 1 {
+        let last = text_of(r.last_at.as_ref()).unwrap_or_default();
+        page.pair("again", format!("{} times, last at {last}", r.count - 1));
+    }
+    page.pair("who", &r.by);
+    page.pair("what", &r.rpc);
+    page.pair("why", &r.message);
+    page.pair("request id", &r.request_id);
+    page.pair("result", toned(&r.reason, Tone::Bad));
+    if r.audit_number > 0 {
+        page.pair("in the audit", format!("A{}", r.audit_number));
     }
 }
 

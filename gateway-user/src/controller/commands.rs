@@ -261,6 +261,12 @@ impl Controller {
         })
     }
 
+    /// Gives an entry of the audit to a call that came to no command; its number.
+    pub async fn note_denied(&self, note: Note, reason: String, result: String) -> Option<u64> {
+        // A queue that is full is no reason to wait: there are other codes.
+        self.ask(move |w| w.note_denied(note, reason, result)).await.ok().flatten()
+    }
+
     /// Gives an entry of the audit to what was done or refused elsewhere; its number. `words` are before and after.
     pub async fn note(&self, note: Note, words: [String; 2], reason: String, result: &'static str) -> Option<u64> {
         let noted = self.ask(move |w| w.note_entry(note, words, reason, result));

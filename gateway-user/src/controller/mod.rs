@@ -3,6 +3,7 @@
 //! [`Controller`], a handle to its queues.
 
 mod batch;
+mod bounds;
 mod commands;
 mod commit;
 mod dossier;

@@ -1,8 +1,8 @@
 //! Commands about proof: policy keys, policy applied, leases in bulk.
 
 use super::{
-    AcknowledgeOutcome, OfferOutcome, PolicyKey, Refusal, RenewOutcome, Renewal, SignalOutcome,
-    batch::{Ask, Decided, Subject},
+    AcknowledgeOutcome, OfferOutcome, PolicyKey, Refusal, Refused, RenewOutcome, Renewal, SignalOutcome,
+    batch::{About, Ask, Cause, Decided, Subject},
     inspect::on_the_wall,
     keys,
     requests::Held,
@@ -146,8 +146,15 @@ impl Writer {
                 Err(refusal) => Some(refusal),
             });
         }
+        let context = refused.iter().any(Option::is_some).then(|| ask.context.clone());
+        let action = ask.action;
         Ok(Decided::new(Subject::Nothing, move |w, settled| {
             settled.durable()?;
+            let refuse = |(device, refusal): (&DeviceId, Option<Refusal>)| {
+                let cause = Cause::of(context.as_ref()?, action);
+                Some(w.refuse_part(refusal?, cause, &About::device(device)))
+            };
+            let refused: Vec<_> = devices.iter().zip(refused).map(refuse).collect();
             let now = w.clock.now();
             let end = |id: &DeviceId| {
                 w.registry
@@ -155,8 +162,8 @@ impl Writer {
                     .and_then(|d| release_end(d, &now))
                     .map(|end| on_the_wall(end, &now))
             };
-            let one = |(device, refusal): (DeviceId, Option<Refusal>)| Renewal {
-                result: refusal.map_or_else(|| Ok(end(&device)), Err),
+            let one = |(device, refused): (DeviceId, Option<Refused>)| Renewal {
+                result: refused.map_or_else(|| Ok(end(&device)), Err),
                 device,
             };
             Ok(RenewOutcome {

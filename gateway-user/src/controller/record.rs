@@ -8,6 +8,7 @@ use tracing::{info, warn};
 use super::{
     Note, Refusal, Refused,
     batch::{About, Cause},
+    bounds::{self, Bounds, Room},
     writer::Writer,
 };
 use crate::{
@@ -32,6 +33,7 @@ pub(super) struct Trail {
     logged: u64,
     /// Since when anything waits.
     pub(super) since: Option<Instant>,
+    bounds: Bounds,
 }
 
 impl Trail {
@@ -43,6 +45,7 @@ impl Trail {
             waiting: Vec::new(),
             logged: next,
             since: None,
+            bounds: Bounds::default(),
         }
     }
 
@@ -176,8 +179,20 @@ impl Trail {
     }
 
     fn refusal(&mut self, refusal: &Refusal, at: WallTime, cause: Cause<'_>, about: &About) -> Option<u64> {
-        if self.waiting.len() >= MOST {
-            warn!("the audit cannot be written, and too much waits for it: a refusal has no entry");
+        let room = self.bounds.room(cause.by, Instant::now());
+        if room == Room::No || !self.has_room() {
+            return None;
+        }
+        if room == Room::NoMore {
+            let reason = "too many refusals: for the rest of the hour, further ones of this identity have no entry";
+            let note = Note {
+                by: cause.by.to_owned(),
+                action: "Refusals",
+                request: String::new(),
+                subject: String::new(),
+                device: None,
+            };
+            self.of_denied(note, at, reason.to_owned(), "NOT_LISTED".to_owned());
             return None;
         }
         Some(self.add(Entry {
@@ -193,6 +208,29 @@ impl Trail {
             request: cause.request.to_owned(),
             result: refusal.name().to_owned(),
         }))
+    }
+
+    fn has_room(&self) -> bool {
+        if self.waiting.len() >= MOST {
+            warn!("the audit cannot be written, and too much waits for it: a refusal has no entry");
+        }
+        self.waiting.len() < MOST
+    }
+
+    fn of_denied(&mut self, note: Note, at: WallTime, reason: String, result: String) -> u64 {
+        self.add(Entry {
+            number: 0,
+            at,
+            by: note.by,
+            action: note.action.to_owned(),
+            device: note.device,
+            subject: note.subject,
+            before: String::new(),
+            after: String::new(),
+            reason,
+            request: note.request,
+            result,
+        })
     }
 
     fn add(&mut self, mut entry: Entry) -> u64 {
@@ -241,6 +279,13 @@ impl Writer {
         self.refuse(refusal, cause, &about)
     }
 
+    /// Gives an entry to a call that came to no command, if there is room for it. Whoever asks for it has bounded how many of one identity come.
+    pub(super) fn note_denied(&mut self, note: Note, reason: String, result: String) -> Option<u64> {
+        let at = self.clock.now().wall;
+        let room = self.audit.has_room();
+        room.then(|| self.audit.of_denied(note, at, reason, result))
+    }
+
     /// Gives an entry to what was done or refused elsewhere; its number.
     pub(super) fn note_entry(&mut self, note: Note, [before, after]: [String; 2], reason: String, result: &'static str) -> u64 {
         let at = self.clock.now().wall;
@@ -263,6 +308,24 @@ impl Writer {
     pub(super) fn refuse(&mut self, refusal: Refusal, cause: Cause<'_>, about: &About) -> Refused {
         let reference = self.audit.refusal(&refusal, self.clock.now().wall, cause, about);
         Refused { refusal, reference }
+    }
+
+    /// The same of a part of a list. What is refused alike a while later has the number of the first time: such lists are repeated.
+    pub(super) fn refuse_part(&mut self, refusal: Refusal, cause: Cause<'_>, about: &About) -> Refused {
+        let words = refusal.to_string();
+        let part = bounds::part(cause.by, cause.action, about.device.as_ref(), &about.subject, &words);
+        let now = Instant::now();
+        if let Some(number) = self.audit.bounds.known(&part, now) {
+            return Refused {
+                refusal,
+                reference: Some(number),
+            };
+        }
+        let refused = self.refuse(refusal, cause, about);
+        if let Some(number) = refused.reference {
+            self.audit.bounds.put(part, number, now);
+        }
+        refused
     }
 
     /// The same, where what was decided may have an entry already, which the failed commit has marked.

@@ -13,7 +13,7 @@ use super::{
     sessions::Admitted,
     writer::Writer,
 };
-use crate::model::{SessionId, SourceName};
+use crate::model::{DeviceId, SessionId, SourceName};
 
 const ACTION: &str = "SynchroniseSessions";
 /// Reports, or sessions, of a slice.
@@ -41,7 +41,7 @@ pub(super) struct Synchronise {
     opening: Option<std::vec::IntoIter<(u32, SessionReport)>>,
     opened: Vec<(u32, SessionId)>,
     ended: u32,
-    refused: Vec<(u32, Refusal)>,
+    refused: Vec<(u32, Refused)>,
     to: oneshot::Sender<Outcome>,
 }
 
@@ -122,7 +122,10 @@ impl Writer {
                         Some(_) => {}
                         None => list.new.push((index, report)),
                     },
-                    Err(refusal) => list.refused.push((index, refusal)),
+                    Err(refusal) => {
+                        let refused = self.refuse_report(refusal, &list.context, &list.source, Some(report.device_name));
+                        list.refused.push((index, refused));
+                    }
                 }
             }
             return false;
@@ -149,6 +152,7 @@ impl Writer {
         let mut admitted = Admitted::default();
         for (index, report) in slice {
             // What is left of this source's sessions is in the list: it is not ended for another line of the same list.
+            let name = report.device_name.clone();
             if let Err(refusal) = self.admit(
                 &mut admitted,
                 index,
@@ -157,14 +161,33 @@ impl Writer {
                 &list.kept,
                 Cause::of(&list.context, ACTION),
             ) {
-                list.refused.push((index, refusal));
+                let refused = self.refuse_report(refusal, &list.context, &list.source, Some(name));
+                list.refused.push((index, refused));
             }
         }
         let (opened, refused) = self.stage(admitted, Cause::of(&list.context, ACTION));
-        list.refused.extend(refused);
+        for (index, refusal) in refused {
+            let refused = self.refuse_report(refusal, &list.context, &list.source, None);
+            list.refused.push((index, refused));
+        }
         list.kept.extend(opened.iter().map(|(_, id)| *id));
         list.opened.extend(opened);
         false
+    }
+
+    fn refuse_report(
+        &mut self,
+        refusal: Refusal,
+        context: &SignalContext,
+        source: &SourceName,
+        name: Option<DeviceId>,
+    ) -> Refused {
+        let about = About {
+            device: name,
+            subject: format!("session of {source}"),
+            ..About::default()
+        };
+        self.refuse_part(refusal, Cause::of(context, ACTION), &about)
     }
 
     fn as_it_is(&mut self, context: &SignalContext, source: SourceName, to: oneshot::Sender<Outcome>) {
@@ -196,18 +219,20 @@ impl Writer {
             ..
         } = list;
         let kept = kept.len() - opened.len();
+        let (owned, from) = (context.clone(), source.clone());
         // From here on it is a change, remembered as any other.
         self.forget(&context);
         let decide = move |_: &mut Self, _: Ask<'_>| {
             Ok(Decided::new(Subject::Nothing, move |w: &mut Self, settled| {
                 let problem = settled.failed.or_else(|| w.store_problem.clone());
                 let failed = || problem.clone().map_or(Refusal::Busy, Refusal::StoreUnavailable);
-                let gone = opened.iter().filter(|(_, id)| w.registry.session(*id).is_none());
-                refused.extend(gone.map(|(index, _)| (*index, failed())));
+                let (live, gone): (Vec<_>, Vec<_>) = opened.into_iter().partition(|(_, id)| w.registry.session(*id).is_some());
+                for (index, _) in gone {
+                    refused.push((index, w.refuse_report(failed(), &owned, &from, None)));
+                }
                 refused.sort_by_key(|(index, _)| *index);
-                let live = opened.iter().filter(|(_, id)| w.registry.session(*id).is_some()).count();
                 Ok(SynchroniseOutcome {
-                    opened: u32::try_from(live).unwrap_or(u32::MAX),
+                    opened: u32::try_from(live.len()).unwrap_or(u32::MAX),
                     kept: u32::try_from(kept).unwrap_or(u32::MAX),
                     ended,
                     refused,

@@ -213,7 +213,7 @@ pub struct Renewal {
     /// Whose.
     pub device: DeviceId,
     /// When it ends now, on the wall clock (`None`: never); or why it was not renewed.
-    pub result: Result<Option<WallTime>, Refusal>,
+    pub result: Result<Option<WallTime>, Refused>,
 }
 
 /// What became of many leases.
@@ -348,7 +348,7 @@ pub struct SynchroniseOutcome {
     /// Ended.
     pub ended: u32,
     /// By index into the request.
-    pub refused: Vec<(u32, Refusal)>,
+    pub refused: Vec<(u32, Refused)>,
     /// The store's revision after it.
     pub revision: Revision,
 }

@@ -87,6 +87,9 @@ async fn every_error_of_every_rpc_has_its_details() {
             if info.as_ref().is_none_or(|i| i.domain != "lazaret" || i.reason.is_empty()) || e.message().is_empty() {
                 wrong.push(format!("{}, {what}: {e:?}", rpc.path));
             }
+            if info.as_ref().is_none_or(|i| !i.metadata.contains_key("reference")) {
+                wrong.push(format!("{}, {what}: no reference code", rpc.path));
+            }
             let told = info.map(|i| i.reason).unwrap_or_default();
             if told == "UNKNOWN" {
                 wrong.push(format!("{}, {what}: {told}", rpc.path));

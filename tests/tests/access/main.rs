@@ -10,6 +10,7 @@ mod gateway;
 mod limits;
 mod mtls;
 mod raw;
+mod references;
 mod reload;
 mod reports;
 mod retirement;

@@ -21,7 +21,7 @@ use crate::{
 };
 
 /// A gateway that trusts both CAs.
-async fn trusting(label: &str, other: &OtherCa) -> Gateway {
+pub(crate) async fn trusting(label: &str, other: &OtherCa) -> Gateway {
     let pki = Pki::new(label);
     let both = pki.scratch.path().join("both.pem");
     fs::write(&both, fs::read_to_string(pki.ca.join("ca.pem")).unwrap() + &other.pem).unwrap();

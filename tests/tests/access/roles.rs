@@ -41,6 +41,7 @@ const EXPECTED: &str = "
     /lazaret.v1.OperatorService/CheckDrift                             -   -   operator -
     /lazaret.v1.OperatorService/ListAuditEntries                       -   -   operator viewer
     /lazaret.v1.OperatorService/GetAuditEntry                          -   -   operator viewer
+    /lazaret.v1.OperatorService/GetRefusal                             -   -   operator viewer
     /lazaret.v1.OperatorService/GetAuditHead                           -   -   operator viewer
     /lazaret.v1.SessionService/OpenSession                             -   vpn operator -
     /lazaret.v1.SessionService/CloseSession                            -   vpn operator -
@@ -121,7 +122,7 @@ async fn every_rpc_with_every_role() {
         }
     }
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
-    assert_eq!(calls, 44 * 4);
+    assert_eq!(calls, 45 * 4);
     gateway.stop().await;
 }
 

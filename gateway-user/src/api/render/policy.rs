@@ -32,12 +32,20 @@ pub(in crate::api) fn acknowledged(config: &Config, request: &RequestId, o: Ackn
     }
 }
 
-/// Leases that are renewed, or not.
-pub(in crate::api) fn renewed(request: &RequestId, o: RenewOutcome) -> v1::RenewLeasesResponse {
+/// Leases that are renewed, or not. `refer` gives a code to what was refused, where it has none.
+pub(in crate::api) fn renewed(
+    request: &RequestId,
+    o: RenewOutcome,
+    mut refer: impl FnMut(&mut v1::Refusal),
+) -> v1::RenewLeasesResponse {
     let one = |r: Renewal| {
         let (end, refusal) = match r.result {
             Ok(end) => (end, None),
-            Err(refusal) => (None, Some(status::part(&refusal.into()))),
+            Err(refused) => {
+                let mut part = status::part(&refused);
+                refer(&mut part);
+                (None, Some(part))
+            }
         };
         v1::LeaseRenewal {
             device_id: r.device.into(),
@@ -54,7 +62,7 @@ pub(in crate::api) fn renewed(request: &RequestId, o: RenewOutcome) -> v1::Renew
 
 /// One of a stream's.
 pub(in crate::api) fn renewed_one(request: &RequestId, mut o: RenewOutcome, view: DeviceView) -> v1::ReportPolicyResponse {
-    let refusal = o.renewals.pop().and_then(|r| r.result.err()).map(|r| status::part(&r.into()));
+    let refusal = o.renewals.pop().and_then(|r| r.result.err()).map(|r| status::part(&r));
     let answer = v1::ReportPolicyResponse {
         request_id: request.to_string(),
         device_id: view.device.id.to_string(),

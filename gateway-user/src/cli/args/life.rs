@@ -13,9 +13,9 @@ pub(in crate::cli) struct WhyArgs {
     /// The device
     #[arg(value_name = "DEVICE")]
     pub(in crate::cli) device: Option<model::DeviceId>,
-    /// A reference code out of a refusal, like A1234
+    /// A reference code out of a refusal, like A1234 or R1234
     #[arg(long, value_name = "CODE", value_parser = reference)]
-    pub(in crate::cli) reference: Option<u64>,
+    pub(in crate::cli) reference: Option<Reference>,
     /// So many of its last events
     #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..=200))]
     pub(in crate::cli) events: u32,
@@ -224,13 +224,24 @@ pub(in crate::cli) fn moment(text: &str) -> Result<SystemTime, String> {
         .ok_or_else(|| "neither a time like 2026-11-30T18:00:00Z nor a span from now on like 2d".to_owned())
 }
 
-fn reference(text: &str) -> Result<u64, String> {
-    let digits = text.strip_prefix(['A', 'a']).unwrap_or(text);
-    digits
-        .parse()
-        .ok()
-        .filter(|n| *n > 0)
-        .ok_or_else(|| "a reference code is A and a number, like A1234".to_owned())
+/// What a reference code names.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::cli) enum Reference {
+    /// An entry of the audit.
+    Audit(u64),
+    /// What was refused without a decision.
+    Recent(u64),
+}
+
+fn reference(text: &str) -> Result<Reference, String> {
+    let (kind, digits): (fn(u64) -> Reference, &str) = match text.strip_prefix(['R', 'r']) {
+        Some(digits) => (Reference::Recent, digits),
+        None => (Reference::Audit, text.strip_prefix(['A', 'a']).unwrap_or(text)),
+    };
+    let number = digits.parse().ok().filter(|n| *n > 0);
+    number
+        .map(kind)
+        .ok_or_else(|| "a reference code is A or R and a number, like A1234".to_owned())
 }
 
 #[cfg(test)]
@@ -239,9 +250,10 @@ mod tests {
 
     #[test]
     fn reference_codes_and_moments() {
-        assert_eq!(reference("A1234"), Ok(1234));
-        assert_eq!(reference("1234"), Ok(1234));
-        for bad in ["", "A", "A0", "B12", "A-1", "A1x", "AA1"] {
+        assert_eq!(reference("A1234"), Ok(Reference::Audit(1234)));
+        assert_eq!(reference("1234"), Ok(Reference::Audit(1234)));
+        assert_eq!(reference("r1234"), Ok(Reference::Recent(1234)));
+        for bad in ["", "A", "A0", "B12", "A-1", "A1x", "AA1", "R", "R0", "RA1"] {
             assert!(reference(bad).is_err(), "{bad:?}");
         }
         assert_eq!(

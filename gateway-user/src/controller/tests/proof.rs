@@ -274,7 +274,11 @@ async fn leases_are_renewed_each_by_itself() {
     g.revoked("b").await.unwrap();
     let names = ["a", "b", "c", "nobody"].map(id).to_vec();
     let outcome = g.tell().renew_leases(g.seen(0), names).await.unwrap();
-    let results: Vec<_> = outcome.renewals.into_iter().map(|r| r.result).collect();
+    let results: Vec<_> = outcome
+        .renewals
+        .into_iter()
+        .map(|r| r.result.map_err(|e| e.refusal))
+        .collect();
     let ends = WallTime(g.now().wall.0 + i64::try_from(LEASE_MS).unwrap());
     assert_eq!(
         results,

@@ -394,7 +394,10 @@ async fn a_list_ends_keeps_and_opens() {
         (5, taken("10.66.0.8", holder("10.66.0.8"), "vpn-1")),
         (6, taken("10.66.0.5", stays.0, "vpn-1")),
     ];
-    assert_eq!(outcome.refused, expected);
+    let references: Vec<u64> = outcome.refused.iter().filter_map(|(_, r)| r.reference).collect();
+    assert_eq!(references.len(), expected.len(), "each is in the audit");
+    let refused: Vec<_> = outcome.refused.into_iter().map(|(i, r)| (i, r.refusal)).collect();
+    assert_eq!(refused, expected);
     let judged = ["10.66.0.5", "fd00:66::5", "10.66.0.6", "10.66.0.7", "10.66.0.8", "10.66.0.9"].map(|a| g.judged(a));
     assert_eq!(judged, [OFFICE, OFFICE, OFFICE, QUARANTINE, OFFICE, QUARANTINE]);
     // The same list again: nothing to do.

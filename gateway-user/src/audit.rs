@@ -6,6 +6,7 @@
 //! is preceded by a byte: 1, or 0 where there is none and nothing follows.
 
 mod line;
+mod parts;
 mod verify;
 
 use std::{fmt, str::FromStr};
@@ -13,9 +14,13 @@ use std::{fmt, str::FromStr};
 use ring::digest::{Context, SHA256};
 
 pub use line::{Line, rfc3339};
+pub use parts::{Verdict, verify_lines};
 pub use verify::{Finding, Flaw, Verifier};
 
 use crate::model::{DeviceId, WallTime};
+
+/// The action of a restore's entry: its `before` is the head of the chain that was left, its `after` that of the backup.
+pub const RESTORE: &str = "RestoreStore";
 
 /// An entry, before the store gives it its hash.
 #[derive(Clone, Debug, PartialEq, Eq)]

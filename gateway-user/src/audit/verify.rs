@@ -26,6 +26,11 @@ pub enum Flaw {
     },
     /// The chain has this number with another hash than is known of it: from some earlier entry on it was written anew.
     Replaced,
+    /// It comes behind what a restore has noted as the end of its part of the lines.
+    Beyond {
+        /// That end.
+        left: u64,
+    },
     /// It was pruned, so nothing says whether what is known of it was true.
     Pruned,
 }
@@ -51,6 +56,10 @@ impl fmt::Display for Finding {
             Flaw::Replaced => write!(
                 f,
                 "A{number}: another hash than is known of it: the chain was written anew up to here"
+            ),
+            Flaw::Beyond { left } => write!(
+                f,
+                "A{number}: the chain that a restore has left ended with A{left}, by what the restore has noted"
             ),
             Flaw::Pruned => write!(
                 f,

@@ -15,7 +15,7 @@ use super::{
     table::{Cell, Page, Tone, toned, write_out},
 };
 use crate::{
-    audit::{Head, Line, Sealed, Verifier, rfc3339},
+    audit::{Head, Line, Sealed, rfc3339, verify_lines},
     config::Config,
     store::{AuditQuery, Reader, StoreError, Verified},
 };
@@ -55,9 +55,9 @@ pub(super) fn written(result: io::Result<()>) -> Result<(), Failure> {
 }
 
 fn verify(args: &VerifyArgs) -> Result<Outcome, Failure> {
-    let verified = match &args.lines {
+    let (verified, parts) = match &args.lines {
         Some(file) => lines(file, &args.head)?,
-        None => open(&args.database)?.verify(&args.head).map_err(stored)?,
+        None => (open(&args.database)?.verify(&args.head).map_err(stored)?, 1),
     };
     let whole = verified.findings.is_empty();
     let findings: Vec<String> = verified.findings.iter().map(ToString::to_string).collect();
@@ -65,7 +65,7 @@ fn verify(args: &VerifyArgs) -> Result<Outcome, Failure> {
         let anchor = Some(verified.anchor).filter(|a| *a != Head::NONE).map(|a| a.to_string());
         write_out(&format!(
             "{:#}\n",
-            json!({ "ok": whole, "entries": verified.entries, "head": verified.head.to_string(), "anchor": anchor, "findings": findings })
+            json!({ "ok": whole, "entries": verified.entries, "parts": parts, "head": verified.head.to_string(), "anchor": anchor, "findings": findings })
         ))
     } else {
         let mut page = Page::new();
@@ -73,6 +73,9 @@ fn verify(args: &VerifyArgs) -> Result<Outcome, Failure> {
             page.line(toned(finding, Tone::Bad));
         }
         page.pair("entries", verified.entries);
+        if parts > 1 {
+            page.pair("parts", format!("{parts}: {} restore(s) went back to a backup", parts - 1));
+        }
         page.pair("head", verified.head);
         if verified.anchor != Head::NONE {
             page.pair("pruned up to", format!("A{}", verified.anchor.number));
@@ -87,33 +90,31 @@ fn verify(args: &VerifyArgs) -> Result<Outcome, Failure> {
     Ok(if whole { Outcome::Done } else { Outcome::Failed })
 }
 
-/// Lines of entries; the last one of an export, which has the head, is one more thing that is known.
-fn lines(file: &Path, known: &[Head]) -> Result<Verified, Failure> {
+/// Lines of entries, and of how many chains that restores have left or begun; the last one of an export, which has the head, is one more
+/// thing that is known.
+fn lines(file: &Path, known: &[Head]) -> Result<(Verified, u64), Failure> {
     let failed = |e: &dyn std::fmt::Display| Failure::Local(format!("{}: {e}", file.display()));
     let mut entries: Vec<Sealed> = Vec::new();
-    let mut known = known.to_vec();
+    let (mut known, mut export) = (known.to_vec(), false);
     for (number, line) in (1_u64..).zip(BufReader::new(File::open(file).map_err(|e| failed(&e))?).lines()) {
         let line = line.map_err(|e| failed(&e))?;
         let value: serde_json::Value = serde_json::from_str(&line).map_err(|e| failed(&format!("line {number}: {e}")))?;
         if let Some(head) = value.get("head").and_then(serde_json::Value::as_str) {
+            export = true;
             known.push(head.parse().map_err(|e| failed(&format!("line {number}: {e}")))?);
             continue;
         }
         let line: Line = serde_json::from_value(value).map_err(|e| failed(&format!("line {number}: {e}")))?;
         entries.push(line.into());
     }
-    let mut verifier = match entries.first() {
-        Some(first) if first.entry.number == 1 => Verifier::new(Head::NONE, known),
-        _ => Verifier::of_part(known),
-    };
-    entries.iter().for_each(|e| verifier.push(e));
-    let (head, entries, findings) = verifier.finish();
-    Ok(Verified {
-        head,
+    let verdict = verify_lines(&entries, &known, export);
+    let verified = Verified {
+        head: verdict.head,
         anchor: Head::NONE,
-        entries,
-        findings,
-    })
+        entries: verdict.entries,
+        findings: verdict.findings,
+    };
+    Ok((verified, verdict.parts))
 }
 
 fn show(args: &ShowArgs) -> Result<Outcome, Failure> {

@@ -20,7 +20,7 @@ use super::{
     trail::{self, LastEntries},
 };
 use crate::{
-    audit::{Entry, Head, rfc3339},
+    audit::{self, Entry, Head, rfc3339},
     model::{Revision, WallTime},
 };
 
@@ -167,7 +167,7 @@ fn revive(
         number: head.number + 1,
         at: now,
         by: by.to_owned(),
-        action: "RestoreStore".to_owned(),
+        action: audit::RESTORE.to_owned(),
         device: None,
         subject: from.display().to_string(),
         before: old.reached.map_or_else(String::new, |(.., head)| head.to_string()),

@@ -503,6 +503,9 @@ fn after_a_restore_the_audit_log_goes_on_with_the_restore() {
     assert_eq!(restored["after"], format!("9:{}", all[8].1), "and of what goes on");
     run();
     assert_eq!(lines().len(), 91, "once");
+    let sealed = |l: &str| crate::audit::Sealed::from(serde_json::from_str::<crate::audit::Line>(l).unwrap());
+    let verdict = crate::audit::verify_lines(&text.lines().map(sealed).collect::<Vec<_>>(), &[], false);
+    assert_eq!((verdict.parts, verdict.findings), (2, vec![]));
     drop(daemon);
 
     // Twice before the log is looked at, the chain shorter than the log.

@@ -107,7 +107,7 @@ impl PolicyService for Policies {
             );
         };
         command::response(&self.controller, context, told, false, |o| {
-            render::policy::renewed(&id, o, refer)
+            render::policy::renewed(&self.config, &id, o, refer)
         })
     }
 

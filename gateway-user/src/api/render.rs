@@ -39,8 +39,7 @@ pub(super) fn signal(config: &Config, request: &RequestId, o: SignalOutcome) -> 
 
 /// The answer to a signal of a stream.
 pub(super) fn reported(config: &Config, request: &RequestId, o: SignalOutcome) -> v1::ReportPolicyResponse {
-    let level = enforcement(o.enforcement);
-    let told = matches!(level, v1::Enforcement::Committed | v1::Enforcement::EnforcedNotDurable);
+    let (level, prefixes) = how_far(config, o.enforcement, o.addresses);
     let d = o.device.device;
     v1::ReportPolicyResponse {
         request_id: request.to_string(),
@@ -48,12 +47,23 @@ pub(super) fn reported(config: &Config, request: &RequestId, o: SignalOutcome) -
         device_id: d.id.into(),
         refusal: None,
         enforcement: level.into(),
-        prefixes: if told { prefixes(config, o.addresses) } else { Vec::new() },
+        prefixes,
         state: state(d.state).into(),
         lease_ends_at: o.device.lease_ends_at.map(timestamp),
         gateway_uri: d.gateway_uri.to_string(),
         store_revision: o.revision.0,
     }
+}
+
+/// How far a change got, and where it is not in force: of one among many.
+fn how_far(
+    config: &Config,
+    level: Enforcement,
+    addresses: Vec<AddressEnforcement>,
+) -> (v1::Enforcement, Vec<v1::PrefixEnforcement>) {
+    let level = enforcement(level);
+    let told = matches!(level, v1::Enforcement::Committed | v1::Enforcement::EnforcedNotDurable);
+    (level, if told { prefixes(config, addresses) } else { Vec::new() })
 }
 
 /// A device with its sessions.

@@ -174,9 +174,8 @@ impl Reporter {
     async fn renew(&self, context: SignalContext, device: DeviceId) -> Result<v1::ReportPolicyResponse, v1::Refusal> {
         let tell = || self.controller.renew_leases(context.clone(), vec![device.clone()]);
         let told = patiently(tell).await.map_err(|e| status::part(&e))?;
-        let view = self.controller.device(device).await.map_err(|e| status::part(&e.into()))?;
         let id = context.request.clone();
-        let render = |o| render::policy::renewed_one(&id, o, view);
+        let render = |o| render::policy::renewed_one(&self.config, &id, o);
         command::answered(&self.controller, context, told, false, render).map_err(|e| status::as_part(&e))
     }
 }

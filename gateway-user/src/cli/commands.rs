@@ -353,7 +353,7 @@ fn outcome(enforcement: i32) -> Outcome {
     }
 }
 
-fn enforcement_name(enforcement: i32) -> &'static str {
+pub(super) fn enforcement_name(enforcement: i32) -> &'static str {
     match v1::Enforcement::try_from(enforcement) {
         Ok(v1::Enforcement::Enforced) => "enforced",
         Ok(v1::Enforcement::NoSession) => "no_session",

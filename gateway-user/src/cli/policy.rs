@@ -9,7 +9,7 @@ use super::{
     Outcome,
     args::{AcknowledgeArgs, Connection, OfferArgs, PolicyCommand, ProgressArgs, PublishArgs, RenewArgs},
     client::{Failure, context},
-    commands::{PREFIX, connect, print},
+    commands::{PREFIX, connect, enforcement_name, print},
     json::{self, text_of},
     table::{Cell, Page, Tone, toned},
 };
@@ -188,6 +188,7 @@ pub(super) async fn renew(a: &RenewArgs) -> Result<Outcome, Failure> {
     let one = |r: &v1::LeaseRenewal| {
         json!({
             "device_id": r.device_id, "lease_ends_at": json::time(r.lease_ends_at.as_ref()),
+            "enforcement": r.refusal.is_none().then(|| enforcement_name(r.enforcement)),
             "refusal": r.refusal.as_ref().map(|f| json!({ "reason": f.reason, "message": f.message })),
         })
     };

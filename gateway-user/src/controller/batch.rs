@@ -79,6 +79,8 @@ pub(super) enum Subject {
     Nothing,
     /// All sessions of a device.
     Device(DeviceId),
+    /// The same of each of these; [`Settled::each`] tells them apart.
+    Devices(Vec<DeviceId>),
     Opened(SessionId),
     /// The addresses of a session that ended.
     Closed(Session),
@@ -95,6 +97,8 @@ pub(super) struct Settled {
     pub(super) in_force: bool,
     /// Each address that was read back.
     pub(super) addresses: Vec<AddressEnforcement>,
+    /// Of many devices, each, in their order; the rest is of all.
+    pub(super) each: Vec<Self>,
 }
 
 impl Settled {
@@ -424,7 +428,8 @@ impl Writer {
             return;
         }
         if self.kernel_problem.is_some() {
-            let devices: BTreeSet<DeviceId> = self.parked.iter().flat_map(|t| t.subject.devices(self)).collect();
+            let devices: BTreeSet<&DeviceId> = self.parked.iter().flat_map(|t| t.subject.devices(self)).collect();
+            let devices: Vec<DeviceId> = devices.into_iter().cloned().collect();
             self.enforce(&devices.iter().collect::<Vec<_>>(), &[]);
         }
         let tickets = std::mem::take(&mut self.parked);
@@ -478,10 +483,7 @@ impl Writer {
         for ticket in tickets {
             let mut settled = match ticket.acknowledge {
                 Acknowledge::Enforced => self.look(&ticket.subject, &backs),
-                Acknowledge::Committed => Settled {
-                    sessions: !ticket.subject.addresses(self).is_empty(),
-                    ..Settled::default()
-                },
+                Acknowledge::Committed => ticket.subject.unseen(self),
             };
             let waits = ticket.acknowledge == Acknowledge::Enforced && settled.sessions && !settled.in_force;
             if waits && failed.is_none() && instant < ticket.until && !self.stopping {
@@ -516,6 +518,16 @@ impl Writer {
         match subject {
             Subject::Nothing => settled.in_force = true,
             Subject::Device(id) => self.look_at(self.registry.sessions_of(id), backs, &mut settled),
+            Subject::Devices(ids) => {
+                settled.in_force = true;
+                for id in ids {
+                    let mut one = Settled::default();
+                    self.look_at(self.registry.sessions_of(id), backs, &mut one);
+                    settled.sessions |= one.sessions;
+                    settled.in_force &= one.in_force;
+                    settled.each.push(one);
+                }
+            }
             Subject::Opened(id) => self.look_at(self.registry.session(*id).into_iter(), backs, &mut settled),
             Subject::Closed(session) => {
                 settled.sessions = true;
@@ -531,21 +543,41 @@ impl Subject {
     fn addresses(&self, writer: &Writer) -> Vec<IpAddr> {
         match self {
             Self::Nothing => Vec::new(),
-            Self::Device(id) => writer
-                .registry
-                .sessions_of(id)
-                .flat_map(|s| s.addresses.iter().copied())
-                .collect(),
+            Self::Device(id) => addresses_of(writer, id).collect(),
+            Self::Devices(ids) => ids.iter().flat_map(|id| addresses_of(writer, id)).collect(),
             Self::Opened(id) => writer.registry.session(*id).map_or_else(Vec::new, |s| s.addresses.clone()),
             Self::Closed(session) => session.addresses.clone(),
         }
     }
 
-    fn devices(&self, writer: &Writer) -> Option<DeviceId> {
-        match self {
-            Self::Nothing | Self::Closed(_) => None,
-            Self::Device(id) => Some(id.clone()),
-            Self::Opened(id) => writer.registry.session(*id)?.device.clone(),
+    /// Of what is not read back, whether there would be anything to read.
+    fn unseen(&self, writer: &Writer) -> Settled {
+        let of = |sessions| Settled {
+            sessions,
+            ..Settled::default()
+        };
+        let ids = if let Self::Devices(ids) = self { ids.as_slice() } else { &[] };
+        Settled {
+            each: ids.iter().map(|id| of(addresses_of(writer, id).next().is_some())).collect(),
+            ..of(!self.addresses(writer).is_empty())
         }
     }
+
+    fn devices<'a>(&'a self, writer: &'a Writer) -> Vec<&'a DeviceId> {
+        match self {
+            Self::Nothing | Self::Closed(_) => Vec::new(),
+            Self::Device(id) => vec![id],
+            Self::Devices(ids) => ids.iter().collect(),
+            Self::Opened(id) => writer
+                .registry
+                .session(*id)
+                .and_then(|s| s.device.as_ref())
+                .into_iter()
+                .collect(),
+        }
+    }
+}
+
+fn addresses_of<'a>(writer: &'a Writer, device: &'a DeviceId) -> impl Iterator<Item = IpAddr> + 'a {
+    writer.registry.sessions_of(device).flat_map(|s| s.addresses.iter().copied())
 }

@@ -1,7 +1,7 @@
 //! Commands about proof: policy keys, policy applied, leases in bulk.
 
 use super::{
-    AcknowledgeOutcome, OfferOutcome, PolicyKey, Refusal, Refused, RenewOutcome, Renewal, SignalOutcome,
+    AcknowledgeOutcome, OfferOutcome, PolicyKey, Refusal, RenewOutcome, Renewal, SignalOutcome,
     batch::{About, Ask, Cause, Decided, Subject},
     inspect::on_the_wall,
     keys,
@@ -10,7 +10,7 @@ use super::{
 };
 use crate::{
     model::{DeviceId, PolicyRevision},
-    transition::{Directory as _, Signal, lease_end, release_end},
+    transition::{Directory as _, Signal, lease_end},
 };
 
 impl Writer {
@@ -146,28 +146,24 @@ impl Writer {
                 Err(refusal) => Some(refusal),
             });
         }
-        let context = refused.iter().any(Option::is_some).then(|| ask.context.clone());
-        let action = ask.action;
-        Ok(Decided::new(Subject::Nothing, move |w, settled| {
+        let renewed = devices.iter().zip(&refused).filter(|(_, refusal)| refusal.is_none());
+        let renewed = renewed.map(|(device, _)| device.clone()).collect();
+        let (context, action) = (ask.context.clone(), ask.action);
+        Ok(Decided::new(Subject::Devices(renewed), move |w, settled| {
             settled.durable()?;
-            let refuse = |(device, refusal): (&DeviceId, Option<Refusal>)| {
-                let cause = Cause::of(context.as_ref()?, action);
-                Some(w.refuse_part(refusal?, cause, &About::device(device)))
+            let mut each = settled.each.into_iter();
+            let mut one = |(device, refusal): (DeviceId, Option<Refusal>)| {
+                let outcome = match refusal {
+                    None => w.outcome(&device, each.next().unwrap_or_default(), true),
+                    Some(refusal) => Err(refusal),
+                };
+                let refuse = |refusal| w.refuse_part(refusal, Cause::of(&context, action), &About::device(&device));
+                let result = outcome.map_err(refuse);
+                Renewal { device, result }
             };
-            let refused: Vec<_> = devices.iter().zip(refused).map(refuse).collect();
-            let now = w.clock.now();
-            let end = |id: &DeviceId| {
-                w.registry
-                    .device(id)
-                    .and_then(|d| release_end(d, &now))
-                    .map(|end| on_the_wall(end, &now))
-            };
-            let one = |(device, refused): (DeviceId, Option<Refused>)| Renewal {
-                result: refused.map_or_else(|| Ok(end(&device)), Err),
-                device,
-            };
+            let renewals = devices.into_iter().zip(refused).map(&mut one).collect();
             Ok(RenewOutcome {
-                renewals: devices.into_iter().zip(refused).map(one).collect(),
+                renewals,
                 revision: w.registry.revision,
             })
         }))

@@ -212,8 +212,8 @@ pub struct AcknowledgeOutcome {
 pub struct Renewal {
     /// Whose.
     pub device: DeviceId,
-    /// When it ends now, on the wall clock (`None`: never); or why it was not renewed.
-    pub result: Result<Option<WallTime>, Refused>,
+    /// The device after it, and how far the renewal got; or why it was not renewed.
+    pub result: Result<SignalOutcome, Refused>,
 }
 
 /// What became of many leases.

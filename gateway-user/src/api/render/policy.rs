@@ -2,11 +2,11 @@
 
 use lazaret_proto::v1;
 
-use super::{device, state, timestamp};
+use super::{device, how_far, reported, timestamp};
 use crate::{
     api::status,
     config::Config,
-    controller::{AcknowledgeOutcome, DeviceView, OfferOutcome, PublicationView, RenewOutcome, Renewal},
+    controller::{AcknowledgeOutcome, OfferOutcome, PublicationView, RenewOutcome, Renewal},
     model::RequestId,
 };
 
@@ -34,23 +34,33 @@ pub(in crate::api) fn acknowledged(config: &Config, request: &RequestId, o: Ackn
 
 /// Leases that are renewed, or not. `refer` gives a code to what was refused, where it has none.
 pub(in crate::api) fn renewed(
+    config: &Config,
     request: &RequestId,
     o: RenewOutcome,
     mut refer: impl FnMut(&mut v1::Refusal),
 ) -> v1::RenewLeasesResponse {
     let one = |r: Renewal| {
-        let (end, refusal) = match r.result {
-            Ok(end) => (end, None),
+        let device_id = r.device.into();
+        match r.result {
+            Ok(o) => {
+                let (level, prefixes) = how_far(config, o.enforcement, o.addresses);
+                v1::LeaseRenewal {
+                    device_id,
+                    lease_ends_at: o.device.lease_ends_at.map(timestamp),
+                    refusal: None,
+                    enforcement: level.into(),
+                    prefixes,
+                }
+            }
             Err(refused) => {
                 let mut part = status::part(&refused);
                 refer(&mut part);
-                (None, Some(part))
+                v1::LeaseRenewal {
+                    device_id,
+                    refusal: Some(part),
+                    ..Default::default()
+                }
             }
-        };
-        v1::LeaseRenewal {
-            device_id: r.device.into(),
-            lease_ends_at: end.map(timestamp),
-            refusal,
         }
     };
     v1::RenewLeasesResponse {
@@ -61,28 +71,17 @@ pub(in crate::api) fn renewed(
 }
 
 /// One of a stream's.
-pub(in crate::api) fn renewed_one(request: &RequestId, mut o: RenewOutcome, view: DeviceView) -> v1::ReportPolicyResponse {
-    let refusal = o.renewals.pop().and_then(|r| r.result.err()).map(|r| status::part(&r));
-    let answer = v1::ReportPolicyResponse {
+pub(in crate::api) fn renewed_one(config: &Config, request: &RequestId, mut o: RenewOutcome) -> v1::ReportPolicyResponse {
+    let refused = |device: String, refusal| v1::ReportPolicyResponse {
         request_id: request.to_string(),
-        device_id: view.device.id.to_string(),
+        device_id: device,
+        refusal,
         ..Default::default()
     };
-    if refusal.is_some() {
-        return v1::ReportPolicyResponse { refusal, ..answer };
-    }
-    let level = match view.sessions.is_empty() {
-        true => v1::Enforcement::NoSession,
-        // The store and the kernel's clock have it; where the programs see it is not asked.
-        false => v1::Enforcement::Committed,
-    };
-    v1::ReportPolicyResponse {
-        enforcement: level.into(),
-        state: state(view.device.state).into(),
-        lease_ends_at: view.lease_ends_at.map(timestamp),
-        gateway_uri: view.device.gateway_uri.to_string(),
-        store_revision: o.revision.0,
-        ..answer
+    match o.renewals.pop() {
+        Some(Renewal { result: Ok(outcome), .. }) => reported(config, request, outcome),
+        Some(Renewal { device, result: Err(e) }) => refused(device.into(), Some(status::part(&e))),
+        None => refused(String::new(), None),
     }
 }
 

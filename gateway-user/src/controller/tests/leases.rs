@@ -6,7 +6,7 @@ use futures_util::FutureExt as _;
 
 use super::kit::*;
 use crate::{
-    controller::Enforcement,
+    controller::{Acknowledge, Enforcement, RenewOutcome, Renewal},
     kernel::fake::Call,
     model::{BootTime, DeviceState, Now, WallTime},
 };
@@ -196,4 +196,58 @@ async fn a_release_that_was_held_back_has_its_end_in_the_kernel_from_its_first_m
         assert!(leases.values().all(looks), "the kernel would not end it: {leases:?} {word:?}");
     }
     assert!(!leases.is_empty());
+}
+
+/// A batch of renewals is read back at once, and each is answered by what was read of its own.
+#[tokio::test]
+async fn renewals_in_bulk_are_read_back_each() {
+    let g = released_in_the_lab().await;
+    g.register("tablet", "lab").await;
+    g.register("away", "lab").await;
+    g.open("tablet", &["10.66.0.6"]).await.unwrap();
+    for name in ["tablet", "away"] {
+        g.applied(name).await.unwrap();
+    }
+    let names = ["phone", "nobody", "tablet", "away"].map(id).to_vec();
+    let levels = |outcome: RenewOutcome| -> Vec<Option<Enforcement>> {
+        let level = |r: Renewal| r.result.ok().map(|o| o.enforcement);
+        outcome.renewals.into_iter().map(level).collect()
+    };
+    g.clock.advance_ms(LEASE_MS / 2);
+    let looks = g.kernel.state().looks;
+    let outcome = g.tell().renew_leases(g.seen(0), names.clone()).await.unwrap();
+    let view = &outcome.renewals[0].result.as_ref().unwrap().device;
+    assert_eq!(view.lease_ends_at, Some(WallTime(g.now().wall.0 + 3_600_000)));
+    let (enforced, unseen) = (Some(Enforcement::Enforced), Some(Enforcement::NoSession));
+    assert_eq!(levels(outcome), [enforced, None, enforced, unseen]);
+    assert_eq!(g.kernel.state().looks, looks + 1);
+
+    // Signals of one device each, in one batch.
+    let go = g.hold().await;
+    let mut waiting: Vec<_> = (0..20)
+        .map(|_| Box::pin(g.tell().renew_leases(g.seen(0), names[..1].to_vec())))
+        .collect();
+    waiting.iter_mut().for_each(|w| assert!(w.now_or_never().is_none()));
+    let looks = g.kernel.state().looks;
+    go.send(()).unwrap();
+    for told in waiting {
+        assert_eq!(levels(told.await.unwrap()), [enforced]);
+    }
+    assert!(g.kernel.state().looks - looks <= 2, "one look for all of a batch");
+
+    // What is not read back is not said to be in force; who does not wait is not told.
+    let old = g.kernel.state().assigned[&ip("10.66.0.5")].lease.unwrap().0;
+    g.clock.advance_ms(LEASE_MS / 4);
+    g.kernel.state().lease_end = Some(old);
+    let mut soon = g.seen(0);
+    soon.deadline = std::time::Duration::from_millis(50);
+    let told = g.tell().renew_leases(soon, names.clone()).await.unwrap();
+    let committed = Some(Enforcement::Committed);
+    assert!(!told.renewals[0].result.as_ref().unwrap().addresses.is_empty());
+    assert_eq!(levels(told), [committed, None, committed, unseen]);
+    g.kernel.state().lease_end = None;
+    let mut fast = g.seen(0);
+    fast.acknowledge = Acknowledge::Committed;
+    let told = g.tell().renew_leases(fast, names).await.unwrap();
+    assert_eq!(levels(told), [committed, None, committed, unseen]);
 }

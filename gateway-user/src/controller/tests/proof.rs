@@ -277,7 +277,7 @@ async fn leases_are_renewed_each_by_itself() {
     let results: Vec<_> = outcome
         .renewals
         .into_iter()
-        .map(|r| r.result.map_err(|e| e.refusal))
+        .map(|r| r.result.map(|o| o.device.lease_ends_at).map_err(|e| e.refusal))
         .collect();
     let ends = WallTime(g.now().wall.0 + i64::try_from(LEASE_MS).unwrap());
     assert_eq!(

@@ -405,8 +405,7 @@ impl Writer {
             let (begin, commands) = (Instant::now(), batch.tickets.len());
             let failed = self
                 .commit_all(std::mem::take(&mut batch.changes), std::mem::take(&mut batch.restrictions))
-                .err()
-                .map(|e| e.to_string());
+                .err();
             if failed.is_some() {
                 self.undo(&mut batch);
                 self.audit.log_waiting();

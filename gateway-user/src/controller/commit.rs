@@ -6,13 +6,16 @@ use tracing::{error, info};
 
 use super::writer::Writer;
 use crate::{
-    model::{DeviceId, Now, Revision, SessionId, UriChange, WallTime},
-    store::{ChangeSet, StoreError},
+    model::{Device, DeviceId, Now, Publication, Revision, SessionId, UriChange, WallTime},
+    store::ChangeSet,
     transition::Step,
 };
 
 /// Answers that wait to be written; beyond it the oldest are not remembered across a restart.
 const WAITING_ANSWERS: usize = 65_536;
+/// While the store fails, so many restrictions that wait are tried again with every batch; more only when it is time, or each batch of a mass
+/// revocation would write all those before it.
+const WITH_EVERY_BATCH: u64 = 512;
 
 impl Writer {
     /// Restrictions in force but not committed.
@@ -27,15 +30,31 @@ impl Writer {
     }
 
     /// Commits what is in force but not durable, and what the audit and the requests wait with.
-    pub(super) fn flush(&mut self) -> Result<(), StoreError> {
+    ///
+    /// # Errors
+    /// The store's words.
+    pub(super) fn flush(&mut self) -> Result<(), String> {
         self.commit_all(ChangeSet::default(), ChangeSet::default())
     }
 
     /// Commits, in one transaction, what waits and what is new. Failed, `restrictions` wait too.
-    pub(super) fn commit_all(&mut self, changes: ChangeSet, restrictions: ChangeSet) -> Result<(), StoreError> {
+    ///
+    /// # Errors
+    /// The store's words.
+    pub(super) fn commit_all(&mut self, changes: ChangeSet, restrictions: ChangeSet) -> Result<(), String> {
         let waited = !self.pending.is_empty();
+        if let Some(problem) = &self.store_problem
+            && self.not_durable() > WITH_EVERY_BATCH
+            && Instant::now() < self.next_retry
+        {
+            let problem = problem.clone();
+            self.pending.then(restrictions);
+            return Err(problem);
+        }
+        // Moved there and back: what waits may be a hundred thousand devices.
+        let before = waited.then(|| Before::of(&mut self.pending, &changes));
         let mut set = if waited {
-            let mut all = self.pending.clone();
+            let mut all = std::mem::take(&mut self.pending);
             all.then(changes);
             all
         } else {
@@ -59,7 +78,6 @@ impl Writer {
                 if waited {
                     info!(revision = done.revision.0, "restrictions that were in force are durable now");
                 }
-                self.pending = ChangeSet::default();
                 self.backoff = self.options.retry;
                 self.committed_at = Some(at);
                 self.audit_head = done.audit_head;
@@ -73,9 +91,10 @@ impl Writer {
                     self.options.retry
                 };
                 self.next_retry = Instant::now() + self.backoff;
+                self.audit.put_back(std::mem::take(&mut set.audit));
+                self.answers = std::mem::take(&mut set.requests);
+                self.pending = before.map(|b| b.restore(set)).unwrap_or_default();
                 self.pending.then(restrictions);
-                self.audit.put_back(set.audit);
-                self.answers = set.requests;
                 self.answers.retain(|r| r.answer.is_some());
                 let over = self.answers.len().saturating_sub(WAITING_ANSWERS);
                 self.answers.drain(..over);
@@ -83,7 +102,7 @@ impl Writer {
                 if !self.pending.is_empty() {
                     error!(error = %e, not_durable = self.not_durable(), "restrictions are in force but not durable; they are tried again");
                 }
-                Err(e)
+                Err(e.to_string())
             }
         }
     }
@@ -98,6 +117,45 @@ impl Writer {
             // Nobody listening is fine.
             let _ = self.uris.send(uri);
         }
+    }
+}
+
+/// What waited, where a batch's changes take its place.
+struct Before {
+    devices: Vec<(DeviceId, Option<Device>)>,
+    closed: Vec<SessionId>,
+    uris: usize,
+    publication: Option<Publication>,
+    restore_done: bool,
+}
+
+impl Before {
+    /// Takes out of what waits what the changes have, too.
+    fn of(waiting: &mut ChangeSet, changes: &ChangeSet) -> Self {
+        let ids = changes.devices.keys();
+        Self {
+            devices: ids.map(|id| (id.clone(), waiting.devices.remove(id))).collect(),
+            closed: changes.closed.difference(&waiting.closed).copied().collect(),
+            uris: waiting.uris.len(),
+            publication: waiting.publication.clone(),
+            restore_done: waiting.restore_done,
+        }
+    }
+
+    /// What waited, out of that and the changes together. Nothing that opened waits.
+    fn restore(self, mut set: ChangeSet) -> ChangeSet {
+        for (id, device) in self.devices {
+            set.devices.remove(&id);
+            set.devices.extend(device.map(|d| (id, d)));
+        }
+        for id in self.closed {
+            set.closed.remove(&id);
+        }
+        set.opened.clear();
+        set.uris.truncate(self.uris);
+        set.publication = self.publication;
+        set.restore_done = self.restore_done;
+        set
     }
 }
 

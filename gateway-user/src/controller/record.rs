@@ -68,7 +68,10 @@ impl Trail {
 
     /// What these stand for was undone.
     pub(super) fn store_failed(&mut self, numbers: &[u64]) {
-        for entry in self.waiting.iter_mut().filter(|e| numbers.contains(&e.number)) {
+        let first = self.first_waiting();
+        for number in numbers {
+            let at = usize::try_from(number.wrapping_sub(first)).unwrap_or(usize::MAX);
+            let Some(entry) = self.waiting.get_mut(at) else { continue };
             entry.after.clone_from(&entry.before);
             STORE_UNAVAILABLE.clone_into(&mut entry.result);
         }
@@ -251,10 +254,15 @@ impl Trail {
         self.logged = self.next;
     }
 
+    /// Entries have no gaps, so that each is found by its number.
+    fn first_waiting(&self) -> u64 {
+        self.waiting.first().map_or(self.next, |e| e.number)
+    }
+
     /// Tells of what is in force and could not be committed.
     pub(super) fn log_waiting(&mut self) {
-        let logged = self.logged;
-        self.waiting.iter().filter(|e| e.number >= logged).for_each(|e| log(e, None));
+        let told = usize::try_from(self.logged.saturating_sub(self.first_waiting())).unwrap_or(usize::MAX);
+        self.waiting.iter().skip(told).for_each(|e| log(e, None));
         self.logged = self.next;
     }
 }

@@ -293,3 +293,44 @@ async fn what_cannot_be_read_back_in_time_is_answered_as_committed() {
     drop(release);
     holder.join().unwrap();
 }
+
+/// Each revocation is a batch of its own, and none of them can be written: what waits must not be written again with each of them.
+#[tokio::test]
+async fn a_mass_revocation_on_a_full_disk_costs_each_device_once_and_all_of_it_becomes_durable() {
+    const MANY: usize = 2000;
+    let mut g = Gateway::new().await;
+    let names: Vec<String> = (0..MANY).map(|i| format!("d-{i}")).collect();
+    for some in names.chunks(500) {
+        let list = some.iter().map(|n| registration(n, "office")).collect();
+        g.tell().register(g.seen(0), list).await.unwrap();
+    }
+    for name in &names[..2] {
+        g.applied(name).await.unwrap();
+    }
+    g.clock.advance_ms(1000);
+    g.disk.fill();
+    let (before, begin) = (g.disk.devices_written(), std::time::Instant::now());
+    for name in &names {
+        assert_eq!(enforcement(g.revoked(name).await), Enforcement::EnforcedNotDurable);
+        if name == "d-1000" {
+            unavailable(g.applied("d-1500").await);
+        }
+    }
+    let written = g.disk.devices_written() - before;
+    // 1 + 2 + ... + 512, and what is tried again by the clock; all of them each time would be 2,000,000.
+    let by_the_clock = usize::try_from(begin.elapsed().as_millis()).unwrap() / 40 + 10;
+    assert!(
+        written < 131_328 + by_the_clock * MANY,
+        "{written}, of them {by_the_clock} times by the clock"
+    );
+    assert_eq!(g.controller().status().await.unwrap().not_durable, MANY as u64);
+    g.disk.free();
+    g.until("durable", async |g| g.controller().status().await.unwrap().not_durable == 0)
+        .await;
+    g.restart().await;
+    for name in names.iter().step_by(97) {
+        let device = g.controller().device(id(name)).await.unwrap().device;
+        assert_eq!(device.state, DeviceState::Quarantined, "{name}");
+        assert!(device.release.restricted_at.is_some(), "{name}");
+    }
+}

@@ -5,7 +5,7 @@ use std::{
     path::PathBuf,
     sync::{
         Arc,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     time::Duration,
 };
@@ -388,7 +388,7 @@ pub(super) fn enforcement(outcome: Result<SignalOutcome, Refusal>) -> Enforcemen
 
 /// Whether there is room for the database to grow.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Disk(Arc<AtomicBool>, Arc<AtomicBool>);
+pub(super) struct Disk(Arc<AtomicBool>, Arc<AtomicBool>, Arc<AtomicUsize>);
 
 impl Disk {
     pub(super) fn fill(&self) {
@@ -396,6 +396,10 @@ impl Disk {
     }
     pub(super) fn free(&self) {
         self.0.store(false, Ordering::SeqCst);
+    }
+    /// Devices that were to be written, over all commits.
+    pub(super) fn devices_written(&self) -> usize {
+        self.2.load(Ordering::SeqCst)
     }
     /// The next commit panics.
     pub(super) fn poison(&self) {
@@ -418,6 +422,7 @@ impl Store for Limited {
     }
     fn commit(&mut self, changes: &ChangeSet, expected: Revision, at: WallTime) -> Result<Committed, StoreError> {
         assert!(!self.disk.1.load(Ordering::SeqCst), "poisoned by the test");
+        self.disk.2.fetch_add(changes.devices.len(), Ordering::SeqCst);
         let full = self.disk.0.load(Ordering::SeqCst);
         if full != self.full {
             self.full = full;

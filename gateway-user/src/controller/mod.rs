@@ -124,7 +124,7 @@ impl fmt::Debug for Controller {
 
 impl Controller {
     /// Starts the thread. When this returns, every live session of the store is judged as it should be, nothing else is assigned, and the
-    /// programs are attached to the links given.
+    /// programs are attached to the links given; but for these if the kernel has not answered for [`Options::begin`]: then that goes on.
     ///
     /// # Errors
     /// See [`StartError`].

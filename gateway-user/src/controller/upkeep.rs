@@ -91,9 +91,20 @@ impl Upkeep {
         })
     }
 
-    /// Looks after interfaces, floor and routes now, on the caller's thread: at the start, when nothing is answered yet.
-    pub(super) fn begin(&self, links: &[Link]) {
-        self.places.set_links(links);
+    /// Has interfaces, floor and routes looked after and waits for it, so long at most: at the start, when nothing is answered yet. Whether it
+    /// is done; if not, it goes on as soon as the kernel lets it, and answers say meanwhile what is not in force.
+    pub(super) fn begin(&self, links: &[Link], patience: Duration) -> bool {
+        self.keep(links);
+        let (done, is_done) = channel();
+        // Nobody waits for it any more: fine.
+        let errand = Errand::Tell(Box::new(move |_| {
+            let _ = done.send(());
+        }));
+        // Without the thread it was done by this one.
+        if self.keeper.0.send(errand).is_err() {
+            return true;
+        }
+        !matches!(is_done.recv_timeout(patience), Err(RecvTimeoutError::Timeout))
     }
 
     /// Has interfaces, floor and routes looked after, once more for all who ask before that begins.

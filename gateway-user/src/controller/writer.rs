@@ -57,6 +57,8 @@ pub struct Options {
     pub retry: Duration,
     /// Longest such wait. Default 5 s.
     pub retry_max: Duration,
+    /// How long the start waits for programs to be attached, if the kernel does not answer; below the service manager's patience. Default 20 s.
+    pub begin: Duration,
     /// Commands that may wait, beside restrictions; one more is refused as [`Refusal::Busy`]. Default 1,024.
     pub queue: usize,
     /// Restrictions that may wait; one more waits for room. Default 16,384.
@@ -69,6 +71,7 @@ impl Default for Options {
             check: Duration::from_secs(1),
             retry: Duration::from_millis(200),
             retry_max: Duration::from_secs(5),
+            begin: Duration::from_secs(20),
             queue: 1024,
             urgent_queue: 16_384,
         }
@@ -244,7 +247,13 @@ impl Writer {
         writer.resume_waves(&now);
         // Bound first, so that what is attached finds everyone.
         writer.follow();
-        writer.upkeep.begin(&writer.links);
+        if !writer.upkeep.begin(&writer.links, options.begin) {
+            error!(
+                waited_s = options.begin.as_secs(),
+                "programs are not attached yet: the kernel does not answer, or another program holds its lock of the network configuration. \
+                 What was attached before goes on judging, the floor is closed to all else; it is done as soon as the kernel lets it"
+            );
+        }
         writer.taken_over = taken_over;
         info!(
             devices = writer.registry.device_count(),

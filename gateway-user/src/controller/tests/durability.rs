@@ -334,3 +334,35 @@ async fn a_mass_revocation_on_a_full_disk_costs_each_device_once_and_all_of_it_b
         assert!(device.release.restricted_at.is_some(), "{name}");
     }
 }
+
+/// The lock is held when the daemon starts: what restricts is taken, in force where programs are attached, and answered for what it is.
+#[tokio::test]
+async fn a_start_does_not_wait_for_ever_for_the_network_configuration() {
+    let mut g = Gateway::new().await;
+    g.register("phone", "office").await;
+    g.open("phone", &["10.66.0.5"]).await.unwrap();
+    g.applied("phone").await.unwrap();
+    g.clock.advance_ms(1000);
+    g.stop().await;
+    let (kernel, (holds, held), (release, released)) = (g.kernel.clone(), channel(), channel());
+    let holder = std::thread::spawn(move || {
+        let _network = kernel.network();
+        holds.send(()).unwrap();
+        released.recv_timeout(Duration::from_secs(20)).unwrap();
+    });
+    held.recv().unwrap();
+    g.start().await.unwrap();
+    assert_eq!(g.judged("10.66.0.5"), OFFICE, "as before");
+    let soon = SignalContext {
+        deadline: Duration::from_millis(50),
+        ..g.seen(0)
+    };
+    let told = g.tell().policy_revoked(soon, id("phone"), "test".into()).await.unwrap();
+    assert_eq!(told.enforcement, Enforcement::Committed);
+    assert_eq!(g.judged("10.66.0.5"), QUARANTINE);
+    let attached = |g: &Gateway| g.kernel.state().calls.iter().any(|c| matches!(c, Call::Links(_)));
+    release.send(()).unwrap();
+    holder.join().unwrap();
+    g.until("attached", async |g| attached(g)).await;
+    assert_eq!(enforcement(g.revoked("phone").await), Enforcement::Enforced);
+}

@@ -189,6 +189,7 @@ impl Gateway {
                 check: Duration::from_millis(20),
                 retry: Duration::from_millis(10),
                 retry_max: Duration::from_millis(40),
+                begin: Duration::from_millis(300),
                 ..Options::default()
             },
         };

@@ -30,6 +30,16 @@ pub enum Refusal {
     /// Dated more than two minutes ahead.
     #[error("the signal is dated more than two minutes ahead of this gateway's clock")]
     SignalFromFuture,
+    /// Dated ahead of a clock that is known to be behind, so that the date says nothing.
+    #[error(
+        "this gateway's clock is behind its last commit, so that the signal's date says nothing: set the clock right, or offer the policy anew and report it with its final key, which needs no date"
+    )]
+    ClockBehind,
+    /// Where its enrolment window ends is later than the last commit, or it begins there; the clock is behind that.
+    #[error(
+        "this gateway's clock is behind its last commit, so that nobody knows whether the enrolment window of device {0} is open: set the clock right"
+    )]
+    WindowUnknown(DeviceId),
     /// Observed longer ago than is accepted.
     #[error("the signal was observed {age_s} s ago; at most {most_s} s are accepted")]
     SignalTooOld {
@@ -168,6 +178,7 @@ impl Refusal {
             Self::AliasTaken { .. } => "ALIAS_TAKEN",
             Self::StaleSignal => "STALE_SIGNAL",
             Self::SignalFromFuture => "SIGNAL_FROM_FUTURE",
+            Self::ClockBehind | Self::WindowUnknown(_) => "CLOCK_BEHIND",
             Self::SignalTooOld { .. } => "SIGNAL_TOO_OLD",
             Self::EnrolmentNotOpen(_) => "ENROLMENT_NOT_OPEN",
             Self::EnrolmentClosed(_) => "ENROLMENT_CLOSED",

@@ -22,7 +22,7 @@ pub use self::{
 };
 use crate::{
     config::{AfterDeadline, Config, PoolKind},
-    model::{BootTime, Device, DeviceState, ExceptionKind, KeyHash, Now, PolicyRevision, StateReason, WallTime},
+    model::{BootTime, Device, DeviceState, ExceptionKind, KeyHash, Now, PolicyRevision, Release, StateReason, WallTime},
     refusal::Refusal,
 };
 
@@ -38,7 +38,7 @@ pub struct Context<'a> {
     /// Whether the device has a live session: then its deadline begins with its quarantine.
     pub connected: bool,
     /// The wall clock of the last commit, if the clock was found behind it after a reboot and has not passed it yet: no release of an
-    /// earlier boot is in force.
+    /// earlier boot is in force, and dates prove little: what happened in this boot is known by its order.
     pub clock_behind: Option<WallTime>,
 }
 
@@ -197,11 +197,13 @@ pub fn may_change_at_start(device: &Device, context: &Context<'_>) -> bool {
     let deadline = device.enrolment.deadline;
     let begins =
         deadline.is_none() && device.state.quarantined() && context.connected && context.config.devices.deadline.is_some();
+    let untimed = device.release.restricted_at == Some(Release::UNTIMED) && context.clock_behind.is_none();
     let another_boots = deadline.is_some_and(|d| d.given.boot_id != context.now.boot_id);
     device.state == DeviceState::Released
         || device.exception.is_some()
         || begins
         || another_boots
+        || untimed
         || uri(device, context.config) != device.gateway_uri
 }
 

@@ -235,7 +235,7 @@ fn advice(dossier: &Dossier, config: &Config, now: WallTime) -> Vec<String> {
     };
     match device.state {
         DeviceState::Released if dossier.held_back => advice.push(
-            "the wall clock is behind the last commit, so that the release waits: set the clock; until it is right, proof dated rightly is refused (SIGNAL_FROM_FUTURE)"
+            "the wall clock is behind the last commit, so that the release waits: set the clock right, or let the MDM offer the policy anew, have it acknowledged, and report it with the final key, which needs no date"
                 .to_owned(),
         ),
         DeviceState::Released if dossier.awaits_wave => {

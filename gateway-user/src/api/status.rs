@@ -112,6 +112,8 @@ fn entry(refusal: &Refusal) -> Entry {
         Refusal::NothingPublished => (Code::FailedPrecondition, about("part", &"policy")),
         Refusal::StaleSignal => (Code::FailedPrecondition, about("field", &"context.observed_at")),
         Refusal::SignalFromFuture => (Code::FailedPrecondition, about("field", &"context.observed_at")),
+        Refusal::ClockBehind => (Code::FailedPrecondition, about("field", &"context.observed_at")),
+        Refusal::WindowUnknown(d) => (Code::FailedPrecondition, about("device", d)),
         Refusal::AddressOutsidePools(a) => (Code::InvalidArgument, about("address", a)),
         Refusal::AddressReserved(a) => (Code::InvalidArgument, about("address", a)),
         Refusal::AddressTaken { session, .. } => (Code::AlreadyExists, about("session", session)),
@@ -175,6 +177,8 @@ mod tests {
             ),
             (Refusal::StaleSignal, Code::FailedPrecondition, "STALE_SIGNAL"),
             (Refusal::SignalFromFuture, Code::FailedPrecondition, "SIGNAL_FROM_FUTURE"),
+            (Refusal::ClockBehind, Code::FailedPrecondition, "CLOCK_BEHIND"),
+            (Refusal::WindowUnknown(device()), Code::FailedPrecondition, "CLOCK_BEHIND"),
             (
                 Refusal::AddressOutsidePools(address),
                 Code::InvalidArgument,

@@ -184,7 +184,7 @@ impl Writer {
         );
         if let Some(last) = self.clock_behind {
             warnings.push(format!(
-                "the clock is {} s behind the last commit: set it right: until it has passed it no release of an earlier boot holds, and proof dated rightly is refused (SIGNAL_FROM_FUTURE); if it is right and had run ahead: lazaret store restore --help",
+                "the clock is {} s behind the last commit: set it right: until it has passed it no release of an earlier boot holds, and proof dated rightly is refused (CLOCK_BEHIND) but for a final key of a policy that is offered anew; if it is right and had run ahead: lazaret store restore --help",
                 last.0.saturating_sub(self.clock.now().wall.0) / 1000
             ));
         }

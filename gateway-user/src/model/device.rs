@@ -253,13 +253,19 @@ pub struct Window {
 /// What a release stands on, and what the next one has to be newer than.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Release {
-    /// When the source observed the last restriction; a release must be newer.
+    /// When the source observed the last restriction; a release must be newer. [`Release::UNTIMED`]: nobody knows.
     pub restricted_at: Option<WallTime>,
     /// When the proof that it stands on was accepted, or seen, if the source's clock is ahead; boot clock and boot are those of the last start in another boot at which it was still
     /// good. `None`: none has been accepted since the last restriction.
     pub proved: Option<Now>,
     /// Lease of the release by proof; `None`: without end, or not released by proof.
     pub lease: Option<Lease>,
+}
+
+impl Release {
+    /// The time of a restriction that came while the clock was behind, and has none of its own: after whatever is dated, until the clock is
+    /// right.
+    pub const UNTIMED: WallTime = WallTime(i64::MAX);
 }
 
 /// The policy keys of a device, as hashes.
@@ -289,6 +295,8 @@ pub struct FinalKey {
     pub key: KeyHash,
     /// The only revision that it proves.
     pub revision: PolicyRevision,
+    /// When the policy was offered that it was given for; `None`: an earlier version did not note it.
+    pub offered: Option<Now>,
 }
 
 /// What an exception does.

@@ -54,6 +54,22 @@ pub(super) fn span(lease: &Lease) -> [u8; 32] {
     out
 }
 
+/// The hash, and when it was offered, where that is known.
+pub(super) fn final_key(key: &FinalKey) -> Vec<u8> {
+    let mut out = key.key.0.to_vec();
+    out.extend(key.offered.iter().flat_map(moment));
+    out
+}
+
+fn key_of(blob: &[u8]) -> Option<(KeyHash, Option<Now>)> {
+    let (key, offered) = blob.split_first_chunk::<32>()?;
+    match offered.len() {
+        0 => Some((KeyHash(*key), None)),
+        24 => Some((KeyHash(*key), Some(now(offered)))),
+        _ => None,
+    }
+}
+
 /// With a space between.
 pub(super) fn names(names: &[DeviceId]) -> String {
     names.iter().map(DeviceId::as_str).collect::<Vec<_>>().join(" ")
@@ -126,12 +142,11 @@ impl Devices {
     }
 
     fn final_key(&mut self, row: &Row<'_>) -> rusqlite::Result<Option<FinalKey>> {
-        match (bytes(row, 19)?, common(&mut self.revision, row, 20)?) {
+        let blob = row.get_ref(19)?.as_blob_or_null()?;
+        let key = blob.map(|b| key_of(b).ok_or_else(|| damaged(19, "devices: a final key of the wrong length")));
+        match (key.transpose()?, common(&mut self.revision, row, 20)?) {
             (None, None) => Ok(None),
-            (Some(key), Some(revision)) => Ok(Some(FinalKey {
-                key: KeyHash(key),
-                revision,
-            })),
+            (Some((key, offered)), Some(revision)) => Ok(Some(FinalKey { key, revision, offered })),
             _ => Err(damaged(19, "devices: half a final key")),
         }
     }

@@ -94,6 +94,7 @@ fn whole(id: &str) -> Device {
             final_key: Some(FinalKey {
                 key: KeyHash([4; 32]),
                 revision: "r3".parse().unwrap(),
+                offered: Some(span(27, 0).given),
             }),
         }),
         exception: Some(Box::new(Exception {

@@ -151,7 +151,7 @@ fn put(upsert: &mut Statement<'_>, d: &Device, aliases: &Aliases, revision: Revi
         offer.map(|o| o.key.0),
         offer.map(|o| o.revision.as_str()),
         offer.map(|o| span(&o.holds)),
-        key.map(|k| k.key.0),
+        key.map(rows::final_key),
         key.map(|k| k.revision.as_str()),
         exception.map(|e| e.kind.as_str()),
         exception.map(|e| e.reason.as_str()),

@@ -31,7 +31,7 @@ pub(super) fn grant(
             (DeviceState::Released, StateReason::ExceptionRelease)
         }
         ExceptionKind::Block => {
-            restriction::restricted(device, context.at_least(), &context.now);
+            restriction::restricted(device, restriction::undated(context), context);
             restriction::take_keys(device);
             restriction::end_release(device);
             (DeviceState::Blocked, StateReason::ExceptionBlock)
@@ -56,7 +56,7 @@ pub(super) fn end(device: &mut Device, context: &Context<'_>) -> Result<(), Refu
         .take()
         .ok_or_else(|| Refusal::NoException(device.id.clone()))?;
     if exception.kind == ExceptionKind::Release && !stands(device, context) {
-        restriction::restricted(device, context.at_least(), &context.now);
+        restriction::restricted(device, restriction::undated(context), context);
     }
     leave(device, context);
     Ok(())
@@ -66,7 +66,7 @@ pub(super) fn over(device: &mut Device, context: &Context<'_>) {
     let Some(exception) = device.exception.take() else { return };
     if exception.kind == ExceptionKind::Release && !stands(device, context) {
         // A proof seen meanwhile is newer than what the exception began with.
-        restriction::restricted_since(device, Some(exception.holds.given), context);
+        restriction::restricted_since(device, exception.holds.given, context);
     }
     leave(device, context);
 }

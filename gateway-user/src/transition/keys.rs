@@ -29,13 +29,29 @@ pub(super) fn acknowledge(device: &mut Device, temporary: KeyHash, fresh: KeyHas
         .as_ref()
         .filter(|o| o.key == temporary)
         .ok_or_else(unknown)?;
-    if span::over(&offer.holds, &context.now) {
+    let offered = offer.holds.given;
+    // How long a machine was off is not known by a clock that is behind.
+    let unknown_time = context.clock_behind.is_some() && offered.boot_id != context.now.boot_id;
+    if unknown_time || span::over(&offer.holds, &context.now) {
         return Err(Refusal::PolicyKeyExpired(device.id.clone()));
     }
     let revision = offer.revision.clone();
     device.keys.offer = None;
-    device.keys.final_key = Some(FinalKey { key: fresh, revision });
+    device.keys.final_key = Some(FinalKey {
+        key: fresh,
+        revision,
+        offered: Some(offered),
+    });
     Ok(())
+}
+
+/// Whether what the final key proves is new by the order of things, without any date: its policy was offered in this boot, no longer ago than a
+/// proof may be old, so that whoever has the key has got it since. That was after all that has restricted the device, too: a restriction
+/// takes offers and keys away.
+pub(super) fn is_fresh(device: &Device, context: &Context<'_>) -> bool {
+    let offered = device.keys.final_key.as_ref().and_then(|k| k.offered);
+    let age = |offered| lease(context.config.proofs.max_signal_age, offered);
+    offered.is_some_and(|o| o.boot_id == context.now.boot_id && !span::over(&age(o), &context.now))
 }
 
 /// Whether this is the final key of this device for this revision.

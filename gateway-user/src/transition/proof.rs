@@ -1,6 +1,6 @@
 //! What releases by proof, for how long, and whether a release is in force now.
 
-use super::{Context, Policies, arrival, enter, keys, lease, lease_end};
+use super::{Context, Policies, arrival, enter, keys, lease, lease_end, restriction};
 use crate::{
     config::{Config, Pool, PoolKind},
     model::{BootTime, Device, DeviceState, ExceptionKind, KeyHash, Now, PolicyRevision, StateReason, Trust, WallTime},
@@ -70,10 +70,19 @@ pub fn full_service<'c>(device: &Device, config: &'c Config) -> Option<&'c Pool>
 /// Whether a device may enrol now, or has.
 ///
 /// # Errors
-/// [`Refusal::EnrolmentNotOpen`], [`Refusal::EnrolmentClosed`], [`Refusal::QuarantineDeadline`].
+/// [`Refusal::EnrolmentNotOpen`], [`Refusal::EnrolmentClosed`], [`Refusal::WindowUnknown`], [`Refusal::QuarantineDeadline`].
 pub fn window_open(device: &Device, context: &Context<'_>) -> Result<(), Refusal> {
     if device.enrolment.enrolled_at.is_some() {
         return Ok(());
+    }
+    let window = device.enrolment.window;
+    let (closed, bounded) = (
+        window.not_after.is_some_and(|t| context.at_least() > t),
+        window.not_after.is_some(),
+    );
+    // It may be open by now, or no longer.
+    if context.clock_behind.is_some() && !closed && (bounded || within_window(device, context).is_err()) {
+        return Err(Refusal::WindowUnknown(device.id.clone()));
     }
     within_window(device, context)?;
     if arrival::is_past_deadline(device, context) {
@@ -82,6 +91,7 @@ pub fn window_open(device: &Device, context: &Context<'_>) -> Result<(), Refusal
     Ok(())
 }
 
+/// Whether its window is open; by a clock that is behind, at the last commit.
 pub(super) fn within_window(device: &Device, context: &Context<'_>) -> Result<(), Refusal> {
     let (window, now) = (device.enrolment.window, context.at_least());
     if window.not_before.is_some_and(|t| now < t) {
@@ -106,7 +116,7 @@ pub(super) fn applied(
         None if context.config.proofs.direct_signal => {}
         None => return Err(Refusal::PolicyKeyRequired),
     }
-    fresh(device, observed_at, context)?;
+    fresh(device, key.is_some(), observed_at, context)?;
     required(device, revision, context)?;
     let pool = full_service(device, context.config).ok_or_else(|| Refusal::UnknownPool(device.full_service_pool.to_string()))?;
     // Who has proved it goes on proving it, whatever its window has become.
@@ -121,12 +131,13 @@ pub(super) fn applied(
         device.enrolment.deadline = None;
     }
     device.policy_revision = Some(context.policies.known(revision).unwrap_or(revision).clone());
-    // Dated ahead by a clock that differs, it is not to be proof once more after what ends this release.
-    let wall = context
-        .now
-        .wall
-        .max(observed_at.unwrap_or(context.now.wall))
-        .max(spent(device, &context.now));
+    // Dated ahead by a clock that differs, it is not to be proof once more after what ends this release; nor is what was proved before.
+    let proved = device.release.proved.map_or(WallTime(i64::MIN), |p| p.wall);
+    let carried = match context.clock_behind {
+        Some(_) => proved,
+        None => proved.min(latest(context.now.wall)),
+    };
+    let wall = context.now.wall.max(observed_at.unwrap_or(context.now.wall)).max(carried);
     device.release.proved = Some(Now { wall, ..context.now });
     device.release.lease = pool.lease.map(|length| lease(length, context.now));
     if device.state != DeviceState::Released || by_exception(device) {
@@ -138,9 +149,13 @@ pub(super) fn applied(
 
 /// Where a proof that the release stands on is dated ahead: up to when what was seen is no proof once more. A clock that was set back must not
 /// keep out what it lets come.
-pub(super) fn spent(device: &Device, now: &Now) -> WallTime {
-    let dated = device.release.proved.map(|p| p.wall).filter(|dated| *dated > now.wall);
-    dated.map_or(WallTime(i64::MIN), |dated| dated.min(latest(now.wall)))
+pub(super) fn spent(device: &Device, context: &Context<'_>) -> WallTime {
+    let dated = device
+        .release
+        .proved
+        .map(|p| p.wall)
+        .filter(|dated| *dated > context.now.wall);
+    dated.map_or(WallTime(i64::MIN), |dated| restriction::dated(dated, context))
 }
 
 /// How a proof may be dated at the latest.
@@ -189,12 +204,20 @@ pub(super) fn required(device: &Device, revision: &PolicyRevision, context: &Con
     Ok(())
 }
 
-/// Whether a proof was seen at a time at which it can be one.
-fn fresh(device: &Device, observed_at: Option<WallTime>, context: &Context<'_>) -> Result<(), Refusal> {
+/// Whether a proof was seen at a time at which it can be one. While the clock is behind, the order of a handshake is better than any date.
+fn fresh(device: &Device, by_key: bool, observed_at: Option<WallTime>, context: &Context<'_>) -> Result<(), Refusal> {
     let observed = observed_at.ok_or(Refusal::StaleSignal)?;
+    let behind = context.clock_behind.is_some();
+    if behind && by_key && keys::is_fresh(device, context) {
+        return Ok(());
+    }
     let now = context.now.wall.0;
     if observed > latest(context.now.wall) {
-        return Err(Refusal::SignalFromFuture);
+        return Err(if behind {
+            Refusal::ClockBehind
+        } else {
+            Refusal::SignalFromFuture
+        });
     }
     if device.release.restricted_at.is_some_and(|restricted| observed <= restricted) {
         return Err(Refusal::StaleSignal);

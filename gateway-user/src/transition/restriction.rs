@@ -3,7 +3,7 @@
 use super::{Context, arrival, by_exception, enter, full_service, held_back, lease, proof, release_end, span};
 use crate::{
     config::{AfterDeadline, Pool},
-    model::{Device, DeviceState, Handshake, Lease, Now, Rare, StateReason, WallTime},
+    model::{Device, DeviceState, Handshake, Lease, Now, Rare, Release, StateReason, WallTime},
     refusal::Refusal,
 };
 
@@ -11,10 +11,8 @@ pub(super) fn revoked(device: &mut Device, observed_at: Option<WallTime>, contex
     if device.state == DeviceState::Retired {
         return Err(Refusal::DeviceRetired(device.id.clone()));
     }
-    let now = context.at_least();
-    // Dated further ahead than a proof may be, it would lock out the releases that follow it; dated back to this clock, which may be the one
-    // that is slow, it would let in a proof that was seen before it.
-    restricted(device, observed_at.map_or(now, |t| t.min(proof::latest(now))), &context.now);
+    let seen = observed_at.map_or_else(|| undated(context), |t| dated(t, context));
+    restricted(device, seen, context);
     // Blocked is tighter than quarantined, and no revocation loosens.
     if device.state != DeviceState::Blocked {
         quarantine(device, StateReason::PolicyRevoked, context);
@@ -43,14 +41,15 @@ pub(super) fn lease_ended(device: &mut Device, context: &Context<'_>) {
     if device.state == DeviceState::Released && !by_exception(device) {
         // A proof that was accepted before the lease began does not begin another one.
         let since = device.release.proved.or_else(|| device.release.lease.map(|l| l.given));
-        restricted_since(device, since, context);
+        let seen = since.map_or_else(|| undated(context), |since| dated(since.wall, context));
+        restricted(device, seen, context);
         quarantine(device, StateReason::LeaseEnded, context);
     }
 }
 
 pub(super) fn retire(device: &mut Device, context: &Context<'_>) {
     if device.state != DeviceState::Retired {
-        restricted(device, context.at_least(), &context.now);
+        restricted(device, context.at_least(), context);
         take_keys(device);
         end_release(device);
         device.exception = None;
@@ -62,7 +61,7 @@ pub(super) fn restored(device: &mut Device, context: &Context<'_>) {
     if device.state == DeviceState::Retired {
         return;
     }
-    restricted(device, context.at_least(), &context.now);
+    restricted(device, undated(context), context);
     if matches!(device.state, DeviceState::Registered | DeviceState::Blocked) {
         take_keys(device);
     } else {
@@ -75,7 +74,7 @@ pub(super) fn restored(device: &mut Device, context: &Context<'_>) {
 pub(super) fn start(device: &mut Device, context: &Context<'_>) {
     let now = &context.now;
     if device.state == DeviceState::Released && full_service(device, context.config).is_none() {
-        restricted(device, context.at_least(), now);
+        restricted(device, undated(context), context);
         quarantine(device, StateReason::PoolRemoved, context);
     }
     if !held_back(device, context) && release_end(device, now).is_some_and(|end| end <= now.boot) {
@@ -121,15 +120,39 @@ pub(super) fn quarantine(device: &mut Device, reason: StateReason, context: &Con
 }
 
 /// No proof seen until then releases any more; nor does the one that released it.
-pub(super) fn restricted(device: &mut Device, seen: WallTime, now: &Now) {
-    let until = seen.max(proof::spent(device, now));
+pub(super) fn restricted(device: &mut Device, seen: WallTime, context: &Context<'_>) {
+    let until = seen.max(proof::spent(device, context));
     device.release.restricted_at = device.release.restricted_at.max(Some(until));
 }
 
-/// The same, of something that had begun then.
-pub(super) fn restricted_since(device: &mut Device, begun: Option<Now>, context: &Context<'_>) {
-    let now = context.at_least();
-    restricted(device, begun.map_or(now, |b| b.wall.min(now)), &context.now);
+/// The same, of something that this gateway began then.
+pub(super) fn restricted_since(device: &mut Device, begun: Now, context: &Context<'_>) {
+    let now = &context.now;
+    let this_boot = begun.boot_id == now.boot_id;
+    let ago = i64::try_from(now.boot.0.saturating_sub(begun.boot.0) / 1_000_000).unwrap_or(i64::MAX);
+    let seen = match context.clock_behind {
+        Some(_) => Release::UNTIMED,
+        // The wall clock may have been behind then.
+        None if this_boot => begun.wall.max(WallTime(now.wall.0.saturating_sub(ago))).min(now.wall),
+        None => begun.wall.min(now.wall),
+    };
+    restricted(device, seen, context);
+}
+
+/// From when what restricts now counts.
+pub(super) fn undated(context: &Context<'_>) -> WallTime {
+    context.clock_behind.map_or(context.now.wall, |_| Release::UNTIMED)
+}
+
+/// From when a restriction counts that its source has dated. Further ahead than a proof may be, it would lock out the releases that follow it; back
+/// to this clock, which may be the one that is slow, it would let in a proof that was seen before it. A clock that is behind cannot tell
+/// which of the two is wrong: then all that is dated has to wait for it.
+pub(super) fn dated(seen: WallTime, context: &Context<'_>) -> WallTime {
+    let latest = proof::latest(context.at_least());
+    match context.clock_behind {
+        Some(_) if seen > latest => Release::UNTIMED,
+        _ => seen.min(latest),
+    }
 }
 
 pub(super) fn take_keys(device: &mut Device) {
@@ -146,6 +169,10 @@ pub(super) fn end_release(device: &mut Device) {
 /// From here on this boot's clock measures what an earlier boot gave; and what was good then is good in this boot, whatever the wall clock
 /// does later.
 fn adopt(device: &mut Device, now: &Now) {
+    // It came before the clock was right, and its source may date as far ahead as that.
+    if device.release.restricted_at == Some(Release::UNTIMED) {
+        device.release.restricted_at = Some(proof::latest(now.wall));
+    }
     if let Some(proved) = device.release.proved.filter(|p| p.boot_id != now.boot_id) {
         device.release.proved = Some(Now {
             wall: proved.wall,

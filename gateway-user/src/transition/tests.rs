@@ -1,5 +1,6 @@
 //! Each rule, a walk over random sequences of signals, and the table in the documentation.
 
+mod behind;
 mod clock;
 mod exception;
 mod keys;

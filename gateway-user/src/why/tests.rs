@@ -199,6 +199,7 @@ fn quarantine_its_deadline_and_the_keys() {
     keys.final_key = Some(FinalKey {
         key: KeyHash([0; 32]),
         revision: revision("r2"),
+        offered: None,
     });
     assert_eq!(found(&of(&d), "policy_key"), ("the final key for revision r2 is out", true));
 

@@ -6,7 +6,7 @@ use super::kit::*;
 use crate::{
     config::Config,
     controller::{Enforcement, PolicyKey, Progress, Refusal, SignalOutcome},
-    model::{DeviceState, ExceptionKind, PolicyRevision, StateReason, WallTime},
+    model::{BootTime, DeviceState, ExceptionKind, Now, PolicyRevision, StateReason, WallTime},
 };
 
 fn rev(text: &str) -> PolicyRevision {
@@ -359,7 +359,7 @@ async fn a_clock_behind_the_last_commit_restores_no_release_until_it_has_passed_
     );
     assert!(g.controller().dossier(id("old"), 1).await.unwrap().held_back);
     // Rightly dated proof has to wait for the clock; what is dated by the wrong one is no newer than what it was released by.
-    assert_eq!(g.applied_at("fresh", 3_660_000).await, Err(Refusal::SignalFromFuture));
+    assert_eq!(g.applied_at("fresh", 3_660_000).await, Err(Refusal::ClockBehind));
     assert_eq!(g.applied("fresh").await, Err(Refusal::StaleSignal));
     assert_eq!((g.judged("10.66.0.5"), g.judged("10.66.0.6")), (QUARANTINE, QUARANTINE));
     g.clock.advance_ms(3_600_001);
@@ -375,6 +375,82 @@ async fn a_clock_behind_the_last_commit_restores_no_release_until_it_has_passed_
             .iter()
             .any(|w| w.contains("behind"))
     );
+}
+
+/// Offers and acknowledges, with the gateway started anew after each. Gives the final key.
+async fn handshake(g: &mut Gateway, device: &str) -> PolicyKey {
+    let offered = g.tell().offer_policy(g.seen(0), id(device), rev("rev-1")).await.unwrap();
+    g.restart().await;
+    let acknowledged = g.tell().acknowledge_policy(g.seen(0), id(device), offered.key).await;
+    g.restart().await;
+    acknowledged.unwrap().key
+}
+
+#[tokio::test]
+async fn a_handshake_releases_while_the_clock_is_behind_and_nothing_dated_overtakes_a_restriction() {
+    const BEHIND_MS: i64 = 3 * 3_600_000;
+    let mut g = Gateway::new().await;
+    g.register("phone", "lab").await;
+    g.open("phone", &["10.66.0.5"]).await.unwrap();
+    let before = handshake(&mut g, "phone").await;
+    applied_with(&g, "phone", "rev-1", Some(before.clone())).await.unwrap();
+    g.clock.advance_ms(1);
+    g.stop().await;
+    g.reboot(Now {
+        wall: WallTime(g.now().wall.0 - BEHIND_MS),
+        boot: BootTime(1_000),
+        boot_id: 2,
+    });
+    g.start().await.unwrap();
+    assert_eq!(g.judged("10.66.0.5"), QUARANTINE);
+    // Dated rightly, as an MDM does that sees it now.
+    let dated = async |g: &Gateway, key: Option<&PolicyKey>, ms: i64| {
+        let told = g
+            .tell()
+            .policy_applied(g.seen(BEHIND_MS + ms), id("phone"), rev("rev-1"), key.cloned());
+        told.await
+    };
+    assert_eq!(dated(&g, None, 0).await, Err(Refusal::ClockBehind));
+    assert_eq!(
+        dated(&g, Some(&before), 0).await,
+        Err(Refusal::ClockBehind),
+        "of another boot"
+    );
+    let key = handshake(&mut g, "phone").await;
+    assert_eq!(enforcement(dated(&g, Some(&key), 0).await), Enforcement::Enforced);
+    assert_eq!(g.judged("10.66.0.5"), LAB);
+    assert!(!g.controller().dossier(id("phone"), 1).await.unwrap().held_back);
+    // Its lease ends on the boot clock, and it is proved anew.
+    g.clock.advance_ms(LEASE_MS);
+    assert_eq!(g.judged("10.66.0.5"), QUARANTINE);
+    g.until("ended", async |g| state(g, "phone").await == DeviceState::Quarantined)
+        .await;
+    assert_eq!(dated(&g, Some(&key), 0).await, Err(Refusal::PolicyKeyUnknown(id("phone"))));
+    let key = handshake(&mut g, "phone").await;
+    dated(&g, Some(&key), 0).await.unwrap();
+    assert_eq!(g.judged("10.66.0.5"), LAB);
+    // Revoked, and then the clock comes right.
+    g.clock.advance_ms(60_000);
+    let revoked = g.tell().policy_revoked(g.seen(BEHIND_MS), id("phone"), "test".to_owned());
+    assert_eq!(enforcement(revoked.await), Enforcement::Enforced);
+    g.clock.advance_ms(60_000);
+    let now = g.now();
+    g.clock.set(Now {
+        wall: WallTime(now.wall.0 + BEHIND_MS),
+        ..now
+    });
+    g.until("told", async |g| {
+        let device = g.controller().device(id("phone")).await.unwrap().device;
+        device.release.restricted_at == Some(WallTime(g.now().wall.0 + 120_000))
+    })
+    .await;
+    for ms in [-90_000, -30_000, 0] {
+        assert_eq!(g.applied_at("phone", ms).await, Err(Refusal::StaleSignal), "{ms}");
+    }
+    g.restart().await;
+    g.clock.advance_ms(120_001);
+    g.applied("phone").await.unwrap();
+    assert_eq!(g.judged("10.66.0.5"), LAB);
 }
 
 #[tokio::test]

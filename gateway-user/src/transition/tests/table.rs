@@ -22,7 +22,7 @@ fn the_table_of_states() {
 type Tell = fn(&mut Desk) -> Result<Step, Refusal>;
 
 /// What is told, in the order of the table.
-const ROWS: [(&str, Tell); 27] = [
+const ROWS: [(&str, Tell); 30] = [
     ("a session opens", |d| d.try_(Signal::Connected)),
     ("a session opens outside its window", |d| {
         closed(d);
@@ -57,6 +57,21 @@ const ROWS: [(&str, Tell); 27] = [
     }),
     ("proof seen too long ago", |d| applied(d, "r2", -25 * HOUR)),
     ("proof from the future", |d| applied(d, "r2", HOUR)),
+    ("proof dated rightly, by a clock that is behind", |d| {
+        behind(d);
+        applied(d, "r2", HOUR)
+    }),
+    ("the same with the key of a handshake since", |d| {
+        behind(d);
+        handshake(d)?;
+        with_key(d)
+    }),
+    ("the same, where nobody knows whether its window is open", |d| {
+        d.device.enrolment.window.not_after = Some(WallTime(i64::MAX));
+        behind(d);
+        handshake(d)?;
+        with_key(d)
+    }),
     ("direct proof, where a key is required", |d| {
         d.config.proofs.direct_signal = false;
         applied(d, "r2", 0)
@@ -185,6 +200,37 @@ fn acknowledge(desk: &Desk) -> Result<Step, Refusal> {
     desk.try_(Signal::Acknowledge {
         temporary: KeyHash([1; 32]),
         fresh: KeyHash([2; 32]),
+    })
+}
+
+/// The machine is booted anew, by a clock that is behind.
+fn behind(desk: &mut Desk) {
+    let last = desk.now.wall;
+    desk.reboot(WallTime(last.0 - HOUR)).clock_behind = Some(last);
+    desk.tell(Signal::Start);
+}
+
+fn handshake(desk: &mut Desk) -> Result<(), Refusal> {
+    let (key, fresh) = (KeyHash([3; 32]), KeyHash([4; 32]));
+    let revision = name("r2");
+    for signal in [
+        Signal::Offer {
+            key,
+            revision: &revision,
+        },
+        Signal::Acknowledge { temporary: key, fresh },
+    ] {
+        desk.device = desk.try_(signal)?.device;
+    }
+    Ok(())
+}
+
+/// With the key of that handshake.
+fn with_key(desk: &Desk) -> Result<Step, Refusal> {
+    desk.try_(Signal::PolicyApplied {
+        revision: &name("r2"),
+        key: Some(KeyHash([4; 32])),
+        observed_at: Some(WallTime(desk.now.wall.0 + HOUR)),
     })
 }
 

@@ -35,7 +35,15 @@ struct Known {
     exception: Option<Grant>,
     /// Released by proof since the last new window.
     enrolled: bool,
+    /// When the policy was offered whose temporary, and whose final key is out.
+    offered: Option<Handed>,
+    acknowledged: Option<Handed>,
+    /// Restricted by a clock that was behind, at a time that it cannot tell.
+    untimed: bool,
 }
+
+/// In which boot and at which age.
+type Handed = (u64, Age);
 
 #[derive(Clone, Copy, Debug)]
 struct Grant {
@@ -59,6 +67,8 @@ struct Seen {
     reasons: std::collections::BTreeSet<StateReason>,
     held_back: u32,
     late: u32,
+    by_order: u32,
+    untimed: u32,
 }
 
 const DEADLINE_MS: u64 = 3 * 3_600_000;
@@ -98,6 +108,7 @@ fn no_walk_reaches_released_without_window_and_proof_or_exception_and_no_restric
         seen.excepted
     );
     assert!(seen.held_back > 50 && seen.late > 50, "{} {}", seen.held_back, seen.late);
+    assert!(seen.by_order > 200 && seen.untimed > 50, "{} {}", seen.by_order, seen.untimed);
     assert_eq!(seen.states.len(), DeviceState::ALL.len(), "{:?}", seen.states);
     let never: Vec<_> = StateReason::ALL.into_iter().filter(|r| !seen.reasons.contains(r)).collect();
     assert_eq!(never, [StateReason::PoolRemoved]);
@@ -105,6 +116,7 @@ fn no_walk_reaches_released_without_window_and_proof_or_exception_and_no_restric
         "STALE_SIGNAL",
         "SIGNAL_FROM_FUTURE",
         "SIGNAL_TOO_OLD",
+        "CLOCK_BEHIND",
         "ENROLMENT_NOT_OPEN",
         "ENROLMENT_CLOSED",
         "QUARANTINE_DEADLINE",
@@ -201,6 +213,10 @@ impl Walk {
         self.desk.clock_behind = self.behind;
         if self.behind.is_none() {
             self.measure();
+            if std::mem::take(&mut self.known.untimed) {
+                let right = WallTime(self.desk.now.wall.0 + 120_000);
+                self.known.restricted = self.known.restricted.max(Some(right));
+            }
         }
         // What is committed later changes nothing that is enforced.
         let (before, context) = (self.desk.device.clone(), self.desk.context());
@@ -215,11 +231,35 @@ impl Walk {
             assert_eq!(release_end(&before, &context.now), release_end(&start.device, &context.now));
         }
         self.desk.tell(Signal::Start);
+        self.take_keys(&before, None);
         self.settle();
+    }
+
+    /// The whole handshake, with proof dated rightly or by the wrong clock. False: there is nothing left to walk.
+    fn handshake(&mut self, dice: &mut Dice, seen: &mut Seen) -> bool {
+        let revision = self.desk.policies.last().map_or_else(|| name("r1"), |p| p.revision.clone());
+        let (key, fresh) = (dice.one_of(&KEYS[..2]), dice.one_of(&KEYS[2..]));
+        let observed_at = Some(dice.one_of(&[self.truth(), self.desk.now.wall, WallTime(0), WallTime(i64::MAX)]));
+        let all = [
+            Signal::Offer {
+                key,
+                revision: &revision,
+            },
+            Signal::Acknowledge { temporary: key, fresh },
+            Signal::PolicyApplied {
+                revision: &revision,
+                key: Some(fresh),
+                observed_at,
+            },
+        ];
+        all.into_iter().all(|signal| self.tell(signal, seen))
     }
 
     /// One signal, or what time brings. False: there is nothing left to walk.
     fn take(&mut self, dice: &mut Dice, seen: &mut Seen) -> bool {
+        if self.behind.is_some() && dice.once_in(4) {
+            return self.handshake(dice, seen);
+        }
         let (revision, other) = (name(dice.one_of(&REVISIONS)), name(dice.one_of(&REVISIONS)));
         let last = self.desk.policies.last().map(|p| p.revision.clone());
         let revision = if dice.once_in(2) { last.unwrap_or(revision) } else { revision };
@@ -293,8 +333,22 @@ impl Walk {
             result.is_ok() || before.state == DeviceState::Retired || !(restricts || block),
             "a restriction was refused: {before:?} {signal:?}"
         );
+        // Handed out in this boot, no longer ago than a proof may be old, and not taken away since.
+        let fresh = |key: Option<KeyHash>| {
+            let handed = self.known.acknowledged.filter(|_| key.is_some());
+            handed.is_some_and(|(boot, age)| boot == self.desk.now.boot_id && self.age - age < 24 * HOUR as u64)
+        };
+        let behind = context.clock_behind.is_some();
+        let by_order = matches!(signal, Signal::PolicyApplied { key, .. } if behind && fresh(key));
         if let Err(refusal) = &result {
             *seen.refused.entry(refusal.name()).or_default() += 1;
+            assert!(behind || refusal.name() != "CLOCK_BEHIND");
+            let for_its_date = ["STALE_SIGNAL", "SIGNAL_FROM_FUTURE", "SIGNAL_TOO_OLD"].contains(&refusal.name());
+            let dated = matches!(signal, Signal::PolicyApplied { observed_at, .. } if observed_at.is_some());
+            assert!(
+                !by_order || !dated || !for_its_date && *refusal != Refusal::ClockBehind,
+                "{refusal}: {before:?} {signal:?}"
+            );
         }
         if let (
             Ok(step),
@@ -308,8 +362,13 @@ impl Walk {
             let by_proof = before.state == DeviceState::Released && !by_exception(&before);
             assert!(open || by_proof, "no window was open: {before:?}");
             let seen_at = observed_at.expect("undated, it is no proof");
-            assert!(Some(seen_at) > self.known.restricted && seen_at.0 <= self.desk.now.wall.0 + 120_000);
-            assert!(seen_at.0 >= self.desk.now.wall.0 - 24 * HOUR);
+            if by_order {
+                seen.by_order += 1;
+            } else {
+                assert!(Some(seen_at) > self.known.restricted && seen_at.0 <= self.desk.now.wall.0 + 120_000);
+                assert!(seen_at.0 >= self.desk.now.wall.0 - 24 * HOUR);
+                assert!(!self.known.untimed, "dated, it may be older than the restriction: {before:?}");
+            }
             assert!(context.config.proofs.direct_signal || key.is_some(), "a key was required");
             assert!(
                 key.is_none()
@@ -331,7 +390,21 @@ impl Walk {
         let Ok(step) = result else {
             return before.state != DeviceState::Retired;
         };
+        let last = self.behind.map(|last| last.max(self.desk.now.wall));
+        let untimed = last.is_some_and(|last| match signal {
+            Signal::PolicyRevoked { observed_at } => observed_at.is_none_or(|seen| seen.0 > last.0 + 120_000),
+            Signal::Restored
+            | Signal::Except {
+                kind: ExceptionKind::Block,
+                ..
+            } => true,
+            _ => false,
+        });
+        self.known.untimed |= untimed;
+        seen.untimed += u32::from(untimed);
         match signal {
+            Signal::Offer { .. } => self.known.offered = Some((self.desk.now.boot_id, self.age)),
+            Signal::Acknowledge { .. } => self.known.acknowledged = self.known.offered.take(),
             Signal::PolicyRevoked { observed_at } => {
                 // While the clocks differ by no more than is tolerated, the MDM's says what came first.
                 let (now, truth) = (self.desk.now.wall, self.truth());
@@ -361,7 +434,9 @@ impl Walk {
         if signal == Signal::Connected {
             self.desk.connected = true;
         }
-        self.check(&before, step.device, was, signal, seen)
+        let go_on = self.check(&before, step.device, was, signal, seen);
+        self.take_keys(&before, Some(signal));
+        go_on
     }
 
     /// Registered again, with a window somewhere around now.
@@ -478,6 +553,17 @@ impl Walk {
         }
     }
 
+    /// What restricts takes keys away: by what it is, or by where it leads.
+    fn take_keys(&mut self, before: &Device, signal: Option<Signal<'_>>) {
+        let state = self.desk.device.state;
+        let ended = before.state == DeviceState::Released && state != DeviceState::Released;
+        let shut = before.state != DeviceState::Blocked && state == DeviceState::Blocked;
+        let told = matches!(signal, Some(Signal::PolicyRevoked { .. } | Signal::Restored | Signal::Retire));
+        if ended || shut || told {
+            (self.known.offered, self.known.acknowledged) = (None, None);
+        }
+    }
+
     fn restricted(&mut self, at: WallTime) {
         self.known.restricted = self.known.restricted.max(Some(at));
         self.known.proof = None;
@@ -488,7 +574,9 @@ impl Walk {
     fn open(&self, context: &Context<'_>) -> bool {
         let window = self.desk.device.enrolment.window;
         let wall = self.behind.map_or(context.now.wall, |last| last.max(context.now.wall));
-        let within = window.not_before.is_none_or(|t| t <= wall) && window.not_after.is_none_or(|t| wall <= t);
+        // Whether it has ended already, a clock that is behind cannot tell.
+        let not_ended = window.not_after.is_none_or(|t| wall <= t && self.behind.is_none());
+        let within = window.not_before.is_none_or(|t| t <= wall) && not_ended;
         let known = |d: &Grant| self.behind.is_none() || d.boot == context.now.boot_id;
         let shuts = context.config.devices.after_deadline == AfterDeadline::Block;
         let deadline = self.known.deadline.filter(|d| shuts && known(d)).and_then(|d| d.end);

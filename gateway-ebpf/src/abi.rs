@@ -143,6 +143,9 @@ pub const fn mark(pool: u8, from_device: bool) -> u32 {
 /// Mark of an answer to a denied packet, on its way from the ingress program to the egress program of the same interface, and nowhere else.
 /// Lower half: [`answer_mark`]. Ingress takes it off whatever else carries it; egress believes it only of the answer that this CPU has just made.
 pub const MARK_ANSWER: u32 = 0x1b00_0000;
+/// Upper half of the mark, in observe mode, of what is denied and passes all the same, on its way from the ingress program that has counted it. It is
+/// [`MARK_ANSWER`] without a pool, grants nothing, and says only that the egress program need not count the packet again.
+pub const MARK_OBSERVED: u32 = MARK_ANSWER;
 /// What [`MARK_GRANT`] and [`MARK_ANSWER`] have in common: no packet comes past ingress with a mark of this form that we have not given it.
 pub const MARK_RESERVED: u32 = 0x1a00_0000;
 /// Tells [`MARK_RESERVED`].
@@ -156,7 +159,7 @@ pub const fn answer_mark(nonce: u32) -> u32 {
 }
 
 /// The metadata that XDP leaves in front of a frame for the TC program of the same interface is two words: [`meta_magic`], and what it decided:
-/// the mark, 0 for "passed, not granted", or [`MARK_ANSWER`] with the pool as in a mark for "denied, to be answered". The lower half, which is
+/// the mark, 0 for "passed, not granted", or [`MARK_ANSWER`] with the pool as in a mark for "denied, to be answered" ([`asks_answer`]). The lower half, which is
 /// no part of a mark of ours, and [`META_TAGGED`] tell the VLAN tag that XDP saw ([`meta_vlan`]).
 ///
 /// First word of the metadata; `key`: [`Control::meta_key`], so that no other program can know it. It names the interface: what a frame still
@@ -169,6 +172,12 @@ pub const fn meta_magic(key: u32, ifindex: u32) -> u32 {
 
 /// In the second word of the metadata: the frame had a VLAN tag, whose TCI is the lower half.
 pub const META_TAGGED: u32 = 0x0040_0000;
+/// Whether the second word of the metadata asks for an answer. Every denial that is answered has a pool.
+#[inline(always)]
+#[must_use]
+pub const fn asks_answer(word: u32) -> bool {
+    word & MARK_GRANT_MASK == MARK_ANSWER && word & (MAX_POOLS as u32) << 16 != 0
+}
 /// The bits of the second word of the metadata that tell the tag.
 pub const META_VLAN: u32 = META_TAGGED | 0xffff;
 

@@ -11,8 +11,8 @@ use aya_ebpf::{
 };
 use gateway_ebpf::{
     abi::{
-        FLAG_CAPTURE, FLAG_OBSERVE, FLAG_SHADOW, MARK_ANSWER, MARK_GRANT, MARK_GRANT_MASK, MARK_OURS, MARK_RESERVED,
-        MARK_RESERVED_MASK, MAX_POOLS, META_VLAN, hook,
+        FLAG_CAPTURE, FLAG_OBSERVE, FLAG_SHADOW, MARK_ANSWER, MARK_GRANT, MARK_GRANT_MASK, MARK_OBSERVED, MARK_OURS,
+        MARK_RESERVED, MARK_RESERVED_MASK, MAX_POOLS, META_VLAN, asks_answer, hook,
     },
     decide::{Direction, Outcome, Place, Role, Verdict, shadow},
     headers::{Headers, Judged},
@@ -79,7 +79,7 @@ fn xdp_verdict(ctx: *mut xdp_md, ifindex: u32, hook: u8, verdict: &Verdict, h: &
     let word = match verdict.outcome() {
         Outcome::Grant => Some(verdict.mark),
         Outcome::Link | Outcome::NotOurs => Some(0),
-        Outcome::Deny if observed => Some(0),
+        Outcome::Deny if observed => Some(MARK_OBSERVED),
         // Only with the companion's help, if the limit allows it.
         Outcome::Deny if verdict.answer && !probing() => Some(MARK_ANSWER | u32::from(verdict.pool) << 16),
         Outcome::Deny => None,
@@ -117,15 +117,18 @@ fn tc_verdict<const PLACE: u8, const KEPT: bool>(
     h: &Headers,
 ) -> i32 {
     let flags = flags();
-    account::<KEPT>(flags, PLACE, ifindex, hook, verdict, h);
+    let observed = flags & FLAG_OBSERVE != 0;
+    let counted = is_egress(PLACE) && is_counted(skb, verdict, observed);
+    if !counted || probing() {
+        account::<KEPT>(flags, PLACE, ifindex, hook, verdict, h);
+    }
     let pass = match verdict.outcome() {
         Outcome::Grant => Some(verdict.mark),
         // On its way out nothing is forwarded any more: the mark only tells the guard that we have judged.
         Outcome::Link | Outcome::NotOurs if hook == hook::TC_EGRESS => Some(MARK_GRANT),
         Outcome::Link | Outcome::NotOurs => Some(0),
         Outcome::Deny => {
-            let observed = flags & FLAG_OBSERVE != 0;
-            if !probing() {
+            if !counted && !probing() {
                 let what = Denied::new(verdict, hook, observed).word();
                 if flags & FLAG_CAPTURE != 0 && (KEPT || keep(h)) {
                     if at(PLACE, 0).ethernet {
@@ -139,7 +142,7 @@ fn tc_verdict<const PLACE: u8, const KEPT: bool>(
                 }
             }
             if observed {
-                Some(if hook == hook::TC_EGRESS { MARK_GRANT } else { 0 })
+                Some(if hook == hook::TC_EGRESS { MARK_GRANT } else { MARK_OBSERVED })
             } else if (PLACE == DEVICE_ETH || PLACE == DEVICE_IP)
                 && verdict.answer
                 && !probing()
@@ -156,6 +159,23 @@ fn tc_verdict<const PLACE: u8, const KEPT: bool>(
         Some(mark) => set_mark(skb, mark),
         None => TC_ACT_SHOT,
     }
+}
+
+/// On its way out: whether one of our programs has counted this packet where it came in, so that this one only judges it. A denial of what was granted
+/// there (since then an address was translated, or a table has changed) is counted as well. Whoever else sets a mark of this form keeps his packet
+/// from being counted, and from nothing else.
+#[inline(always)]
+fn is_counted(skb: *mut __sk_buff, verdict: &Verdict, observed: bool) -> bool {
+    // SAFETY: the kernel gives a valid context.
+    let mark = unsafe { (*skb).mark };
+    is_granted(skb) && matches!(verdict.outcome(), Outcome::Grant) || observed && mark & MARK_OURS == MARK_OBSERVED
+}
+
+/// Whether a packet has the mark of a grant.
+#[inline(always)]
+pub(crate) fn is_granted(skb: *mut __sk_buff) -> bool {
+    // SAFETY: the kernel gives a valid context.
+    unsafe { (*skb).mark & MARK_GRANT_MASK == MARK_GRANT }
 }
 
 #[inline(always)]
@@ -312,7 +332,7 @@ fn tc_companion<const PLACE: u8>(skb: *mut __sk_buff) -> i32 {
     let ifindex = ifindex(skb);
     match metadata(skb, ifindex) {
         Some(word) if word & META_VLAN == vlan(skb) && !has_more_tags(skb) => {
-            if word & MARK_GRANT_MASK == MARK_ANSWER {
+            if asks_answer(word) {
                 send_answer::<PLACE>(skb, ifindex, (word >> 16) as u8 & MAX_POOLS)
             } else {
                 set_mark(skb, word & !META_VLAN)
@@ -344,10 +364,12 @@ fn tc_retagged<const PLACE: u8>(skb: *mut __sk_buff, word: u32) -> i32 {
     }
     let Some((h, rare)) = kept_rare() else { return TC_ACT_SHOT };
     let ifindex = ifindex(skb);
-    let denied = word & MARK_GRANT_MASK == MARK_ANSWER;
+    let denied = asks_answer(word);
+    let observed = word & MARK_OURS & !META_VLAN == MARK_OBSERVED;
     match wrong_vlan(&KERNEL, at(PLACE, ifindex), h, rare) {
         // A denial is counted already.
         Some(_) if denied => TC_ACT_SHOT,
+        Some(_) if observed && flags() & FLAG_OBSERVE != 0 => set_mark(skb, MARK_OBSERVED),
         Some(verdict) => {
             rare.judged = Judged::Nothing;
             tc_verdict::<PLACE, true>(skb, ifindex, at(PLACE, ifindex).hook, &verdict, h)
@@ -360,7 +382,7 @@ fn tc_retagged<const PLACE: u8>(skb: *mut __sk_buff, word: u32) -> i32 {
 #[inline(always)]
 fn tc_judge<const PLACE: u8, const ETHERNET: bool>(skb: *mut __sk_buff) -> i32 {
     let ifindex = ifindex(skb);
-    if PLACE == EGRESS_ETH || PLACE == EGRESS_IP {
+    if is_egress(PLACE) {
         // SAFETY: the kernel gives a valid context.
         let mark = unsafe { (*skb).mark };
         if mark & MARK_GRANT_MASK == MARK_ANSWER && !probing() && answer::is_ours(mark, ifindex) {
@@ -468,8 +490,8 @@ fn tc_kept<const PLACE: u8>(skb: *mut __sk_buff) -> i32 {
 #[inline(always)]
 fn guard(skb: *mut __sk_buff) -> i32 {
     // SAFETY: the kernel gives a valid context.
-    let (mark, length) = unsafe { ((*skb).mark, (*skb).len) };
-    if mark & MARK_GRANT_MASK == MARK_GRANT {
+    let length = unsafe { (*skb).len };
+    if is_granted(skb) {
         return TCX_NEXT;
     }
     if let Some(own) = own() {
@@ -484,6 +506,11 @@ pub(crate) const DEVICE_IP: u8 = 2;
 pub(crate) const CORE_IP: u8 = 3;
 pub(crate) const EGRESS_ETH: u8 = 4;
 pub(crate) const EGRESS_IP: u8 = 5;
+
+#[inline(always)]
+pub(crate) const fn is_egress(place: u8) -> bool {
+    matches!(place, EGRESS_ETH | EGRESS_IP)
+}
 
 /// The place behind a number, which a const parameter can be.
 #[inline(always)]

@@ -12,7 +12,7 @@ use gateway_ebpf::{
 
 use crate::{
     access::Direct,
-    hooks::{CORE_ETH, CORE_IP, DEVICE_ETH, DEVICE_IP, EGRESS_ETH, at, ifindex, set_mark, xdp_place},
+    hooks::{CORE_ETH, CORE_IP, DEVICE_ETH, DEVICE_IP, EGRESS_ETH, at, ifindex, is_egress, is_granted, set_mark, xdp_place},
     maps::{KERNEL, Kernel, own, probing},
     note::leave_word,
     report,
@@ -63,7 +63,7 @@ fn xdp_of<const DEVICE: bool>(ctx: *mut xdp_md, h: &Headers) -> Option<u32> {
 
 #[inline(always)]
 fn tc_of<const PLACE: u8>(skb: *mut __sk_buff, h: &Headers) -> Option<i32> {
-    judge(at(PLACE, ifindex(skb)), h, Tc { skb, h })
+    judge(at(PLACE, ifindex(skb)), h, Tc::<PLACE> { skb, h })
 }
 
 /// Judges a common packet. While the mode, the shadow policy or a capture wants to know more, every packet goes the long way.
@@ -107,18 +107,22 @@ impl Act for Xdp<'_> {
     }
 }
 
-struct Tc<'a> {
+struct Tc<'a, const PLACE: u8> {
     skb: *mut __sk_buff,
     h: &'a Headers,
 }
 
-impl Act for Tc<'_> {
+impl<const PLACE: u8> Act for Tc<'_, PLACE> {
     type Done = i32;
     #[inline(always)]
     fn act(self, common: Common) -> Option<i32> {
         let own = settled(common, self.h)?;
-        report::count_common(own, common, self.h.length);
-        Some(if common.reason.passes() {
+        let passes = common.reason.passes();
+        // What was granted where it came in is counted.
+        if !(is_egress(PLACE) && passes && is_granted(self.skb)) {
+            report::count_common(own, common, self.h.length);
+        }
+        Some(if passes {
             set_mark(self.skb, common.mark())
         } else {
             TC_ACT_SHOT

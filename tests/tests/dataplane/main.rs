@@ -4,6 +4,7 @@
 
 mod adopt;
 mod bound;
+mod counted;
 mod drift;
 mod floor;
 mod foreign;

@@ -1,15 +1,17 @@
 //! Counters are exact; events are told once a second for the same flow, and what is not told is counted.
 
 use gateway_ebpf::{
-    abi::{Count, FLAG_OBSERVE, MARK_GRANT, hook, map, program},
+    abi::{
+        Count, FLAG_OBSERVE, FLAG_SHADOW, MARK_ANSWER, MARK_GRANT, MARK_OBSERVED, ShadowCount, hook, map, mark, meta_magic, program,
+    },
     headers::Headers,
     reason::Reason,
 };
 use lazaret_tests::require::{Need, or_skip};
 
 use crate::{
-    frames::{ACK, SYN, ethernet, padded, tcp, udp},
-    kernel::{Kernel, TC_ACT_SHOT, TCX_NEXT, XDP_DROP, XDP_PASS, stay},
+    frames::{ACK, SYN, ethernet, icmp, padded, tcp, udp},
+    kernel::{IFINDEX, Kernel, META_KEY, TC_ACT_SHOT, TCX_NEXT, XDP_DROP, XDP_PASS, stay},
     world::{self, RULE},
 };
 
@@ -64,6 +66,91 @@ fn what_is_granted_is_counted_by_rule() {
     assert_eq!(kernel.counted(1, Reason::NoRule), count(1, 40));
     let others = (1..4096).filter(|r| *r != RULE && passed(&kernel, *r) != count(0, 0)).count();
     assert_eq!(others, 0);
+}
+
+/// What an ingress program has granted, it has counted: going out it is judged, and counted only if it is denied there, or by whatever nobody has
+/// granted. By the short way and by the long one.
+#[test]
+fn what_was_counted_coming_in_is_not_counted_going_out() {
+    let Some(mut kernel) = start("what_was_counted_coming_in_is_not_counted_going_out") else {
+        return;
+    };
+    stay();
+    world::shadow(&kernel);
+    let passing = [
+        (tcp("10.77.0.1:443", "10.66.0.5:40000", ACK, [1, 1], b"hello"), 1, Reason::Reply),
+        (tcp("[fd77::1]:443", "[fd66::5]:40000", ACK, [1, 1], b"hello"), 1, Reason::Reply),
+        (icmp("192.0.2.1", "10.67.0.5", [8, 0], &[0, 1, 0, 1]), 2, Reason::All),
+        (udp("10.67.0.5:1000", "10.67.0.6:2000", b"between devices"), 2, Reason::All),
+    ];
+    let refused = [
+        udp("10.77.0.1:25", "10.66.0.5:40000", b""),
+        icmp("fd77::1", "fd66::5", [128, 0], &[0, 1, 0, 1]),
+    ];
+    let differs = |kernel: &Kernel| [1, 2].map(|pool| kernel.sum::<{ size_of::<ShadowCount>() / 8 }>(map::SHADOW, pool));
+    for flags in [0, FLAG_SHADOW] {
+        world::set_flags(&kernel, flags);
+        for name in [program::TC_EGRESS_IP, program::TC_EGRESS_ETH] {
+            let frame = |ip: &[u8]| {
+                if name == program::TC_EGRESS_ETH {
+                    ethernet(ip)
+                } else {
+                    padded(ip)
+                }
+            };
+            for (ip, pool, reason) in &passing {
+                let state = |kernel: &Kernel| (kernel.all_counters(), kernel.by_rule(RULE), differs(kernel));
+                let granted = mark(*pool, false) | 0x4455;
+                let before = state(&kernel);
+                for given in [granted, mark(9, true) | 0x4455] {
+                    let run = kernel.run(name, &frame(ip), given);
+                    assert_eq!((run.action, run.mark), (TCX_NEXT, granted), "{name} {reason:?}");
+                    assert_eq!(state(&kernel), before, "{name} {reason:?}");
+                }
+                let had = kernel.counted(*pool, *reason).packets;
+                for (n, given) in [0x4455, MARK_ANSWER | 0x4455, MARK_OBSERVED | 0x4455].into_iter().enumerate() {
+                    let run = kernel.run(name, &frame(ip), given);
+                    assert_eq!((run.action, run.mark), (TCX_NEXT, granted), "{name} {reason:?}");
+                    assert_eq!(kernel.counted(*pool, *reason).packets, had + n as u64 + 1, "{name} {reason:?}");
+                }
+                assert_eq!(differs(&kernel) != before.2, flags != 0, "{name} {reason:?}");
+            }
+            for ip in &refused {
+                let had = kernel.counted(1, Reason::NoRule).packets;
+                for (n, given) in [mark(1, false), MARK_OBSERVED, 0].into_iter().enumerate() {
+                    assert_eq!(kernel.run(name, &frame(ip), given).action, TC_ACT_SHOT, "{name}");
+                    assert_eq!(kernel.counted(1, Reason::NoRule).packets, had + n as u64 + 1, "{name}");
+                }
+            }
+        }
+    }
+    assert_eq!(kernel.denials().len(), refused.len(), "each is told once");
+}
+
+/// In observe mode a denial passes: it is counted and told where it comes in, and not again where it leaves, also with XDP and a foreign VLAN.
+#[test]
+fn what_is_observed_is_counted_once() {
+    let Some(mut kernel) = start("what_is_observed_is_counted_once") else {
+        return;
+    };
+    stay();
+    world::set_flags(&kernel, FLAG_OBSERVE);
+    let denied = udp("10.66.0.5:1000", "10.68.0.5:25", b"");
+    let came = kernel.run(program::TC_DEVICE_IP, &padded(&denied), 0x0101_4455);
+    assert_eq!((came.action, came.mark), (TCX_NEXT, MARK_OBSERVED | 0x4455));
+    let counted = (kernel.all_counters(), kernel.denials().len());
+    assert_eq!((kernel.counted(1, Reason::NoRule), counted.1), (count(1, 28), 1));
+    let left = kernel.run(program::TC_EGRESS_IP, &padded(&denied), came.mark);
+    assert_eq!((left.action, left.mark), (TCX_NEXT, MARK_GRANT | 0x4455));
+    assert_eq!((kernel.all_counters(), 1 + kernel.denials().len()), counted);
+    // What the host sends.
+    assert_eq!(kernel.run(program::TC_EGRESS_IP, &padded(&denied), 0x4455).mark, MARK_GRANT | 0x4455);
+    assert_eq!(kernel.counted(1, Reason::NoRule), count(2, 56));
+    // XDP tells its companion, which asks for no answer.
+    let frame = ethernet(&denied);
+    let run = kernel.run(program::XDP_DEVICE, &frame, 0);
+    let words = [meta_magic(META_KEY, IFINDEX).to_ne_bytes(), MARK_OBSERVED.to_ne_bytes()].concat();
+    assert_eq!((run.action, &run.data[..8]), (XDP_PASS, &words[..]));
 }
 
 /// The same flow is told once; another port, another address or another reason is another event; and however often the one is denied, the
@@ -176,7 +263,7 @@ fn observe_mode() {
     world::set_flags(&kernel, FLAG_OBSERVE);
     let denied = udp("10.68.0.5:1000", "192.0.2.1:25", b"");
     let run = kernel.run(program::TC_DEVICE_IP, &padded(&denied), 0);
-    assert_eq!((run.action, run.mark), (TCX_NEXT, 0));
+    assert_eq!((run.action, run.mark), (TCX_NEXT, MARK_OBSERVED));
     let told = kernel.denials();
     assert_eq!(
         told.iter().map(|d| (d.observed, d.hook)).collect::<Vec<_>>(),

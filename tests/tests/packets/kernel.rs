@@ -5,8 +5,8 @@ use std::{thread::sleep, time::Duration};
 
 use gateway_ebpf::{
     abi::{
-        CLASS_LEASED, Cold, Denial, FLAG_OBSERVE, MARK_FROM_DEVICE, MARK_GRANT, MARK_GRANT_MASK, hook, map, mark, meta_magic,
-        program,
+        CLASS_LEASED, Cold, Denial, FLAG_OBSERVE, MARK_FROM_DEVICE, MARK_GRANT, MARK_GRANT_MASK, MARK_OBSERVED, hook, map, mark,
+        meta_magic, program,
     },
     decide::{Direction, Place, Role},
     reason::Reason,
@@ -108,14 +108,23 @@ fn observe_mode_passes_and_tells() {
     assert_eq!(run.action, XDP_PASS);
     assert_eq!(
         run.data,
-        [&meta_magic(META_KEY, IFINDEX).to_ne_bytes(), &[0; 4], &frame[..]].concat(),
+        [
+            &meta_magic(META_KEY, IFINDEX).to_ne_bytes(),
+            &MARK_OBSERVED.to_ne_bytes(),
+            &frame[..]
+        ]
+        .concat(),
         "no grant"
     );
     // To another port: the same would be told once.
     let mut ip = packet(&table, "quarantined, to the mail server", false);
     ip[22] ^= 0x40;
     let run = object.run(program::TC_DEVICE_IP, &ip, MARK_GRANT | 5);
-    assert_eq!((run.action, run.mark), (TCX_NEXT, 5), "no grant, and none that came with it");
+    assert_eq!(
+        (run.action, run.mark),
+        (TCX_NEXT, MARK_OBSERVED | 5),
+        "no grant, and none that came with it"
+    );
     assert_eq!(packets(&object, 1, Reason::NoRule), 2);
     let told: Vec<_> = object.denials().iter().map(|d| (d.hook, d.reason, d.observed)).collect();
     assert_eq!(

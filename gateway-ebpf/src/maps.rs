@@ -89,10 +89,10 @@ pub(crate) static EVENTS_LOST: PerCpuArray<[u64; 3]> = PerCpuArray::with_max_ent
 #[map]
 pub(crate) static RATES: PerCpuArray<crate::rate::Rate> = PerCpuArray::with_max_entries(2, 0);
 
-/// By the lowest bits of a signature: the last event told of it. Written and read here only, each CPU its own. An entry that another
-/// takes is forgotten: then the same event is told twice.
+/// By the lowest bits of a signature: the last event told of it. Written and read here only, by all CPUs. An entry that another takes is forgotten:
+/// then the same event is told twice.
 #[map]
-pub(crate) static TOLD: PerCpuArray<crate::report::Told> = PerCpuArray::with_max_entries(crate::report::TOLD as u32, 0);
+pub(crate) static TOLD: Array<Shared<u64>> = Array::with_max_entries(crate::report::TOLD as u32, 0);
 
 /// Key 0: the headers of the packet that is being judged, on their way from one function to the next. Written and read here only, each
 /// CPU its own: all hooks run with bottom halves off, so that none interrupts another. (Under PREEMPT_RT they can; the daemon refuses to start.)
@@ -220,6 +220,15 @@ pub(crate) fn own() -> Option<*mut CpuCounts> {
     })
 }
 
+/// Stores a word of a map and gives what was there, as one.
+#[inline(always)]
+pub(crate) fn exchange(word: &Shared<u64>, to: u64) -> u64 {
+    let mut value = to;
+    // SAFETY: an atomic exchange (BPF_XCHG, kernel 5.12) with a word of a map. The target's core library has no atomic operations.
+    unsafe { asm!("{value} = xchg_64({word} + 0, {value})", value = inout(reg) value, word = in(reg) word.at()) };
+    value
+}
+
 /// The kernel's tables and clocks; with this CPU's counters, if they are known already.
 pub(crate) struct Kernel {
     pub(crate) own: Option<*mut CpuCounts>,
@@ -268,10 +277,7 @@ impl Tables for Kernel {
     }
     #[inline(always)]
     fn exchange(&self, word: &Shared<u64>, to: u64) -> u64 {
-        let mut value = to;
-        // SAFETY: an atomic exchange (BPF_XCHG, kernel 5.12) with a word of a map. The target's core library has no atomic operations.
-        unsafe { asm!("{value} = xchg_64({word} + 0, {value})", value = inout(reg) value, word = in(reg) word.at()) };
-        value
+        exchange(word, to)
     }
     #[inline(always)]
     fn after(&self, word: u64) -> usize {

@@ -2,7 +2,7 @@
 
 use aya_ebpf::helpers::generated::{bpf_ktime_get_boot_ns, bpf_ktime_get_coarse_ns};
 use gateway_ebpf::{
-    abi::{Count, CpuCounts, Denial, MAX_RULES, POOLS, REASONS, mix6},
+    abi::{Count, CpuCounts, Denial, MAX_RULES, POOLS, REASONS, Shared, mix6},
     decide::{Outcome, Verdict},
     headers::{Headers, cold_key, words},
     quick::Common,
@@ -11,30 +11,38 @@ use gateway_ebpf::{
 };
 
 use crate::{
-    maps::{DENIALS, EVENTS_LOST, SHADOW, TOLD as TOLD_MAP, kept, own, rules},
+    maps::{DENIALS, EVENTS_LOST, SHADOW, TOLD as TOLD_MAP, exchange, kept, own, rules},
     rate::{self, EVENTS},
 };
 
-/// For so long the same is told only once; nanoseconds.
-const SAME: u64 = 1_000_000_000;
-/// Signatures that are remembered; a power of two.
+/// Events that are remembered; a power of two.
 pub(crate) const TOLD: usize = 1024;
 
-/// An event that was told. All zeros is none: the clock is past [`SAME`] when the first program runs.
-#[repr(C)]
-pub(crate) struct Told {
-    /// Source, destination, destination port and reason, hashed. Whoever finds two that collide can hide one denial of his own from the
-    /// events, which a flood of denials does as well; the counters have it.
-    signature: u64,
-    /// When, on the coarse clock.
-    at: u64,
-}
+/// An event that was told, in one word, which the CPUs exchange as a whole: in the upper half that of the event's signature, in the lower one when, in units
+/// of 2^20 ns of the coarse clock. All zeros is none: the clock is past [`SAME`] when the first program runs.
+///
+/// The signature is a hash of source, destination, destination port and reason. Whoever finds two that collide can hide one denial of his own from the
+/// events, which a flood of denials does as well; the counters have it.
+#[derive(Clone, Copy)]
+struct Told(u64);
+
+/// For so long the same is told only once, by all CPUs together: a second, in units of [`Told`], of which the first and the last may be in part.
+const SAME: u32 = (1_000_000_000_u64 >> UNIT) as u32 + 2;
+/// log2 of the nanoseconds of a unit.
+const UNIT: u32 = 20;
 
 impl Told {
-    /// Whether it is this one, within [`SAME`].
+    /// This event, now.
     #[inline(always)]
-    const fn is(&self, signature: u64, now: u64) -> bool {
-        self.signature == signature && now - self.at < SAME
+    fn now(signature: u64) -> Self {
+        // SAFETY: a helper without arguments.
+        let now = unsafe { bpf_ktime_get_coarse_ns() } >> UNIT;
+        Self(signature & !u64::from(u32::MAX) | now & u64::from(u32::MAX))
+    }
+    /// Whether it is one that `before` has told within [`SAME`]. (In 52 days the time comes round: who is denied then, and was last told, is told a second later.)
+    #[inline(always)]
+    const fn repeats(self, before: Self) -> bool {
+        (self.0 ^ before.0) >> 32 == 0 && (self.0 as u32).wrapping_sub(before.0 as u32) < SAME
     }
 }
 
@@ -165,7 +173,7 @@ pub(crate) fn repeats(h: &Headers, reason: Reason) -> bool {
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn repeated(signature: u64) -> u64 {
-    let same = slot(signature).is_some_and(|(told, now)| told.is(signature, now));
+    let same = place(signature).is_some_and(|told| Told::now(signature).repeats(Told(told.get())));
     if same {
         lost(2);
     }
@@ -185,12 +193,16 @@ pub(crate) extern "C" fn tell(what: u32, ifindex: u32) -> u64 {
     }
     rate::spend(EVENTS);
     let Some(mut record) = DENIALS.reserve::<Denial>(0) else {
+        // What finds no room has not been told.
         lost(1);
         return 0;
     };
-    // What finds no room has not been told.
-    if let Some((told, now)) = slot(signature) {
-        *told = Told { signature, at: now };
+    // Of CPUs that are here with the same at the same time, one finds that nobody has told it.
+    let now = Told::now(signature);
+    if place(signature).is_some_and(|told| now.repeats(Told(exchange(told, now.0)))) {
+        record.discard(0);
+        lost(2);
+        return 0;
     }
     record.write(denied.record(h, ifindex));
     record.submit(0);
@@ -203,12 +215,10 @@ fn signature(h: &Headers, reason: u8) -> u64 {
     mix6([s, d.rotate_left(7) ^ (u64::from(h.destination_port) << 8 | u64::from(reason))])
 }
 
-/// Where it is remembered that this was told, and the time.
+/// Where it is remembered that this was told.
 #[inline(always)]
-fn slot(signature: u64) -> Option<(&'static mut Told, u64)> {
-    let told = TOLD_MAP.get_ptr_mut(signature as u32 % TOLD as u32)?;
-    // SAFETY: the map's value of this CPU, which no other program interrupts; a helper without arguments.
-    Some(unsafe { (&mut *told, bpf_ktime_get_coarse_ns()) })
+fn place(signature: u64) -> Option<&'static Shared<u64>> {
+    TOLD_MAP.get(signature as u32 % TOLD as u32)
 }
 
 /// # Safety

@@ -17,7 +17,7 @@ use gateway_ebpf::abi::{self, Count, REASONS, map};
 pub(crate) use lazaret_tests::loaded::{IFINDEX, META_KEY};
 use lazaret_tests::loaded::{Loaded, Run};
 use nix::{
-    sched::{CpuSet, sched_setaffinity},
+    sched::{CpuSet, sched_getaffinity, sched_setaffinity},
     unistd::Pid,
 };
 
@@ -164,9 +164,20 @@ impl DerefMut for Kernel {
     }
 }
 
-/// Keeps the calling thread on one CPU: limits, and what is told twice, are by CPU.
+/// Keeps the calling thread on one CPU: limits are by CPU, and so is what is kept of a packet.
 pub(crate) fn stay() {
+    stay_on(cpus()[0]);
+}
+
+/// Likewise on one of [`cpus`].
+pub(crate) fn stay_on(cpu: usize) {
     let mut here = CpuSet::new();
-    here.set(0).unwrap();
+    here.set(cpu).unwrap();
     sched_setaffinity(Pid::from_raw(0), &here).unwrap();
+}
+
+/// The CPUs that the calling thread may run on.
+pub(crate) fn cpus() -> Vec<usize> {
+    let all = sched_getaffinity(Pid::from_raw(0)).unwrap();
+    (0..CpuSet::count()).filter(|cpu| all.is_set(*cpu).unwrap()).collect()
 }

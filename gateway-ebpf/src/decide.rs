@@ -10,7 +10,7 @@ use crate::{
     judge::{Ends, answer, both},
     reason::Reason,
     special::special,
-    tables::{Tables, read},
+    tables::{Tables, confirmed, read},
 };
 
 /// Whose side an interface is on.
@@ -310,7 +310,7 @@ pub(crate) fn misplaced<T: Tables>(t: &T, control: &Control, place: Place, ends:
 /// Whether an address at rest may be on an interface. A called function in the kernel.
 #[inline(never)]
 fn is_home<T: Tables>(t: &T, ifindex: u32, class: Class) -> bool {
-    t.interface(ifindex).is_some_and(|i| read(&i.pools) >> (class & 63) & 1 != 0)
+    confirmed(|| t.interface(ifindex).is_some_and(|i| read(&i.pools) >> (class & 63) & 1 != 0))
 }
 
 #[inline(always)]

@@ -15,7 +15,7 @@ use gateway_ebpf::{
         MAX_POOLS, MAX_RULES, POLICIES, Policy, ShadowCount, Shared, Trace,
     },
     headers::{Headers, Rare},
-    tables::{Tables, read},
+    tables::{Tables, read, settled},
 };
 
 /// User space may map the array and store to it.
@@ -264,7 +264,7 @@ impl Tables for Kernel {
     }
     #[inline(always)]
     fn interface(&self, ifindex: u32) -> Option<&Interface> {
-        // SAFETY: an entry of a hash without preallocation is replaced, not rewritten, and freed no earlier than this program returns.
+        // SAFETY: memory of the map, which stays valid as long as this program runs; whose it is, is the caller's business.
         unsafe { INTERFACES.get(ifindex) }
     }
     #[inline(always)]
@@ -295,8 +295,15 @@ impl Tables for Kernel {
     }
     #[inline(always)]
     fn cold(&self, key: &ColdKey) -> Option<Cold> {
-        // SAFETY: an entry of a hash without preallocation is replaced, not rewritten, and freed no earlier than this program returns.
-        unsafe { COLD.get(key) }.copied()
+        settled(|| {
+            // SAFETY: memory of the map, which stays valid as long as this program runs; whose it is, `settled` finds out.
+            let found = unsafe { COLD.get(key) }?;
+            Some(Cold {
+                lease_end: read(&found.lease_end),
+                session: read(&found.session),
+                fallback: read(&found.fallback),
+            })
+        })
     }
     #[inline(always)]
     fn coarse_now(&self) -> u64 {

@@ -10,7 +10,7 @@ use crate::{
     packet::Packet,
     parse::parse_full,
     reason::Reason,
-    tables::{Tables, read},
+    tables::{Tables, confirmed, read},
 };
 
 /// The decision about any packet. A later fragment's transport is filled into `h`; `rare` says what was judged.
@@ -235,6 +235,11 @@ pub fn wrong_vlan<T: Tables>(t: &T, place: Place, h: &Headers, rare: &Rare) -> O
 /// Whether an interface has a VLAN. A called function in the kernel.
 #[inline(never)]
 fn has_vlan<T: Tables>(t: &T, ifindex: u32, vlan: u32) -> bool {
+    confirmed(|| seems_to_have_vlan(t, ifindex, vlan))
+}
+
+#[inline(always)]
+fn seems_to_have_vlan<T: Tables>(t: &T, ifindex: u32, vlan: u32) -> bool {
     let Some(Interface { vlans, .. }) = t.interface(ifindex) else {
         return false;
     };
@@ -249,7 +254,8 @@ fn has_vlan<T: Tables>(t: &T, ifindex: u32, vlan: u32) -> bool {
     false
 }
 
-/// Whether an id is the inner one of a VLAN of two tags that the interface has. A called function in the kernel.
+/// Whether an id is the inner one of a VLAN of two tags that the interface has; then it is asked about again where both tags are seen. A called function in
+/// the kernel.
 #[inline(never)]
 pub fn is_inner_vlan<T: Tables>(t: &T, ifindex: u32, id: u32) -> bool {
     let Some(Interface { vlans, .. }) = t.interface(ifindex) else {

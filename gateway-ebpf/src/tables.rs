@@ -34,7 +34,7 @@ pub trait Tables {
     fn homes6(&self) -> Option<&Homes6>;
     /// [`crate::abi::map::POLICY`]: of a generation, 0 or 1, or [`crate::abi::POLICY_SHADOW`].
     fn policy(&self, index: u32) -> Option<&Policy>;
-    /// [`crate::abi::map::INTERFACES`]; here `None` is no entry.
+    /// [`crate::abi::map::INTERFACES`]; here `None` is no entry. What is read through it may be another interface's: see [`confirmed`].
     fn interface(&self, ifindex: u32) -> Option<&Interface>;
     /// [`crate::abi::map::FRAGMENTS`] at an index.
     fn fragments(&self, index: u32) -> Option<&FragmentBucket>;
@@ -270,6 +270,31 @@ fn rule_of(matrix: &Matrix, pool: u8, group: u16, port_group: u8) -> u16 {
     read(&matrix[port_group as usize & 63][group as usize & 63][pool as usize & 63])
 }
 
+/// What two look-ups of an entry of a hash map, one after the other, agree on. `None`: there is none, or they never did.
+///
+/// An entry that the daemon replaces or removes is free for another key at once (since Linux 6.1, whose allocator of map memory waits for no
+/// reader), so that a copy can be another key's, or half of it. The one that is looked up next is the key's own; so is, with it, the one that is the same. For both to
+/// be wrong, and alike, the key would have to come back to where the other was just then, and give way to it again.
+#[inline(always)]
+pub fn settled<T: PartialEq>(look: impl Fn() -> Option<T>) -> Option<T> {
+    for _ in 0..LOOKS {
+        let found = look()?;
+        if look()? == found {
+            return Some(found);
+        }
+    }
+    None
+}
+
+/// How often an entry is looked up anew that is being replaced.
+const LOOKS: u32 = 3;
+
+/// Whether an entry of a hash map says yes twice, for the same reason.
+#[inline(always)]
+pub(crate) fn confirmed(ask: impl Fn() -> bool) -> bool {
+    ask() && ask()
+}
+
 /// Reads a word that the daemon may be writing.
 #[inline(always)]
 pub fn read<T: Copy>(from: &T) -> T {
@@ -352,5 +377,42 @@ impl Tables for MemTables<'_> {
     }
     fn boot_now(&self) -> u64 {
         self.boot_now
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use core::cell::Cell;
+
+    use super::*;
+
+    /// Look-ups that find these, one after the other, and then the last for ever; and how many there have been.
+    fn finding<'a>(all: &'a [Option<u32>], times: &'a Cell<usize>) -> impl Fn() -> Option<u32> + 'a {
+        || {
+            let n = times.replace(times.get() + 1);
+            all[n.min(all.len() - 1)]
+        }
+    }
+
+    /// An entry that is replaced while it is read: 1 is its own, 9 what another key has where it was.
+    #[test]
+    fn what_is_found_twice_is_the_keys_own() {
+        for (all, found, looks) in [
+            (&[Some(1)][..], Some(1), 2),
+            (&[Some(9), Some(1)], Some(1), 4),
+            (&[Some(1), Some(9), Some(1)], Some(1), 4),
+            (&[Some(1), Some(2)], Some(2), 4),
+            (&[None], None, 1),
+            (&[Some(9), None], None, 2),
+            (&[Some(1), Some(9), Some(2), Some(9), Some(3), Some(9)], None, 6),
+        ] {
+            let times = Cell::new(0);
+            assert_eq!((settled(finding(all, &times)), times.get()), (found, looks), "{all:?}");
+        }
+        for (says, confirms) in [([true, true], true), ([true, false], false), ([false, true], false)] {
+            let times = Cell::new(0);
+            let ask = || says[times.replace(times.get() + 1)];
+            assert_eq!(confirmed(ask), confirms, "{says:?}");
+        }
     }
 }

@@ -12,7 +12,7 @@ use std::{
 use futures_util::{FutureExt as _, Stream, StreamExt as _};
 use netlink_packet_route::{
     RouteNetlinkMessage,
-    link::{LinkAttribute, LinkExtentMask, LinkLayerType, LinkMessage, LinkXdp, XdpAttached},
+    link::{InfoKind, LinkAttribute, LinkExtentMask, LinkInfo, LinkLayerType, LinkMessage, LinkXdp, XdpAttached},
 };
 use rtnetlink::MulticastGroup;
 use tokio::{
@@ -33,6 +33,10 @@ pub struct LinkNow {
     pub link: Link,
     /// The XDP program attached now.
     pub xdp: Option<Xdp>,
+    /// Index of the interface that it is a part of: a bridge, a bond, a VRF.
+    pub master: Option<u32>,
+    /// Index of the interface that it lies on: of a VLAN's, a macvlan's, an ipvlan's.
+    pub lower: Option<u32>,
 }
 
 /// An attached XDP program.
@@ -59,6 +63,13 @@ pub fn now() -> io::Result<Vec<LinkNow>> {
 /// As [`now`].
 pub(crate) fn now_by(kept: &mut Kept) -> io::Result<Vec<LinkNow>> {
     kept.ask(async |requests| read(requests).await)
+}
+
+/// The names of the interfaces over one: that it is a part of, or that lie on it. With any, the host routes by those.
+#[must_use]
+pub fn over<'a>(now: &LinkNow, all: &'a [LinkNow]) -> Vec<&'a str> {
+    let over = |other: &&LinkNow| now.master == Some(other.link.ifindex) || other.lower == Some(now.link.ifindex);
+    all.iter().filter(over).map(|l| l.link.name.as_str()).collect()
 }
 
 /// Watches the interfaces: the set as it is, and again whenever something about a link changes. The future ends with the error that
@@ -152,11 +163,16 @@ async fn read(requests: &mut Requests) -> io::Result<Vec<LinkNow>> {
 
 fn decode(message: &LinkMessage) -> Option<LinkNow> {
     let mut name = None;
-    let mut xdp = None;
+    let (mut xdp, mut master, mut below, mut stacked, mut elsewhere) = (None, None, None, false, false);
     for attribute in &message.attributes {
         match attribute {
             LinkAttribute::IfName(n) => name = n.parse::<InterfaceName>().ok(),
             LinkAttribute::Xdp(all) => xdp = decode_xdp(all),
+            LinkAttribute::Controller(index) => master = Some(*index).filter(|i| *i != 0),
+            // Of a veth it is its other end, of a tunnel that it may use.
+            LinkAttribute::Link(index) => below = Some(*index),
+            LinkAttribute::LinkNetNsId(_) => elsewhere = true,
+            LinkAttribute::LinkInfo(info) => stacked = info.iter().any(lies_on_another),
             _ => {}
         }
     }
@@ -167,7 +183,14 @@ fn decode(message: &LinkMessage) -> Option<LinkNow> {
             ethernet: message.header.link_layer_type == LinkLayerType::Ether,
         },
         xdp,
+        master,
+        lower: below.filter(|_| stacked && !elsewhere),
     })
+}
+
+fn lies_on_another(info: &LinkInfo) -> bool {
+    use InfoKind::{IpVlan, IpVtap, MacVlan, MacVtap, Vlan};
+    matches!(info, LinkInfo::Kind(Vlan | MacVlan | MacVtap | IpVlan | IpVtap))
 }
 
 fn decode_xdp(all: &[LinkXdp]) -> Option<Xdp> {
@@ -265,6 +288,37 @@ mod tests {
         assert_eq!((link.ifindex, link.name.as_str(), link.ethernet), (7, "tun0", false));
         assert!(decode(&message("tun0", Vec::new())).unwrap().link.ethernet);
         assert_eq!(decode(&message("", Vec::new())), None);
+
+        // What lies over it: its master, and a VLAN on it; not the other end of a veth, nor what lies on another namespace's 7.
+        let mut port = message("eth1", Vec::new());
+        port.attributes.push(LinkAttribute::Controller(9));
+        let upper = |name: &str, kind, more: &[LinkAttribute]| {
+            let mut upper = message(name, Vec::new());
+            upper.header.index = 9;
+            upper.attributes.push(LinkAttribute::Link(7));
+            upper.attributes.push(LinkAttribute::LinkInfo(vec![LinkInfo::Kind(kind)]));
+            upper.attributes.extend_from_slice(more);
+            decode(&upper).unwrap()
+        };
+        let all = [
+            upper("br0", InfoKind::Bridge, &[]),
+            LinkNow {
+                link: Link {
+                    ifindex: 10,
+                    ..upper("eth1.5", InfoKind::Vlan, &[]).link
+                },
+                ..upper("eth1.5", InfoKind::Vlan, &[])
+            },
+            LinkNow {
+                master: Some(9),
+                ..upper("peer", InfoKind::Veth, &[])
+            },
+        ];
+        let port = decode(&port).unwrap();
+        assert_eq!(over(&port, &all[..2]), ["br0", "eth1.5"]);
+        assert_eq!(over(&decode(&message("eth1", Vec::new())).unwrap(), &all), ["eth1.5"]);
+        let elsewhere = upper("eth1.6", InfoKind::Vlan, &[LinkAttribute::LinkNetNsId(3)]);
+        assert_eq!(elsewhere.lower, None);
         assert_eq!(decode(&LinkMessage::default()), None);
     }
 }

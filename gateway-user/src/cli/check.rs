@@ -107,13 +107,20 @@ fn on_this_host(config: &Config) -> Vec<String> {
                 now.link.name
             )
         });
+    let covered = there
+        .iter()
+        .filter(|now| config.role(&now.link.name) == Some(InterfaceRole::Device))
+        .filter_map(|now| {
+            let over = crate::links::over(now, &there);
+            (!over.is_empty()).then(|| format!("interface {}: {}", now.link.name, crate::dataplane::routed_by(&over)))
+        });
     let missing = |r: &&InterfaceRule| !there.iter().any(|now| r.name.matches(&now.link.name));
     let sentence = |r: &InterfaceRule| match &r.name {
         InterfacePattern::Name(name) => format!("interface {name} does not exist yet; it is waited for"),
         InterfacePattern::Prefix(_) => format!("no interface {} exists yet; they are waited for", r.name),
     };
     let waited_for = config.interfaces.iter().filter(missing).map(sentence);
-    waited_for.chain(shared).collect()
+    waited_for.chain(shared).chain(covered).collect()
 }
 
 fn summary(page: &mut Page, config: &Config) {

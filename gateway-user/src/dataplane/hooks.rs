@@ -13,7 +13,7 @@ use gateway_ebpf::abi::program;
 
 use super::{
     bpf::{self, Attach, AttachType, Attached, ProgramInfo},
-    filter::Filters,
+    filter::{Filters, Side},
     maps,
     programs::{Held, Programs},
 };
@@ -173,8 +173,10 @@ impl Hooks {
             }
         }
         // Behind the judge: before it, what is to pass has no mark yet.
-        self.filters.set(links, |now| {
-            config.mode == Mode::Enforce && wanted(config, &now.link, Slot::Guard).is_some()
+        let carrying: BTreeSet<u32> = links.iter().filter_map(|l| l.lower).collect();
+        self.filters.set(links, |now, side| {
+            let device = config.mode == Mode::Enforce && config.role(&now.link.name) == Some(InterfaceRole::Device);
+            device && (side == Side::Egress || now.master.is_some() || carrying.contains(&now.link.ifindex))
         });
     }
 
@@ -250,7 +252,7 @@ impl Hooks {
     /// Whether our programs judge at the egress of an interface, with the guard behind them, and the kernel's own filter behind both: then the
     /// floor may let the host send to it.
     pub(super) fn judges_egress(&self, config: &Config, link: &Link) -> bool {
-        self.guarded(config, link) && self.filters.missing(link.ifindex).is_none()
+        self.guarded(config, link) && self.filters.missing(link.ifindex, Side::Egress).is_none()
     }
 
     fn guarded(&self, config: &Config, link: &Link) -> bool {
@@ -265,7 +267,7 @@ impl Hooks {
     }
 
     /// The hooks of an interface as they are now.
-    pub(super) fn states(&self, config: &Config, now: &LinkNow) -> Vec<HookState> {
+    pub(super) fn states(&self, config: &Config, now: &LinkNow, all: &[LinkNow]) -> Vec<HookState> {
         let mut states = Vec::new();
         if let Some(name) = wanted(config, &now.link, Slot::Xdp) {
             let ours = now.xdp.filter(|x| self.is_ours(x.program, name));
@@ -289,6 +291,21 @@ impl Hooks {
                 continue;
             };
             states.push(self.tc_state(config, now, slot, hook, name));
+        }
+        let over = crate::links::over(now, all);
+        if let Some(state) = states.iter_mut().find(|s| s.hook == HookPoint::TcIngress)
+            && config.role(&now.link.name) == Some(InterfaceRole::Device)
+            && !over.is_empty()
+        {
+            let filter = self.filters.missing(now.link.ifindex, Side::Ingress);
+            let filter = filter.filter(|_| config.mode == Mode::Enforce);
+            state.problem = joined([
+                std::mem::take(&mut state.problem),
+                routed_by(&over),
+                filter.map_or(String::new(), |why| {
+                    format!("the kernel's own filter at ingress is not in place: {why}")
+                }),
+            ]);
         }
         states
     }
@@ -321,7 +338,7 @@ impl Hooks {
                 problems.push("the guard is not attached; the floor keeps the host from sending".to_owned());
             }
             if config.mode == Mode::Enforce
-                && let Some(why) = self.filters.missing(now.link.ifindex)
+                && let Some(why) = self.filters.missing(now.link.ifindex, Side::Egress)
             {
                 problems.push(format!(
                     "the kernel's own filter is not in place; the floor keeps the host from sending: {why}"
@@ -446,6 +463,15 @@ fn program(id: u32) -> Option<ProgramInfo> {
 fn describe(id: u32) -> String {
     let name = program(id).map(|p| p.name).unwrap_or_default();
     format!("a foreign program ({}, id {id})", name.escape_debug())
+}
+
+/// What is said of a device interface that others lie over.
+pub(crate) fn routed_by(over: &[&str]) -> String {
+    let over = over.join(", ");
+    format!(
+        "the host routes by {over} over it: what the gateway itself sends to devices there, answers and ICMP errors included, and what is \
+         translated (NAT) does not reach them; let the interface with the role have the addresses"
+    )
 }
 
 /// The kernel keeps 15 characters of a program's name.

@@ -40,6 +40,7 @@ pub(crate) mod fixtures;
 
 pub use detach::{detach, stay_closed};
 pub use environment::Error;
+pub(crate) use hooks::routed_by;
 pub use live::Live;
 pub use maps::NAMES as SHARED_MAPS;
 pub use memory::memory;

@@ -155,7 +155,7 @@ impl Places for Upkeep {
                     name: l.link.name.to_string(),
                     ifindex: Some(l.link.ifindex),
                     role: self.config.role(&l.link.name)?,
-                    hooks: standing.hooks.states(&self.config, l),
+                    hooks: standing.hooks.states(&self.config, l, &links),
                 })
             })
             .collect();

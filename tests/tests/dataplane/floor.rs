@@ -106,6 +106,74 @@ fn where_the_kernels_own_filter_cannot_stand_the_floor_stays_closed() {
     .unwrap();
 }
 
+/// In a bridge the port is not what netfilter sees a packet come in by. What the port's programs grant passes, and with them gone nothing does.
+#[test]
+fn a_device_interface_in_a_bridge_is_a_named_problem_and_stays_closed() {
+    require!(Root, Bpf, Program("nft"), Program("tc"));
+    let mut g = Gateway::new("dev0", |c| c);
+    let (gw, device) = (g.site.gw.clone(), g.site.device.clone());
+    for line in ["link add br0 type bridge", "link set dev0 master br0", "link set br0 up"] {
+        gw.ip(line).unwrap();
+    }
+    for (namespace, interface, address) in [(&gw, "br0", TUNNEL), (&device, "eth0", DEVICE)] {
+        namespace.address(interface, &format!("{address}/24")).unwrap();
+    }
+    for (namespace, interface, address) in [(&gw, "br0", TUNNEL6), (&device, "eth0", DEVICE6)] {
+        namespace.address(interface, &format!("{address}/64")).unwrap();
+    }
+    device.route("default", TUNNEL).unwrap();
+    device.route("default", TUNNEL6).unwrap();
+    let spoofed: IpAddr = "172.16.0.9".parse().unwrap();
+    device.address("eth0", &format!("{spoofed}/32")).unwrap();
+    for interface in ["all", "br0"] {
+        gw.sysctl(&format!("net.ipv4.conf.{interface}.rp_filter"), "0").unwrap();
+    }
+    // From a source of no pool, which only the interface tells.
+    let routed = || {
+        let port = unique_port();
+        let watcher = Watcher::new(&g.site.core, move |p| p.from == spoofed && p.ports.1 == port && !p.outgoing).unwrap();
+        let sent = device.run(|| std::net::UdpSocket::bind((spoofed, 0))?.send_to(b"!", (MAIL, port)));
+        sent.unwrap();
+        !watcher.seen().is_empty()
+    };
+    assert!(routed(), "the way works");
+    g.open();
+    let problem = |g: &mut Gateway| g.problems().iter().any(|p| p.contains("the host routes by br0"));
+    assert!(problem(&mut g), "{:?}", g.problems());
+    let links = g.config.paths.pins.join(format!("v{}/links", gateway_ebpf::abi::VERSION));
+    for (address, mail) in [(DEVICE, MAIL), (DEVICE6, MAIL6)] {
+        assert!(!talks(&device, &g.site.core, mail));
+        g.assign(address, STAFF);
+        gw.ip("neigh flush all").unwrap();
+        assert!(talks(&device, &g.site.core, mail), "judged at the port: {:?}", g.problems());
+    }
+    g.live = None;
+    for pin in std::fs::read_dir(links).unwrap() {
+        std::fs::remove_file(pin.unwrap().path()).unwrap();
+    }
+    lazaret_tests::process::until(std::time::Duration::from_secs(10), "no program is left", || {
+        Ok(!gw.exec("bpftool net show")?.contains("tc_"))
+    })
+    .unwrap();
+    let routed = || {
+        let port = unique_port();
+        let watcher = Watcher::new(&g.site.core, move |p| p.from == spoofed && p.ports.1 == port && !p.outgoing).unwrap();
+        let sent = device.run(|| std::net::UdpSocket::bind((spoofed, 0))?.send_to(b"!", (MAIL, port)));
+        sent.unwrap();
+        !watcher.seen().is_empty()
+    };
+    assert!(!routed(), "nobody has judged it");
+    assert!(!talks(&device, &g.site.core, MAIL));
+    // Neighbours are found all the same.
+    gw.exec("nft delete table inet lazaret").unwrap();
+    assert!(!routed(), "by the filter alone");
+    let neighbours = device.ip("neigh").unwrap();
+    assert!(
+        neighbours.lines().any(|l| l.contains("10.66.0.1 ") && l.contains("lladdr")),
+        "{neighbours}"
+    );
+}
+
 #[test]
 fn the_host_itself_is_not_locked_out() {
     require!(Root, Bpf, Tun, Program("nft"));

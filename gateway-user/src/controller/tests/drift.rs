@@ -94,6 +94,8 @@ async fn how_interfaces_stand_may_be_not_known_and_is_then_not_said_to_be_wrong(
     {
         let mut state = g.kernel.state();
         state.unlisted = true;
+        // Or the upkeep, which looks after interfaces all the time, attaches it before the comparison sees it.
+        state.stuck = true;
         state.detached.insert((3, HookPoint::TcEgress));
     }
     let status = g.controller().status().await.unwrap();
@@ -108,6 +110,10 @@ async fn how_interfaces_stand_may_be_not_known_and_is_then_not_said_to_be_wrong(
         async move { controller.check_drift().await.unwrap() }
     });
     tokio::time::sleep(Duration::from_millis(200)).await;
+    assert!(!asked.is_finished(), "whether it has been attached again nobody can tell");
+    g.kernel.state().stuck = false;
+    g.until("it is attached again", async |g| g.kernel.state().detached.is_empty())
+        .await;
     assert!(!asked.is_finished(), "it has been attached again, which nobody can tell");
     g.kernel.state().unlisted = false;
     let drift = asked.await.unwrap();

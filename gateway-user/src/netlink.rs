@@ -311,7 +311,7 @@ mod tests {
         let begun = Instant::now();
         let e = ask(async |_| std::future::pending::<io::Result<()>>().await).unwrap_err();
         assert_eq!(e.kind(), io::ErrorKind::TimedOut);
-        assert!(begun.elapsed() < LIMIT + GRACE, "{:?}", begun.elapsed());
+        assert!(begun.elapsed() < 3 * LIMIT, "{:?}", begun.elapsed());
         // Nor can a thread that is stuck hold the caller.
         let e = ask(async |_| {
             thread::sleep(LIMIT + 4 * GRACE);

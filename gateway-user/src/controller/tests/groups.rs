@@ -77,14 +77,18 @@ async fn what_waits_together_is_committed_and_read_back_together() {
 async fn a_lone_signal_waits_for_no_company() {
     let g = Gateway::new().await;
     fleet(&g, 1).await;
-    let begin = Instant::now();
+    let mut times = Vec::new();
     for _ in 0..20 {
         g.clock.advance_ms(1);
+        let begin = Instant::now();
         assert_eq!(enforcement(g.applied("phone-0").await), Enforcement::Enforced);
         assert_eq!(enforcement(g.revoked("phone-0").await), Enforcement::Enforced);
+        times.push(begin.elapsed());
     }
-    // Forty commits: an fsync takes well below 20 ms.
-    assert!(begin.elapsed() < Duration::from_secs(2), "{:?}", begin.elapsed());
+    times.sort();
+    // Two commits: an fsync takes well below 20 ms, on most occasions on a disk that others use, too; waiting for company would take its time
+    // on every one.
+    assert!(times[5] < Duration::from_millis(100), "{times:?}");
 }
 
 #[tokio::test]
@@ -152,7 +156,7 @@ async fn an_answer_waits_for_enforcement_until_its_deadline_and_then_says_where_
     g.kernel.state().stuck = true;
     g.kernel.state().detached.insert((3, crate::kernel::HookPoint::TcEgress));
     let begin = Instant::now();
-    let waiting = apply(context(300));
+    let waiting = apply(context(2000));
     let other = async {
         g.controller().status().await.unwrap();
         begin.elapsed()
@@ -160,10 +164,10 @@ async fn an_answer_waits_for_enforcement_until_its_deadline_and_then_says_where_
     let (outcome, other) = tokio::join!(waiting, other);
     let (outcome, waited) = (outcome.unwrap(), begin.elapsed());
     assert!(
-        waited >= Duration::from_millis(300) && waited < Duration::from_secs(2),
+        waited >= Duration::from_secs(2) && waited < Duration::from_secs(6),
         "{waited:?}"
     );
-    assert!(other < Duration::from_millis(250), "{other:?}");
+    assert!(other < Duration::from_secs(1), "{other:?}");
     assert_eq!(outcome.enforcement, Enforcement::Committed);
     let missing: Vec<_> = outcome.addresses[0]
         .read_backs

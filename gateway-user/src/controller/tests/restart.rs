@@ -245,6 +245,8 @@ async fn what_another_boot_changes_does_not_heap_up_before_a_full_disk() {
     g.reboot(REBOOTED);
     g.disk.fill();
     g.start().await.unwrap();
+    let waits = async |g: &Gateway| g.controller().status().await.unwrap().not_durable > 0;
+    g.until("it has begun", waits).await;
     for _ in 0..20 {
         tokio::time::sleep(Duration::from_millis(10)).await;
         let waiting = g.controller().status().await.unwrap().not_durable;

@@ -46,7 +46,7 @@ impl Way {
 /// # Errors
 /// It does not connect, does not end within `limit`, or something else arrives than was sent.
 pub fn tcp(near: End<'_>, far: End<'_>, port: u16, way: Way, bytes: u64, limit: Duration) -> Result<Duration> {
-    let listener = far.0.run(|| TcpListener::bind((far.1, port)))?;
+    let listener = far.0.run(|| flows::bound(|| TcpListener::bind((far.1, port))))?;
     let to = listener.local_addr()?;
     let (started, rounds) = (Instant::now(), bytes.div_ceil(PATTERN as u64));
     let accepted = thread::spawn(move || listener.accept());
@@ -135,11 +135,18 @@ pub fn datagram(number: u32, size: usize) -> Vec<u8> {
     bytes
 }
 
-/// How many of the datagrams 0 to `count` a socket receives unchanged, each counted once, until `stop`.
+/// How many of the datagrams 0 to `count` a socket, which has a timeout, receives unchanged, each counted once, until `stop`; what has arrived
+/// by then is counted.
 pub fn receive(socket: &UdpSocket, size: usize, count: u32, stop: &AtomicBool) -> u32 {
     let (mut buffer, mut seen) = (vec![0; 65536], vec![false; usize::try_from(count).unwrap_or(0)]);
-    while !stop.load(Ordering::Relaxed) {
-        let Ok(n) = socket.recv(&mut buffer) else { continue };
+    loop {
+        let last = stop.load(Ordering::Relaxed);
+        let Ok(n) = socket.recv(&mut buffer) else {
+            if last {
+                break;
+            }
+            continue;
+        };
         let Some(number) = buffer[..n].first_chunk().map(|b| u32::from_be_bytes(*b)) else {
             continue;
         };
@@ -158,7 +165,7 @@ pub fn large_socket(at: SocketAddr) -> io::Result<UdpSocket> {
     let socket = Socket::new(Domain::for_address(at), Type::DGRAM, None)?;
     setsockopt(&socket, sockopt::RcvBufForce, &(64 << 20))?;
     setsockopt(&socket, sockopt::SndBufForce, &(8 << 20))?;
-    socket.bind(&at.into())?;
+    flows::bound(|| socket.bind(&at.into()))?;
     Ok(socket.into())
 }
 

@@ -9,7 +9,7 @@ use std::{
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
     thread,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, Result};
@@ -120,7 +120,7 @@ impl Flow {
     }
 
     fn tcp(&mut self, near: End<'_>, far: End<'_>, port: u16) -> Result<()> {
-        let listener = far.0.run(|| TcpListener::bind((far.1, port)))?;
+        let listener = far.0.run(|| bound(|| TcpListener::bind((far.1, port))))?;
         let to = listener.local_addr()?;
         let accepted = thread::spawn(move || listener.accept());
         let connected = near.0.run(|| connect(near.1, to, Duration::from_secs(5)));
@@ -141,7 +141,7 @@ impl Flow {
     }
 
     fn udp(&mut self, near: End<'_>, far: End<'_>, port: u16) -> Result<()> {
-        let there = far.0.run(|| UdpSocket::bind((far.1, port)))?;
+        let there = far.0.run(|| bound(|| UdpSocket::bind((far.1, port))))?;
         let here = near.0.run(|| UdpSocket::bind((near.1, 0)))?;
         here.connect(there.local_addr()?)?;
         there.connect(here.local_addr()?)?;
@@ -219,6 +219,21 @@ fn record(kind: u8, token: &Token, number: u64) -> Vec<u8> {
     record.extend_from_slice(&number.to_be_bytes());
     record.resize(RECORD, b'.');
     record
+}
+
+/// A socket with a port that another has had until now. A process that another thread is about to start holds a copy of that one until it
+/// runs its program, and the port as long.
+///
+/// # Errors
+/// What `bind` says; that the port is taken, if it still says so after five seconds.
+pub fn bound<T>(bind: impl Fn() -> io::Result<T>) -> io::Result<T> {
+    let end = Instant::now() + Duration::from_secs(5);
+    loop {
+        match bind() {
+            Err(e) if e.kind() == io::ErrorKind::AddrInUse && Instant::now() < end => thread::sleep(Duration::from_millis(5)),
+            made => return made,
+        }
+    }
 }
 
 /// Connects from an address, within `limit`.

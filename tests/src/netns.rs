@@ -217,8 +217,26 @@ pub fn veth(a: (&Namespace, &str), b: (&Namespace, &str)) -> Result<()> {
 /// A tun device (IP packets, no link-layer header) that the test reads and writes. It is gone when this is dropped.
 #[derive(Debug)]
 pub struct Tun {
+    // Closed before its end is waited for.
     file: File,
+    end: End,
+}
+
+/// Waits when it goes until a tun device has gone. A process that another thread is about to start holds a copy of every descriptor until it
+/// runs its program, and the device stays as long.
+#[derive(Debug)]
+struct End {
+    namespace: Namespace,
     name: String,
+    ifindex: u32,
+}
+
+impl Drop for End {
+    fn drop(&mut self) {
+        // Another of its name may have come.
+        let gone = || !self.namespace.ifindex(&self.name).is_ok_and(|index| index == self.ifindex);
+        let _told_by_what_needs_it = process::until(Duration::from_secs(10), "the tun is gone", || Ok(gone()));
+    }
 }
 
 impl Tun {
@@ -249,17 +267,19 @@ impl Tun {
         let file = namespace
             .run(move || open_tun(&owned, flags))
             .with_context(|| format!("cannot make the tun device {name}"))?;
-        namespace.ip(&format!("link set {name} up"))?;
-        Ok(Self {
-            file,
+        let end = End {
+            namespace: namespace.clone(),
             name: name.to_owned(),
-        })
+            ifindex: namespace.ifindex(name)?,
+        };
+        namespace.ip(&format!("link set {name} up"))?;
+        Ok(Self { file, end })
     }
 
     /// Its name.
     #[must_use]
     pub fn name(&self) -> &str {
-        &self.name
+        &self.end.name
     }
 
     /// Has a packet arrive on it, as from a VPN client.
@@ -269,7 +289,7 @@ impl Tun {
     pub fn send(&self, packet: &[u8]) -> Result<()> {
         (&self.file)
             .write_all(packet)
-            .with_context(|| format!("cannot send through {}", self.name))
+            .with_context(|| format!("cannot send through {}", self.name()))
     }
 
     /// The next packet that the host sends through it, within `limit`.

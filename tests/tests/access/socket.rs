@@ -8,6 +8,7 @@ use std::{
     },
     path::Path,
     sync::{Arc, Mutex},
+    time::Duration,
 };
 
 use gateway_user::access::{
@@ -16,7 +17,7 @@ use gateway_user::access::{
 };
 use hyper_util::rt::TokioIo;
 use lazaret_proto::v1::{self, inspect_service_client::InspectServiceClient};
-use lazaret_tests::require;
+use lazaret_tests::{process::until, require};
 use nix::unistd::Group;
 use tonic::{
     Code, Status,
@@ -166,6 +167,11 @@ async fn the_file_is_tight_and_goes_with_the_daemon() {
     // What a dead daemon left is removed, what is not a socket is not.
     drop(UnixListener::bind(&socket).unwrap());
     assert!(socket.exists());
+    // A process that another test is about to start holds a copy of the listener until it runs its program.
+    until(Duration::from_secs(5), "nobody listens", || {
+        Ok(UnixStream::connect(&socket).is_err())
+    })
+    .unwrap();
     drop(Listeners::bind(&config).unwrap());
     assert!(!socket.exists(), "a listener that never served takes its file along");
     fs::write(&socket, "precious").unwrap();

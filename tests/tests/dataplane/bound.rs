@@ -16,7 +16,7 @@ use lazaret_tests::{
     site::{DEVICE, DEVICE6, MAIL, MAIL6, RESOLVER},
 };
 
-use crate::gateway::{Gateway, QUARANTINE, STAFF};
+use crate::gateway::{Gateway, QUARANTINE, STAFF, unique_port};
 
 fn on(interface: &str, pool: PoolId) -> Assignment {
     Assignment {
@@ -184,7 +184,8 @@ fn a_session_has_a_whole_64() {
     );
     let (outside, own) = (ip("fd00:66:0:8::9"), ip("fd00:66:0:7::13"));
     g.live(|l| l.assign(network, on("vpn0", STAFF))).unwrap();
-    let passes = |g: &mut Gateway| inside.map(|a| g.reaches(&tun, ip(a), MAIL6, 25) && g.core_sends(&tun, MAIL6, 25, ip(a)));
+    let passes =
+        |g: &mut Gateway| inside.map(|a| g.reaches(&tun, ip(a), MAIL6, 25) && g.core_sends(&tun, MAIL6, unique_port(), ip(a)));
     assert_eq!((passes(&mut g), g.reaches(&tun, outside, MAIL6, 25)), ([true; 2], false));
     for address in [network, ip(inside[1])] {
         assert!(g.pools(address).iter().all(|(_, _, pool)| *pool == Some(STAFF)), "{address}");

@@ -282,11 +282,12 @@ fn destination_nat_of_what_the_host_sends_is_no_way_around() {
         .exec("nft add rule ip nat output ip daddr 10.9.0.99 dnat to 10.66.0.5")
         .unwrap();
     let sends = |g: &Gateway| {
+        let port = unique_port();
         g.site.gw.run(|| {
-            let socket = std::net::UdpSocket::bind("0.0.0.0:7777").unwrap();
+            let socket = std::net::UdpSocket::bind(("0.0.0.0", port)).unwrap();
             let _denied = socket.send_to(b"!", "10.9.0.99:9");
         });
-        crate::gateway::arrives(&tun, |p| p.to == DEVICE && p.ports.0 == 7777)
+        crate::gateway::arrives(&tun, |p| p.to == DEVICE && p.ports.0 == port)
     };
     assert!(sends(&g), "the translation works");
     g.site.gw.run(|| floor::close(&config)).unwrap();

@@ -19,7 +19,6 @@ use gateway_user::{
 use lazaret_tests::{
     netns::{Namespace, Tun},
     packets::{self, Watcher},
-    process,
     scratch::Scratch,
     site::Site,
 };
@@ -61,14 +60,7 @@ impl Gateway {
     }
 
     pub(crate) fn make_tun(&self) -> Tun {
-        // A process that another test's thread is just starting may hold the last one for a moment.
-        let mut made = None;
-        process::until(Duration::from_secs(5), "the name is free", || {
-            made = Tun::new(&self.site.gw, "vpn0").ok();
-            Ok(made.is_some())
-        })
-        .unwrap();
-        let tun = made.unwrap();
+        let tun = Tun::new(&self.site.gw, "vpn0").unwrap();
         for pool in ["10.66.0.0/24", "10.67.0.0/24", "fd00:66::/64", "fd00:67::/64"] {
             self.site.gw.ip(&format!("route replace {pool} dev vpn0")).unwrap();
         }

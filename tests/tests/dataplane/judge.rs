@@ -237,7 +237,7 @@ fn a_lease_that_ended_falls_back_without_the_daemon() {
         t.tv_sec() as u64 * 1_000_000_000 + t.tv_nsec() as u64
     };
     for (device, mail) in [(DEVICE, MAIL), (DEVICE6, MAIL6)] {
-        let end = BootTime(boot() + 1_500_000_000);
+        let end = BootTime(boot() + 4_000_000_000);
         let to = Assignment {
             pool: STAFF,
             session: SessionId(9),

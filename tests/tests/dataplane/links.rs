@@ -19,7 +19,7 @@ fn interfaces_that_come_rename_and_go_are_told_with_what_they_are() {
     assert_eq!(names(&told.borrow()), [("lo".to_owned(), false)]);
     let mut until = |what: &str, done: &dyn Fn(&[Link]) -> bool| {
         let waited =
-            runtime.block_on(async { tokio::time::timeout(Duration::from_secs(5), told.wait_for(|all| done(all))).await });
+            runtime.block_on(async { tokio::time::timeout(Duration::from_secs(60), told.wait_for(|all| done(all))).await });
         assert!(waited.is_ok_and(|w| w.is_ok()), "{what}");
     };
     let has =

@@ -268,14 +268,7 @@ fn super_packets_and_empty_linear_parts_on_a_tun() {
         drop(socket);
 
         // And to the device, which takes them whole.
-        // A process that another test's thread is just starting may hold the port for a moment.
-        let mut bound = None;
-        lazaret_tests::process::until(std::time::Duration::from_secs(5), "the port is free", || {
-            bound = site.core.run(|| bulk::large_socket((to, 53).into())).ok();
-            Ok(bound.is_some())
-        })
-        .unwrap();
-        let sender = bound.unwrap();
+        let sender = site.core.run(|| bulk::large_socket((to, 53).into())).unwrap();
         nix::sys::socket::setsockopt(&sender, nix::sys::socket::sockopt::UdpGsoSegment, &1000).unwrap();
         sender.connect((from, 4000)).unwrap();
         let token = flows::token();

@@ -4,7 +4,7 @@ use std::{
     net::IpAddr,
     sync::{
         Mutex,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicU32, Ordering},
     },
     thread,
     time::{Duration, SystemTime},
@@ -16,9 +16,11 @@ use lazaret_tests::{
     flows::{self, Token},
     lab::Lab,
     packets::{self, Watcher},
+    process::until,
     require, site,
 };
 
+const LIMIT: Duration = Duration::from_secs(60);
 /// One that changes hands; IPv4, IPv6.
 const ADDRESS: [&str; 2] = ["10.66.0.9", "fd00:66::9"];
 /// Two of the full-service pool's prefixes.
@@ -49,32 +51,43 @@ fn watch(lab: &Lab, token: Token) -> Watcher {
     Watcher::of(&lab.site.core, token, |p| !p.outgoing).unwrap()
 }
 
+struct Stop<'a>(&'a AtomicBool);
+
+impl Drop for Stop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
 /// Sends from both of [`ADDRESS`] without a pause while `change` is made: up to its acknowledgement marked as the old device's, from then
 /// on as the new one's.
 fn handed_over(lab: &Lab, change: impl FnOnce(&Client)) {
     let (old, new) = (flows::token(), flows::token());
     let (before, after) = (watch(lab, old), watch(lab, new));
     let (turn, stop) = (Mutex::new(old), AtomicBool::new(false));
+    let sent = [AtomicU32::new(0), AtomicU32::new(0)];
+    let has_sent = |which: usize| {
+        let much = || Ok(sent[which].load(Ordering::Relaxed) > 300);
+        until(LIMIT, "much is sent", much).unwrap();
+    };
     let acknowledged = thread::scope(|s| {
-        let sender = s.spawn(|| {
-            let mut sent = 0_u32;
+        // Also when this thread panics.
+        let _stop = Stop(&stop);
+        s.spawn(|| {
             while !stop.load(Ordering::Relaxed) {
                 let token = *turn.lock().unwrap();
                 for address in ADDRESS {
                     lab.tun.send(&marked(address, MAIL, &token)).unwrap();
                 }
-                sent += u32::from(token == new);
+                sent[usize::from(token == new)].fetch_add(1, Ordering::Relaxed);
                 thread::sleep(Duration::from_micros(200));
             }
-            sent
         });
-        thread::sleep(Duration::from_millis(100));
+        has_sent(0);
         change(&lab.local);
         let acknowledged = SystemTime::now();
         *turn.lock().unwrap() = new;
-        thread::sleep(Duration::from_millis(200));
-        stop.store(true, Ordering::Relaxed);
-        assert!(sender.join().unwrap() > 100, "the new device has sent");
+        has_sent(1);
         acknowledged
     });
     let before = before.seen();

@@ -12,11 +12,12 @@ use std::{
 
 use gateway_user::{
     config::{Config, Route, RouteTable},
+    kernel::Link,
     links, routes,
 };
 use lazaret_tests::{netns::Namespace, process::until, require, site::Site};
 
-const LIMIT: Duration = Duration::from_secs(10);
+const LIMIT: Duration = Duration::from_secs(60);
 /// Above what a byte holds, so that only the attribute can say it.
 const TABLE: u32 = 1066;
 
@@ -199,7 +200,8 @@ fn interfaces_of_every_kind_are_listed() {
         .map(|l| l["ifname"].as_str().unwrap().to_owned()))
     .collect();
     assert!(made > 3 && listed.len() > made);
-    assert_eq!(host.run(names_now), listed);
+    let all = host.run(|| links::now().unwrap());
+    assert_eq!(all.iter().map(|l| l.link.name.to_string()).collect::<BTreeSet<_>>(), listed);
     println!("{made} kinds, {} interfaces", listed.len());
 }
 
@@ -211,7 +213,7 @@ fn links_are_watched_from_any_thread_and_through_a_flood() {
     let (seen, watching) = host.run(|| links::watch().unwrap());
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
     let task = runtime.spawn(watching);
-    let names = || -> BTreeSet<String> { seen.borrow().iter().map(|l| l.name.to_string()).collect() };
+    let names = || names(seen.borrow().iter());
     assert_eq!(names(), set(&["lo"]));
 
     // The kernel tells of more, and faster, than the socket holds (212,992 bytes).
@@ -251,8 +253,10 @@ fn listing_the_links_is_quick() {
         let mut times: Vec<Duration> = host.run(|| {
             let one = || {
                 let begun = Instant::now();
-                assert_eq!(links::now().unwrap().len(), count);
-                begun.elapsed()
+                let links = links::now().unwrap();
+                let time = begun.elapsed();
+                assert_eq!(names(links.iter().map(|l| &l.link)).len(), count);
+                time
             };
             (0..200).map(|_| one()).collect()
         });
@@ -314,7 +318,16 @@ fn batch(host: &Namespace, lines: &str) {
 }
 
 fn names_now() -> BTreeSet<String> {
-    links::now().unwrap().iter().map(|l| l.link.name.to_string()).collect()
+    names(links::now().unwrap().iter().map(|l| &l.link))
+}
+
+/// Without the devices that a module for tunnels puts into every namespace once it is loaded, which another test of these may do at any time.
+fn names<'a>(links: impl Iterator<Item = &'a Link>) -> BTreeSet<String> {
+    const FALLBACK: [&str; 9] = [
+        "tunl0", "gre0", "gretap0", "erspan0", "ip_vti0", "ip6_vti0", "sit0", "ip6tnl0", "ip6gre0",
+    ];
+    let all = links.map(|l| l.name.to_string());
+    all.filter(|name| !FALLBACK.contains(&name.as_str())).collect()
 }
 
 fn set(names: &[&str]) -> BTreeSet<String> {

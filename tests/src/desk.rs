@@ -17,7 +17,7 @@ use crate::{
 /// How long something that must not arrive is waited for.
 pub const PATIENCE: Duration = Duration::from_millis(400);
 /// How long something that must.
-pub const LIMIT: Duration = Duration::from_secs(10);
+pub const LIMIT: Duration = Duration::from_secs(30);
 
 /// A gateway between a device and a core.
 #[derive(Debug)]

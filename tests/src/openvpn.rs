@@ -19,7 +19,7 @@ use crate::{
     process::{Process, until},
 };
 
-const LIMIT: Duration = Duration::from_secs(20);
+const LIMIT: Duration = Duration::from_secs(60);
 
 /// OpenVPN's own CA.
 #[derive(Debug)]

@@ -17,7 +17,7 @@ use crate::{
     site,
 };
 
-const LIMIT: Duration = Duration::from_secs(10);
+const LIMIT: Duration = Duration::from_secs(60);
 
 /// An HTTP server on port 80 that serves `page` as `/` and a file of `mib` MiB of zeros as `/big`.
 ///

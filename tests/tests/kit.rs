@@ -136,7 +136,7 @@ fn openvpn_carries_both_families_to_the_cores_servers() {
         "{addresses:?}"
     );
 
-    let limit = Duration::from_secs(5);
+    let limit = Duration::from_secs(30);
     let page = services::fetch(&site.device, &format!("http://{}/", site::DM_NAME), limit, scratch.path()).unwrap();
     assert_eq!(page, "enrolment\n");
     let page = services::fetch(&site.device, &format!("http://[{}]/", site::MAIL6), limit, scratch.path()).unwrap();

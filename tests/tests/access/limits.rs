@@ -136,17 +136,18 @@ async fn silence_and_dribbling() {
         c.api.as_mut().unwrap().idle_timeout = Duration::from_secs(1);
     })
     .await;
-    let closes = async |what: &str, http2: &mut Http2| {
-        let start = Instant::now();
+    let closes = async |what: &str, start: Instant, http2: &mut Http2| {
         tokio::time::timeout(Duration::from_secs(15), http2.until_closed())
             .await
             .unwrap_or_else(|_| panic!("{what}: still open"));
         assert!(start.elapsed() > Duration::from_millis(500), "{what}: at once");
     };
-    closes("silence", &mut Http2::connect(&gateway, Role::Viewer).await).await;
+    let start = Instant::now();
+    closes("silence", start, &mut Http2::connect(&gateway, Role::Viewer).await).await;
+    let start = Instant::now();
     let mut half = Http2::connect(&gateway, Role::Viewer).await;
     half.send(HEADERS, 0, 1, &call_fields(STATUS)).await.unwrap();
-    closes("half a header block", &mut half).await;
+    closes("half a header block", start, &mut half).await;
 
     // Pings and a header block that grows by a byte now and then make no call either.
     let mut dribbles = Http2::connect(&gateway, Role::Viewer).await;
@@ -213,9 +214,12 @@ async fn nothing_is_buffered_for_who_may_not() {
         http2.send(DATA, 0, 1, &[0; 16_384]).await.unwrap();
     }
     let mut answered = false;
-    let deadline = Instant::now() + Duration::from_secs(2);
+    let mut deadline = Instant::now() + Duration::from_secs(30);
     while let Ok(Some((kind, _, stream, payload))) = tokio::time::timeout_at(deadline.into(), http2.receive()).await {
-        answered |= kind == HEADERS && stream == 1;
+        if kind == HEADERS && stream == 1 {
+            answered = true;
+            deadline = Instant::now() + Duration::from_secs(2);
+        }
         assert!(
             !(kind == WINDOW_UPDATE && stream == 1 && code(&payload, 0) > 0),
             "it asks for more of the body"
@@ -245,7 +249,7 @@ async fn connections_of_one_client() {
         .await
         .expect("those that are open go on");
     open.pop();
-    let deadline = Instant::now() + Duration::from_secs(5);
+    let deadline = Instant::now() + Duration::from_secs(30);
     while status(third.clone()).await.is_err() {
         assert!(Instant::now() < deadline, "a place comes free");
         tokio::time::sleep(Duration::from_millis(20)).await;
@@ -282,7 +286,7 @@ async fn one_client_does_not_keep_another_waiting() {
         context: context("r"),
         devices: vec![device("phone")],
     };
-    let served = tokio::time::timeout(Duration::from_secs(3), other.register_devices(request)).await;
+    let served = tokio::time::timeout(Duration::from_secs(10), other.register_devices(request)).await;
     served.expect("at once").unwrap();
     drop(hogs);
     gateway.stop().await;

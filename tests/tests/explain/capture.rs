@@ -55,13 +55,13 @@ fn a_capture_opens_in_tshark_with_reason_pool_and_device() {
     stage.open();
     assert!(!capturing(&stage), "nobody captures yet");
     let file = stage.gateway.folder().join("denied.pcapng");
-    let mut running = start(&stage, "--for 4s --device phone", &file);
+    let mut running = start(&stage, "--for 10s --device phone", &file);
     assert_eq!(file.metadata().unwrap().permissions().mode() & 0o777, 0o600);
     let began = std::time::SystemTime::now();
     for at in [MAIL, MAIL6] {
         assert!(!stage.reaches(at, PATIENCE));
     }
-    let ended = running.wait(Duration::from_secs(15)).unwrap();
+    let ended = running.wait(Duration::from_secs(60)).unwrap();
     assert!(ended.success(), "{}", running.log());
     assert!(running.log().contains("the time is up"), "{}", running.log());
     until(LIMIT, "capturing is switched off", || Ok(!capturing(&stage))).unwrap();

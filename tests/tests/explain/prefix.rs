@@ -54,7 +54,7 @@ fn what_is_denied_to_addresses_of_a_whole_64_is_its_devices() {
     };
     let mut live = follow(&log);
     let file = stage.gateway.folder().join("denied.pcapng");
-    let mut capture = start(&stage, "--for 4s --device tablet", &file);
+    let mut capture = start(&stage, "--for 10s --device tablet", &file);
     let shown = |log: &std::path::Path, source: &str| {
         let text = std::fs::read_to_string(log).unwrap_or_default();
         text.contains(&format!("\"source\":\"{source}\""))
@@ -100,7 +100,7 @@ fn what_is_denied_to_addresses_of_a_whole_64_is_its_devices() {
         assert!(!shown(log, &DEVICE6.to_string()) && !shown(log, OUTSIDE));
     }
 
-    assert!(capture.wait(Duration::from_secs(15)).unwrap().success(), "{}", capture.log());
+    assert!(capture.wait(Duration::from_secs(60)).unwrap().success(), "{}", capture.log());
     let packets = tshark(&file, &["frame.comment", "ipv6.src", "udp.dstport"]);
     for from in INSIDE {
         let own: Vec<_> = packets.iter().filter(|p| p[1] == from && !p[2].is_empty()).collect();

@@ -18,7 +18,7 @@ use lazaret_tests::{
 };
 use nix::sys::signal::Signal;
 
-pub(crate) const LIMIT: Duration = Duration::from_secs(15);
+pub(crate) const LIMIT: Duration = Duration::from_secs(60);
 const MAIL: [IpAddr; 2] = [site::MAIL, site::MAIL6];
 
 /// `phone`, registered and with a session.

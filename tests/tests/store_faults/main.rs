@@ -20,7 +20,7 @@ use lazaret_tests::{
 };
 use rusqlite::Connection;
 
-const LIMIT: Duration = Duration::from_secs(20);
+const LIMIT: Duration = Duration::from_secs(60);
 
 /// A gateway with `phone` released and `tablet` quarantined, both connected.
 fn connected(change: impl FnOnce(&mut Gateway) -> anyhow::Result<()>) -> Lab {

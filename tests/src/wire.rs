@@ -173,12 +173,27 @@ pub fn hardware_address(namespace: &Namespace, interface: &str) -> Result<[u8; 6
         .with_context(|| format!("{interface} has no Ethernet address: {shown}"))
 }
 
+/// Tags what leaves through an interface, until dropped.
+#[derive(Debug)]
+pub struct Pusher(OwnedFd);
+
+impl Drop for Pusher {
+    fn drop(&mut self) {
+        const BPF_LINK_DETACH: libc::c_long = 34;
+        // To close it would not do: a process that another thread is about to start holds a copy until it runs its program.
+        let link = self.0.as_raw_fd();
+        // SAFETY: the attribute is the open link's descriptor, and outlives the call.
+        let _gone_with_its_interface =
+            unsafe { libc::syscall(libc::SYS_bpf, BPF_LINK_DETACH, &raw const link, size_of_val(&link)) };
+    }
+}
+
 /// Tags what leaves through an interface: `bpf_skb_vlan_push(skb, htons(0x8100), tci)`, assembled by hand, for as long as the link lives. A tag
 /// that is there already goes into the frame.
 ///
 /// # Errors
 /// No privilege.
-pub fn push_tag(namespace: &Namespace, interface: &str, tci: u16) -> Result<OwnedFd> {
+pub fn push_tag(namespace: &Namespace, interface: &str, tci: u16) -> Result<Pusher> {
     const BPF_PROG_LOAD: libc::c_long = 5;
     const BPF_LINK_CREATE: libc::c_long = 28;
     const BPF_PROG_TYPE_SCHED_CLS: u64 = 3;
@@ -208,5 +223,5 @@ pub fn push_tag(namespace: &Namespace, interface: &str, tci: u16) -> Result<Owne
     let mut create = [0; 16];
     create[0] = u64::try_from(program.as_raw_fd())? | u64::from(ifindex) << 32;
     create[1] = BPF_TCX_EGRESS;
-    namespace.run(|| bpf(BPF_LINK_CREATE, create))
+    Ok(Pusher(namespace.run(|| bpf(BPF_LINK_CREATE, create))?))
 }

@@ -9,6 +9,7 @@ use gateway_ebpf::{
 };
 use lazaret_tests::{
     netns::Namespace,
+    process::until,
     require::{Need, or_skip},
     wire::push_tag,
 };
@@ -110,6 +111,11 @@ fn the_mark_crosses_from_xdp_to_tc() {
 
     // Without XDP again, TC judges in full again.
     kernel.detach_xdp(program::XDP_DEVICE);
+    // A process that another test is about to start holds a copy of the link until it runs its program.
+    until(Duration::from_secs(5), "XDP is gone", || {
+        Ok(!gateway.ip("link show inside")?.contains("prog/xdp"))
+    })
+    .unwrap();
     let before = rule(&kernel);
     allowed.0.set_read_timeout(Some(Duration::from_secs(3))).unwrap();
     send(53);

@@ -1,8 +1,13 @@
 //! A device and a gateway with a wire between them, and our programs on the gateway's end of it: what tests of attached programs set up alike.
 
+use std::{net::UdpSocket, time::Duration};
+
 use aya::programs::tc::TcAttachType::{Egress, Ingress};
 use gateway_ebpf::abi::{Interface, map, program};
-use lazaret_tests::netns::{Namespace, veth};
+use lazaret_tests::{
+    netns::{Namespace, veth},
+    process::until,
+};
 
 use crate::{kernel::Kernel, world};
 
@@ -31,7 +36,7 @@ impl Link {
         }
         device.route("10.77.0.0/16", "10.66.0.1".parse().unwrap()).unwrap();
         device.route("fd77::/64", "fd66::1".parse().unwrap()).unwrap();
-        // Programs come last: to load them takes as long as IPv6 takes to get ready.
+        ready(&device, &gateway);
         Self::between((device, gateway), xdp, reject)
     }
 
@@ -52,6 +57,21 @@ impl Link {
         });
         Self { device, gateway, kernel }
     }
+}
+
+/// Waits until IPv6 works: an interface that has just come up takes part in it a moment later, on a busy machine seconds later. Afterwards
+/// neighbours have to be found again.
+fn ready(device: &Namespace, gateway: &Namespace) {
+    let there = gateway.run(|| UdpSocket::bind("[fd66::1]:9")).unwrap();
+    there.set_read_timeout(Some(Duration::from_millis(50))).unwrap();
+    let here = device.run(|| UdpSocket::bind("[::]:0")).unwrap();
+    until(Duration::from_secs(30), "IPv6 works", || {
+        let _not_yet = here.send_to(b"?", "[fd66::1]:9");
+        Ok(there.recv(&mut [0; 1]).is_ok())
+    })
+    .unwrap();
+    device.ip("neigh flush dev vpn").unwrap();
+    gateway.ip("neigh flush dev inside").unwrap();
 }
 
 fn wire() -> (Namespace, Namespace) {

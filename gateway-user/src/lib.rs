@@ -2,6 +2,7 @@
 
 pub mod clock;
 pub mod config;
+mod durable;
 pub mod model;
 
 pub mod audit;

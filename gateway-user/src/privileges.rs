@@ -8,7 +8,7 @@ use std::{
     fs, io,
     os::{
         fd::{AsRawFd as _, IntoRawFd as _},
-        unix::fs::{DirBuilderExt as _, MetadataExt as _, lchown},
+        unix::fs::{MetadataExt as _, lchown},
     },
     path::{Path, PathBuf},
 };
@@ -19,7 +19,7 @@ use nix::{
     unistd::{Gid, Uid, User, geteuid, initgroups, setresgid, setresuid},
 };
 
-use crate::config::Config;
+use crate::{config::Config, durable};
 
 /// What the daemon does all its life. NET_ADMIN: attach programs, routes, nftables. SYS_ADMIN: the kernel gives programs, links and maps by
 /// their ids to nobody else, and an answer is read back from the program that is attached now, whichever it is. BPF and PERFMON: load programs,
@@ -166,7 +166,7 @@ fn become_user(user: &User) -> Result<(), PrivilegeError> {
 }
 
 fn make(directory: &Path) -> io::Result<()> {
-    fs::DirBuilder::new().recursive(true).mode(0o700).create(directory)
+    durable::make_directory(directory, 0o700)
 }
 
 /// Links are given, not followed; another file system below is left alone.

@@ -5,13 +5,13 @@ use std::{
     collections::BTreeMap,
     fs::{self, OpenOptions},
     io::{self, Read as _, Write as _},
-    os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _},
+    os::unix::fs::OpenOptionsExt as _,
     path::Path,
 };
 
 use serde::{Deserialize, Serialize};
 
-use crate::model::Role;
+use crate::{durable, model::Role};
 
 /// Most certificates that are remembered. Each needs a client with a valid certificate of a trusted CA.
 const MOST: usize = 10_000;
@@ -134,7 +134,7 @@ impl Clients {
 /// A file in the place of what was there.
 pub(super) fn write_whole(file: &Path, content: &[u8]) -> io::Result<()> {
     let directory = file.parent().ok_or_else(|| io::Error::other("no directory"))?;
-    fs::DirBuilder::new().recursive(true).mode(0o700).create(directory)?;
+    durable::make_directory(directory, 0o700)?;
     let mut new = file.as_os_str().to_owned();
     new.push(".new");
     match fs::remove_file(&new) {
@@ -145,7 +145,7 @@ pub(super) fn write_whole(file: &Path, content: &[u8]) -> io::Result<()> {
     written.write_all(content)?;
     written.sync_all()?;
     fs::rename(&new, file)?;
-    fs::File::open(directory)?.sync_all()
+    durable::synchronise_directory(directory)
 }
 
 #[cfg(test)]

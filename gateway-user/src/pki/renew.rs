@@ -10,7 +10,7 @@ use rcgen::KeyPair;
 use rustls::pki_types::{CertificateDer, pem::PemObject as _};
 use x509_parser::prelude::{FromDer as _, GeneralName, X509Certificate};
 
-use super::{IssueArgs, Made, PkiError, ca, certified, files::write_new};
+use super::{IssueArgs, Made, PkiError, ca, certified, files};
 use crate::{
     access::{
         peer::Peer,
@@ -163,21 +163,29 @@ fn date(old: &X509Certificate<'_>) -> String {
 }
 
 /// Puts a pair in the place of one that is kept under another name. The key goes first: whoever reads in between finds two that do not
-/// belong together, and goes on with what he has.
+/// belong together, and goes on with what he has. Each step is on the disk before the next: where the power goes in between, the old pair
+/// is in its place or beside it, and the next renewal goes on from there.
 fn replace_pair(dir: &Path, name: &str, certificate: &str, key: &str, until: &str) -> Result<(PathBuf, PathBuf), PkiError> {
     let (pem, secret) = (dir.join(format!("{name}.pem")), dir.join(format!("{name}.key")));
     let (new_pem, new_secret) = (dir.join(format!("{name}.pem.new")), dir.join(format!("{name}.key.new")));
-    write_new(&new_secret, 0o600, key)?;
+    let _lock = files::lock(dir)?;
+    for left in [&new_secret, &new_pem] {
+        // Of a renewal that was cut off.
+        let _ = fs::remove_file(left);
+    }
+    files::write_new(&new_secret, 0o600, key)?;
     let moved = || -> Result<(), PkiError> {
-        write_new(&new_pem, 0o644, certificate)?;
-        for (file, ending) in [(&secret, "key"), (&pem, "pem")] {
-            keep(file, &dir.join(format!("{name}.until-{until}.{ending}")))?;
-        }
+        files::write_new(&new_pem, 0o644, certificate)?;
+        let [kept_pem, kept_key] = ["pem", "key"].map(|ending| dir.join(format!("{name}.until-{until}.{ending}")));
+        let cut_off = keep(&pem, &kept_pem, false)?;
+        keep(&secret, &kept_key, cut_off)?;
+        files::synchronise(dir)?;
         for (new, file) in [(&new_secret, &secret), (&new_pem, &pem)] {
             fs::rename(new, file).map_err(|error| PkiError::Write {
                 path: file.clone(),
                 error,
             })?;
+            files::synchronise(dir)?;
         }
         Ok(())
     };
@@ -189,11 +197,14 @@ fn replace_pair(dir: &Path, name: &str, certificate: &str, key: &str, until: &st
     Ok((pem, secret))
 }
 
-/// Another name for a file, which must not be taken; nothing if there is no file.
-fn keep(file: &Path, name: &Path) -> Result<(), PkiError> {
+/// Another name for a file, which must not be another's; nothing if there is no file. Whether it had that name already: a renewal was cut
+/// off. `cut_off`: then the certificate is kept, and so is the key that belongs to it, whatever has its place by now.
+fn keep(file: &Path, name: &Path, cut_off: bool) -> Result<bool, PkiError> {
+    let same = || fs::read(file).ok().is_some_and(|here| fs::read(name).ok() == Some(here));
     match fs::hard_link(file, name) {
-        Ok(()) => Ok(()),
-        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
+        Ok(()) => Ok(false),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(e) if e.kind() == io::ErrorKind::AlreadyExists && (cut_off || same()) => Ok(true),
         Err(e) if e.kind() == io::ErrorKind::AlreadyExists => Err(PkiError::Exists(name.into())),
         Err(error) => Err(PkiError::Write {
             path: name.into(),

@@ -14,7 +14,10 @@ use std::{
 use tracing::{error, info, warn};
 
 use super::{AuditQuery, Reader, StoreError, files};
-use crate::audit::{Head, Line, Sealed};
+use crate::{
+    audit::{Head, Line, Sealed},
+    durable,
+};
 
 /// How long an entry waits at most.
 const EVERY: Duration = Duration::from_secs(1);
@@ -22,8 +25,8 @@ const EVERY: Duration = Duration::from_secs(1);
 const HEAD_EVERY: Duration = Duration::from_secs(600);
 /// Entries that are read at a time.
 const AT_ONCE: u32 = 1000;
-/// The end of the file, in which its last line is looked for.
-const TAIL: u64 = 1 << 20;
+/// The end of the file, in which its last line is looked for; more than is written at a time.
+const TAIL: u64 = 8 << 20;
 /// Remembers how far the file came, for when it is rotated away while the daemon is down.
 const POSITION: &str = "audit-log.position";
 
@@ -215,13 +218,43 @@ fn reached(file: &Path, position: &Path) -> io::Result<Head> {
     log.seek(SeekFrom::Start(from))?;
     let mut tail = Vec::new();
     log.take(TAIL).read_to_end(&mut tail)?;
-    let whole = tail.iter().rposition(|b| *b == b'\n').map_or(0, |at| at + 1);
+    let noted = noted(position)?;
+    let whole = whole(&tail, noted, from == 0);
     if whole < tail.len() {
-        // The machine died in the middle of a line.
+        // The machine died in the middle of a line, or of writing several.
         OpenOptions::new().write(true).open(file)?.set_len(from + whole as u64)?;
     }
     let mut lines = tail[..whole].split(|b| *b == b'\n').rev();
-    lines.find_map(head_of_line).map_or_else(|| noted(position), Ok)
+    Ok(lines.find_map(head_of_line).unwrap_or(noted))
+}
+
+/// How much of the end of a log is whole. What came after the entry that was noted last was perhaps not all on the disk when the machine died:
+/// blocks of it can be missing, with more behind them. From the first line there on that is none, it is written again. What came before was
+/// on the disk: nothing of that is touched. `all`: the tail is the whole log.
+fn whole(tail: &[u8], noted: Head, all: bool) -> usize {
+    let end = tail.iter().rposition(|b| *b == b'\n').map_or(0, |at| at + 1);
+    let (mut at, mut certain) = (0, None);
+    let mut lines = Vec::new();
+    for line in tail[..end].split_inclusive(|b| *b == b'\n') {
+        let head = head_of_line(line);
+        if head == Some(noted) {
+            certain = Some(at + line.len());
+        }
+        lines.push((at, head));
+        at += line.len();
+    }
+    // A log that begins behind the note: it was new, or the one before it was rotated away.
+    let begins = || {
+        lines
+            .iter()
+            .find_map(|(_, h)| *h)
+            .is_none_or(|first| first.number == noted.number + 1)
+    };
+    let certain = certain.or_else(|| (all && begins()).then_some(0));
+    let torn = lines
+        .iter()
+        .find(|(at, head)| head.is_none() && certain.is_some_and(|c| *at >= c));
+    torn.map_or(end, |(at, _)| *at)
 }
 
 fn noted(position: &Path) -> io::Result<Head> {
@@ -251,7 +284,14 @@ fn append(file: &Path, lines: impl Iterator<Item = Line>) -> io::Result<()> {
         .custom_flags(libc::O_NOFOLLOW | libc::O_CLOEXEC)
         .open(file)?;
     let before = log.metadata()?.len();
-    log.write_all(&text).inspect_err(|_| {
+    // On the disk before it is noted: otherwise a loss of power leaves out what the note has behind it.
+    let written = log.write_all(&text).and_then(|()| log.sync_data()).and_then(|()| {
+        if before == 0 {
+            return durable::synchronise_name(file);
+        }
+        Ok(())
+    });
+    written.inspect_err(|_| {
         // The next try begins where this one did.
         let _ = log.set_len(before);
     })
@@ -264,9 +304,9 @@ fn note(position: &Path, reached: Head) -> Result<(), StoreError> {
     let written = File::options()
         .write(true)
         .open(&draft)
-        .and_then(|mut f| writeln!(f, "{reached}"));
+        .and_then(|mut f| writeln!(f, "{reached}").and_then(|()| f.sync_data()));
     written.map_err(|e| failed(&draft, &e))?;
-    files::rename(&draft, position)
+    files::replace(&draft, position)
 }
 
 fn failed(file: &Path, error: &io::Error) -> StoreError {

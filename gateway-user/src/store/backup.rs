@@ -240,6 +240,8 @@ impl Old {
             }
         }
         files::remove(&files::with_suffix(place, "-shm"))?;
+        // The new database's name must not come before the old log has gone.
+        files::sync_name(place)?;
         Ok(Some(kept))
     }
 }

@@ -1,9 +1,9 @@
 //! The database's directory and files: made with tight modes, refused with loose ones. The registry names people and their devices.
 
 use std::{
-    fs::{self, DirBuilder, File, OpenOptions, Permissions},
+    fs::{self, File, OpenOptions, Permissions},
     io::{self, ErrorKind},
-    os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _},
+    os::unix::fs::{MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _},
     path::{Path, PathBuf},
     thread,
     time::{Duration, Instant},
@@ -15,6 +15,7 @@ use nix::{
 };
 
 use super::StoreError;
+use crate::durable;
 
 /// Makes directory and file if there are none, and checks both. Returns the file's path.
 pub(super) fn prepare(directory: &Path, name: &str) -> Result<PathBuf, StoreError> {
@@ -34,11 +35,7 @@ pub(super) fn prepare(directory: &Path, name: &str) -> Result<PathBuf, StoreErro
 
 /// Makes the directory if there is none, and checks it.
 pub(super) fn directory(directory: &Path) -> Result<(), StoreError> {
-    match DirBuilder::new().recursive(true).mode(0o700).create(directory) {
-        Ok(()) => {}
-        Err(e) if e.kind() == ErrorKind::AlreadyExists => {}
-        Err(e) => return Err(io_error("make", directory, &e)),
-    }
+    durable::make_directory(directory, 0o700).map_err(|e| io_error("make", directory, &e))?;
     check(directory, 0o700, true)
 }
 
@@ -115,13 +112,13 @@ pub(super) fn discard(draft: &Path) {
 pub(super) fn put_new(draft: &Path, file: &Path) -> Result<(), StoreError> {
     link(draft, file)?;
     remove(draft)?;
-    sync_directory_of(file)
+    sync_name(file)
 }
 
 /// Gives a draft its name, whatever had it, for good.
 pub(super) fn replace(draft: &Path, file: &Path) -> Result<(), StoreError> {
     rename(draft, file)?;
-    sync_directory_of(file)
+    sync_name(file)
 }
 
 /// A second name, which nothing may have.
@@ -159,10 +156,9 @@ pub(super) fn which(path: &Path) -> Option<Which> {
     fs::symlink_metadata(path).ok().map(|m| (m.dev(), m.ino()))
 }
 
-fn sync_directory_of(file: &Path) -> Result<(), StoreError> {
-    // A bare name's parent is empty: the directory that we are in.
-    let directory = file.parent().filter(|d| !d.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    sync(directory)
+/// Where its name leads now is on the disk.
+pub(super) fn sync_name(file: &Path) -> Result<(), StoreError> {
+    durable::synchronise_name(file).map_err(|e| io_error("write", file, &e))
 }
 
 fn check(path: &Path, wanted: u32, directory: bool) -> Result<(), StoreError> {

@@ -166,11 +166,13 @@ pub fn mark(at: &Path, n: usize) {
 /// # Errors
 /// As the system says.
 pub fn copies() -> Result<tempfile::TempDir> {
+    let mut builder = tempfile::Builder::new();
+    builder.permissions(fs::Permissions::from_mode(0o700));
     let memory = Path::new("/dev/shm");
     Ok(if memory.is_dir() {
-        tempfile::tempdir_in(memory)?
+        builder.tempdir_in(memory)?
     } else {
-        tempfile::tempdir()?
+        builder.tempdir()?
     })
 }
 
@@ -182,13 +184,31 @@ impl Disk {
         (1..).take_while(marked).count()
     }
 
+    /// Forgets what [`mark`] noted.
+    pub fn unmark(&mut self) {
+        for n in 1..=self.marks() {
+            let _there = self.remove(ROOT, format!("mark-{n}").as_ref(), true);
+        }
+    }
+
+    /// Writes over the beginning of a file.
+    ///
+    /// # Errors
+    /// ENOENT, ENOTDIR, EISDIR.
+    pub fn damage(&mut self, path: &Path, bytes: &[u8]) -> Result<()> {
+        Ok(self.write(self.number(path)?, 0, bytes)?)
+    }
+
     /// What is in a file now, by its path.
     ///
     /// # Errors
     /// ENOENT, ENOTDIR, EISDIR.
     pub fn file(&self, path: &Path) -> Result<Vec<u8>> {
-        let number = path.iter().try_fold(ROOT, |number, name| self.find(number, name))?;
-        Ok(self.read(number, 0, usize::MAX)?.to_vec())
+        Ok(self.read(self.number(path)?, 0, usize::MAX)?.to_vec())
+    }
+
+    fn number(&self, path: &Path) -> Result<u64> {
+        Ok(path.iter().try_fold(ROOT, |number, name| self.find(number, name))?)
     }
 
     /// Copies what is on it now to a directory, with modes.

@@ -4,4 +4,5 @@
 
 mod kill;
 mod load;
+mod moments;
 mod power;

@@ -16,12 +16,12 @@ use gateway_user::{
 use lazaret_tests::differential::random::Random;
 use tempfile::TempDir;
 
-const AT: WallTime = WallTime(1_800_000_000_000);
+pub(super) const AT: WallTime = WallTime(1_800_000_000_000);
 const SECTOR: usize = 512;
-const DEVICES: usize = 40;
+pub(super) const DEVICES: usize = 40;
 
 /// Change `n` sets every device's owner to `n`, so that half a change shows.
-fn change(n: u64) -> ChangeSet {
+pub(super) fn change(n: u64) -> ChangeSet {
     let device = |d: usize| Device {
         owner: format!("{n}").into(),
         ..Device::new(format!("phone-{d}").parse().unwrap(), "office".parse().unwrap(), AT)
@@ -75,21 +75,30 @@ fn survivor(database: &[u8], log: &[u8], known: Head) -> u64 {
         fs::write(path.join(name), bytes).unwrap();
         fs::set_permissions(path.join(name), fs::Permissions::from_mode(0o600)).unwrap();
     }
-    let mut store = SqliteStore::open(&path).unwrap();
+    whole(&path, known, "an image")
+}
+
+/// Opens a state directory, and gives the change that it is at, after having made sure that it is whole, and that it goes on.
+pub(super) fn whole(state: &Path, known: Head, context: &str) -> u64 {
+    let mut store = SqliteStore::open(state).unwrap_or_else(|e| panic!("{context}: {e}"));
     let loaded = store.load().unwrap();
     let n = loaded.revision.0;
-    assert_eq!(loaded.devices.len(), if n == 0 { 0 } else { DEVICES });
+    assert_eq!(loaded.devices.len(), if n == 0 { 0 } else { DEVICES }, "{context}");
     assert!(
         loaded.devices.iter().all(|d| *d.owner == *n.to_string()),
-        "half a change at {n}"
+        "{context}: half a change at {n}"
     );
     assert_eq!(
         loaded.sessions.iter().map(|s| s.id.0).collect::<Vec<_>>(),
-        (n > 0).then_some(n).into_iter().collect::<Vec<_>>()
+        (n > 0).then_some(n).into_iter().collect::<Vec<_>>(),
+        "{context}"
     );
-    let verified = Reader::of_directory(&path).unwrap().verify(&[known]).unwrap();
-    assert_eq!((verified.findings.as_slice(), verified.head.number), (&[][..], n));
-    // And it goes on.
+    let verified = Reader::of_directory(state).unwrap().verify(&[known]).unwrap();
+    assert_eq!(
+        (verified.findings.as_slice(), verified.head.number),
+        (&[][..], n),
+        "{context}"
+    );
     store.commit(&change(n + 1), Revision(n), AT).unwrap();
     n
 }

@@ -2,16 +2,24 @@
 //! scratch folder.
 
 use std::{
+    ffi::{CStr, CString},
     fs,
+    os::unix::{ffi::OsStrExt as _, process::CommandExt as _},
     path::{Path, PathBuf},
     process::Command,
     time::Duration,
 };
 
 use anyhow::{Context as _, Result, bail, ensure};
+use nix::{
+    mount::{MsFlags, mount},
+    sched::{CloneFlags, unshare},
+};
 
 use crate::{
     api::{Client, Credentials},
+    differential::random::Random,
+    lossy::{Loss, Lossy, Lost},
     process::{self, Process, until},
     scratch::Scratch,
     site::{self, Site},
@@ -28,6 +36,10 @@ pub struct Gateway {
     /// Where it stands.
     pub site: Site,
     daemon: Option<Process>,
+    /// Dropped before the directory that it is mounted in.
+    lossy: Option<Lossy>,
+    /// How often its machine was started anew.
+    boots: u32,
     scratch: Scratch,
 }
 
@@ -42,6 +54,8 @@ impl Gateway {
         let this = Self {
             site: site.clone(),
             daemon: None,
+            lossy: None,
+            boots: 0,
             scratch,
         };
         fs::write(
@@ -81,6 +95,43 @@ impl Gateway {
         self.scratch.ext4("state", kib)
     }
 
+    /// Keeps the database (in `disk/state`) and the audit as lines (in `disk/audit.jsonl`) on a file system that forgets, at a loss of power,
+    /// what was not synchronised.
+    ///
+    /// # Errors
+    /// No privilege, or no FUSE.
+    pub fn lossy_state(&mut self) -> Result<()> {
+        let disk = self.folder().join("disk");
+        fs::create_dir(&disk)?;
+        self.lossy = Some(Lossy::mount(&disk)?);
+        let (folder, disk) = (self.folder().display(), disk.display());
+        self.configure(&format!("\"{folder}/state\""), &format!("\"{disk}/state\""))?;
+        self.configure("[log]\n", &format!("[store]\naudit_log = \"{disk}/audit.jsonl\"\n\n[log]\n"))
+    }
+
+    /// The power goes: the daemon ends, its disk forgets, and of what it had in the kernel nothing is left. The next start is on another boot
+    /// of the machine, by its id.
+    ///
+    /// # Errors
+    /// Its state is on no file system that forgets, or something cannot be taken away.
+    pub fn lose_power(&mut self, loss: Loss, random: &mut Random) -> Result<Lost> {
+        self.kill()?;
+        let lossy = self
+            .lossy
+            .as_mut()
+            .context("the state is on a file system that does not forget")?;
+        let lost = lossy.lose_power(loss, random)?;
+        fs::remove_dir_all(self.folder().join("bpf/lazaret"))?;
+        self.site.gw.exec("nft flush ruleset")?;
+        self.boots += 1;
+        fs::write(self.boot_id(), format!("{:08x}-0000-4000-8000-000000000000\n", self.boots))?;
+        Ok(lost)
+    }
+
+    fn boot_id(&self) -> PathBuf {
+        self.folder().join("boot_id")
+    }
+
     /// Where its files are: `lazaret.toml`, `lazaret.sock`, `lazaret.log`, `ca.pem`, `mdm.pem`, `mdm.key`, `bpf`, ...
     #[must_use]
     pub fn folder(&self) -> &Path {
@@ -106,6 +157,9 @@ impl Gateway {
     pub fn start(&mut self) -> Result<()> {
         let mut run = self.lazaret();
         run.args(["run", "--config"]).arg(self.config());
+        if self.boots > 0 {
+            on_another_boot(&mut run, &self.boot_id())?;
+        }
         let mut daemon = Process::spawn(&mut run, &self.folder().join("lazaret.log"))?;
         let socket = self.socket();
         let ready = until(LIMIT, "the daemon answers", || {
@@ -251,6 +305,32 @@ impl Drop for Gateway {
             let _ended = daemon.terminate(Duration::from_secs(3));
         }
     }
+}
+
+/// Has a command see another boot id of the kernel: in a mount namespace of its own, since the id is the machine's.
+fn on_another_boot(command: &mut Command, file: &Path) -> Result<()> {
+    let file = CString::new(file.as_os_str().as_bytes())?;
+    let enter = move || {
+        unshare(CloneFlags::CLONE_NEWNS)?;
+        mount(
+            None::<&CStr>,
+            c"/",
+            None::<&CStr>,
+            MsFlags::MS_REC | MsFlags::MS_PRIVATE,
+            None::<&CStr>,
+        )?;
+        mount(
+            Some(&*file),
+            c"/proc/sys/kernel/random/boot_id",
+            None::<&CStr>,
+            MsFlags::MS_BIND,
+            None::<&CStr>,
+        )?;
+        Ok(())
+    };
+    // SAFETY: between fork and exec the closure makes three system calls with strings that were made before, and allocates nothing.
+    unsafe { command.pre_exec(enter) };
+    Ok(())
 }
 
 /// The binary under test: `LAZARET_BIN`, or the one built beside this one.

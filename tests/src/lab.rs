@@ -98,6 +98,18 @@ impl Lab {
         self.attached()
     }
 
+    /// Starts after [`Gateway::lose_power`]: with a new tun, as the VPN server makes it.
+    ///
+    /// # Errors
+    /// It does not start.
+    pub fn boot(&mut self) -> Result<()> {
+        self.site.gw.ip("link delete tun0")?;
+        self.tun = Self::tun(&self.site)?;
+        self.gateway.start()?;
+        self.local = self.gateway.local()?;
+        self.attached()
+    }
+
     /// Packets that arrive in the core from one address, for another.
     ///
     /// # Errors

@@ -2,7 +2,9 @@
 //! not yet on the disk gone.
 #![allow(clippy::unwrap_used, reason = "a test ends at what it does not expect")]
 
+mod judge;
 mod kill;
 mod load;
 mod moments;
 mod power;
+mod reboot;

@@ -33,6 +33,8 @@ const OF_ONE_CLIENT: usize = 32;
 const CLIENTS: usize = 256;
 /// Of one client, so many a window go to the audit.
 const AUDITED: u32 = 16;
+/// Of one client, so many a window go to the log.
+const LOGGED: u32 = 64;
 /// How long an answer waits for its number in the audit. The entry comes about all the same.
 const NOTED_WITHIN: Duration = Duration::from_millis(500);
 /// Most characters that are kept of a text.
@@ -169,6 +171,7 @@ impl Refusals {
 
     /// Keeps a refusal, gives it to the audit if it is for that, and returns its reference code.
     pub async fn refer(&self, told: Told) -> String {
+        let told = shortened(&told);
         let taken = self.take(&told);
         if let Some(again) = &taken.audited_as {
             let message = format!("{}{again}", told.message);
@@ -212,18 +215,12 @@ impl Refusals {
 
     fn take(&self, told: &Told) -> Taken {
         let taken = self.lock().take(told, Instant::now(), SystemTime::now());
-        if taken.first {
+        if taken.logged {
             let Told {
                 rpc, reason, message, ..
-            } = told;
-            tracing::info!(
-                peer = told.who.name(),
-                rpc,
-                reason,
-                message,
-                reference = taken.code(),
-                "call refused"
-            );
+            } = shortened(told);
+            let reference = taken.code();
+            tracing::info!(peer = told.who.name(), rpc, reason, message, reference, "call refused");
         }
         taken
     }
@@ -281,8 +278,8 @@ struct Taken {
     number: u64,
     /// Of the record that was kept already.
     audit: Option<u64>,
-    /// It is new.
-    first: bool,
+    /// It is new, and not one too many for the log.
+    logged: bool,
     /// It goes to the audit, with this behind its message.
     audited_as: Option<String>,
 }
@@ -303,8 +300,9 @@ struct State {
 #[derive(Debug)]
 struct Client {
     records: VecDeque<Record>,
-    /// Given to the audit since.
+    /// Given to the audit since, and to the log.
     audited: u32,
+    logged: u32,
     since: Instant,
     last: Instant,
 }
@@ -342,12 +340,13 @@ impl State {
         let client = self.clients.entry(name).or_insert_with(|| Client {
             records: VecDeque::new(),
             audited: 0,
+            logged: 0,
             since: now,
             last: now,
         });
         client.last = now;
         if now.duration_since(client.since) >= WINDOW {
-            (client.since, client.audited) = (now, 0);
+            (client.since, client.audited, client.logged) = (now, 0, 0);
         }
         // The last of its kind: it is told again and again, so there is one at most within the window.
         let before = client.records.iter_mut().rev().find(|r| r.kept.told.is(&told));
@@ -359,7 +358,7 @@ impl State {
                 return Taken {
                     number: kept.number,
                     audit: kept.audit,
-                    first: false,
+                    logged: false,
                     audited_as: None,
                 };
             }
@@ -369,6 +368,8 @@ impl State {
         }
         let audited = !strange && told.is_for_the_audit() && client.audited < AUDITED;
         client.audited += u32::from(audited);
+        client.logged = client.logged.saturating_add(1);
+        let logged = client.logged <= LOGGED;
         if client.records.len() >= OF_ONE_CLIENT {
             client.records.pop_front();
         }
@@ -386,7 +387,7 @@ impl State {
         Taken {
             number,
             audit: None,
-            first: true,
+            logged,
             audited_as: audited.then_some(again),
         }
     }

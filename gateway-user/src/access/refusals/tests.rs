@@ -45,12 +45,12 @@ fn what_repeats_is_counted_and_audited_once_a_window() {
     let mut m = Memory::new();
     let refusal = told("a", "ROLE_NOT_ALLOWED", "no");
     let first = m.take(&refusal);
-    assert!(first.first && first.audited_as.as_deref() == Some(""));
+    assert!(first.logged && first.audited_as.as_deref() == Some(""));
     assert_eq!(first.code(), "R1");
     m.state.audited(1, Some(7));
     for _ in 0..99 {
         let again = m.take(&refusal);
-        assert!(!again.first && again.audited_as.is_none());
+        assert!(!again.logged && again.audited_as.is_none());
         assert_eq!(again.code(), "A7", "the code of the first");
     }
     assert_eq!((m.kept(), m.state.find(1).unwrap().count), (1, 100));
@@ -67,16 +67,18 @@ fn what_repeats_is_counted_and_audited_once_a_window() {
 fn one_client_fills_neither_memory_nor_audit_nor_anothers_place() {
     let mut m = Memory::new();
     let quiet = m.take(&told("quiet", "BUSY", "no room")).number;
-    let flood = |m: &mut Memory| -> usize {
+    let flood = |m: &mut Memory| -> (u32, u32) {
         let all = (0..10_000).map(|i| m.take(&told("loud", "ROLE_NOT_ALLOWED", &format!("{i}"))));
-        all.filter(|t| t.audited_as.is_some()).count()
+        all.fold((0, 0), |(audited, logged), t| {
+            (audited + u32::from(t.audited_as.is_some()), logged + u32::from(t.logged))
+        })
     };
-    assert_eq!(flood(&mut m), AUDITED as usize);
-    assert_eq!(flood(&mut m), 0);
+    assert_eq!(flood(&mut m), (AUDITED, LOGGED));
+    assert_eq!(flood(&mut m), (0, 0));
     assert_eq!(m.kept(), OF_ONE_CLIENT + 1);
     assert!(m.state.find(quiet).is_some());
     m.now += WINDOW;
-    assert_eq!(flood(&mut m), AUDITED as usize, "the next window");
+    assert_eq!(flood(&mut m), (AUDITED, LOGGED), "the next window");
 }
 
 #[test]
@@ -136,6 +138,30 @@ fn texts_are_short_and_harmless() {
         assert_eq!(text.chars().count(), MAX_TEXT);
         assert!(!text.chars().any(char::is_control));
     }
+}
+
+/// Takes nothing but what is short and harmless.
+#[derive(Debug)]
+struct Strict;
+
+impl Notary for Strict {
+    fn note(&self, told: &Told) -> Noting {
+        let texts = [told.who.name(), &told.rpc, &told.reason, &told.message, &told.request];
+        let good = texts
+            .iter()
+            .all(|t| t.chars().count() <= MAX_TEXT && !t.chars().any(char::is_control));
+        Box::pin(std::future::ready(good.then_some(1)))
+    }
+}
+
+#[tokio::test]
+async fn what_goes_to_the_audit_is_short_and_harmless_too() {
+    let refusals = Refusals::new(Arc::new(Strict));
+    let told = Told {
+        request: "\u{1b}[2J".repeat(100),
+        ..told("a\n", "ROLE_NOT_ALLOWED", &"\u{7}".repeat(5000))
+    };
+    assert_eq!(refusals.refer(told).await, "A1");
 }
 
 /// Gives numbers, or none.

@@ -332,7 +332,15 @@ async fn a_final_key_is_given_again_also_after_a_restart_and_is_nowhere_kept() {
     let unknown = Refusal::PolicyKeyUnknown(id("phone"));
     assert_eq!(acknowledge(&g, &temporary).await.unwrap_err().refusal, unknown);
     g.clock.advance_ms(1);
-    assert_eq!(applied(&g).await, Err(unknown));
+    assert_eq!(applied(&g).await, Err(unknown.clone()));
+    // Nor does another handshake bring it back, whose key is another.
+    let policy = "rev-1".parse().unwrap();
+    let another = g.tell().offer_policy(g.seen(0), id("phone"), policy).await.unwrap();
+    g.tell()
+        .acknowledge_policy(g.seen(0), id("phone"), another.key)
+        .await
+        .unwrap();
+    assert_eq!(acknowledge(&g, &temporary).await.unwrap_err().refusal, unknown);
 }
 
 #[tokio::test]

@@ -113,6 +113,11 @@ fn what_was_handed_out_before_the_boot_is_no_order() {
     handshake(&mut key_out).pass(MINUTE);
     behind(&mut key_out);
     assert_eq!(key_out.refused(keyed(&r, truth(&key_out))), "CLOCK_BEHIND");
+    // Nor if it is not old by the wrong clock, which may have lost days.
+    let last = key_out.clock_behind.unwrap();
+    key_out.reboot(WallTime(last.0 + 5 * HOUR)).clock_behind = Some(WallTime(last.0 + 10 * HOUR));
+    key_out.tell(Signal::Start);
+    assert_eq!(key_out.refused(keyed(&r, truth(&key_out))), "CLOCK_BEHIND");
     // As a temporary key: by the wrong clock its time may not be over.
     desk.tell(offer(&r)).pass(MINUTE);
     let last = WallTime(desk.now.wall.0 + MINUTE);

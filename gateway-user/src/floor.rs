@@ -2,7 +2,7 @@
 //! `inet lazaret`, replaced as a whole in one transaction; no other table is touched.
 //!
 //! - What a program of ours granted carries the mark. Unmarked, nothing from a device interface or a pool address is forwarded or
-//!   delivered; connection tracking makes no exception.
+//!   delivered; the state of a connection makes no exception.
 //! - What goes to a pool or out of a device interface without the mark, forwarded or sent by the host itself, passes only if the
 //!   interface is in the set `judged`: its index is there while our programs judge at its egress, so a re-created interface, which has a
 //!   new index, is closed until they do again. netfilter cannot see whether they still do: behind them stands a filter of the kernel's own

@@ -29,6 +29,8 @@ const AT_A_TIME: usize = 8;
 /// First of the dynamic ports (RFC 6335): the source port when none is named.
 const SOURCE_PORT: u16 = 49_152;
 
+const TO_ITSELF: &str = "to the gateway itself";
+
 /// Who explains.
 #[derive(Clone, Debug)]
 pub(super) struct Explainer {
@@ -97,8 +99,10 @@ impl Explainer {
         let device = at.role == crate::config::InterfaceRole::Device && !at.egress;
         let to = device.then_some(&at.link.name);
         let leaves_to_device = device || self.config.home(answer.destination).is_some();
+        // What the host itself answers comes in nowhere.
+        let comes_in = !self.is_local(answer.source, explanations);
         let steps = [
-            ("answer", from, false, true),
+            ("answer", from, false, comes_in),
             ("answer, on its way out", to, true, leaves_to_device),
         ];
         for (step, named, egress, wanted) in steps {
@@ -114,6 +118,11 @@ impl Explainer {
             }
         }
         Ok(())
+    }
+
+    /// Whether an address is the host's own: one in a pool's prefix, or where the host's routes have said it.
+    fn is_local(&self, address: IpAddr, explanations: &[v1::Explanation]) -> bool {
+        advice::is_reserved(&self.config, address) || explanations.iter().any(|e| e.route == TO_ITSELF)
     }
 
     async fn one(&self, step: &str, question: &Question, place: &Place, ends: [&EndView; 2]) -> Result<v1::Explanation, Status> {
@@ -158,7 +167,7 @@ impl Explainer {
         };
         let prober = Arc::clone(&self.prober);
         match tokio::task::spawn_blocking(move || prober.route(&asked)).await {
-            Ok(Ok(Way::Local)) => explained.route = "to the gateway itself".into(),
+            Ok(Ok(Way::Local)) => explained.route = TO_ITSELF.into(),
             Ok(Ok(Way::Forward { ifindex, via })) => {
                 let via = via.map(|v| format!(", via {v}")).unwrap_or_default();
                 explained.route = format!("out by {}{via}", interface_name(ifindex));

@@ -122,6 +122,13 @@ fn quarantine_policy(config: &Config, pool: &Pool, found: &mut Vec<String>) {
                 pool.name, rule.id
             ));
         }
+        if let Some(prefix) = rule.peers.iter().find(|p| rule.protocol != Protocol::Tcp && is_broad(p)) {
+            found.push(format!(
+                "pool {}: rule {} is a way out, too: devices in quarantine can send to {prefix} from its ports, to any port there, since of \
+                 other protocols than TCP nothing tells an answer from a question; name few addresses",
+                pool.name, rule.id
+            ));
+        }
     }
     for rule in rules.iter().filter(|r| r.direction == RuleDirection::FromDevice) {
         if let Some(prefix) = rule.peers.iter().find(|to| allows_dns(rule) && is_broad(to)) {

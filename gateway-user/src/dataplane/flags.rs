@@ -44,6 +44,11 @@ impl Flags {
     /// Sets all of them: from here on every other hand is a foreign one.
     pub(super) fn begin(&self, flags: u32) {
         let mut said = self.said();
+        if self.now() & !flags & abi::FLAG_CAPTURE != 0 {
+            tracing::warn!(
+                "a capture outlived the daemon that it was for: each denied packet was copied for nobody; it is ended"
+            );
+        }
         self.word().store(flags, Ordering::SeqCst);
         said.wanted = Some(flags);
     }

@@ -10,8 +10,9 @@ use crate::config::{Config, InterfaceRole};
 
 /// The whole script: makes the table anew in one transaction.
 ///
-/// Priorities: forward and input run before mangle (-150), the first place where others customarily set marks, so that the mark is still
-/// our program's; a drop is final wherever it stands. Output runs after destination NAT (-100), so that the final address counts;
+/// Priorities: forward and input run before the chains of other tables at these hooks (mangle is -150), so that those cannot change the mark
+/// first; a drop is final wherever it stands. Chains at prerouting run before both, whatever their priority: one that sets whole marks there
+/// takes our grant away, one that restores a mark from connection tracking can give it back. No chain of ours can tell. Output runs after destination NAT (-100), so that the final address counts;
 /// postrouting looks once more at what the host sent, since NAT in output changes the route after that hook's interface was fixed.
 pub(super) fn script(config: &Config, judged: &BTreeSet<u32>) -> String {
     let judged: Vec<String> = judged.iter().map(|i| index(*i)).collect();

@@ -133,4 +133,6 @@ fn a_capture_is_bounded_in_size_and_ends_with_its_reader() {
     assert!(capturing(&stage));
     stage.gateway.start().unwrap();
     assert!(!capturing(&stage));
+    let log = std::fs::read_to_string(stage.gateway.folder().join("lazaret.log")).unwrap();
+    assert!(log.contains("a capture outlived the daemon"), "{log}");
 }

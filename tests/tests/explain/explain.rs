@@ -74,6 +74,12 @@ fn a_device_s_way_to_a_server_in_one_command() {
         assert_ne!(both[0]["mark"], 0);
         assert!(stage.reaches(to, LIMIT), "and so it is");
     }
+    // What the gateway itself answers comes in nowhere: it is judged on its way out alone.
+    let steps = |to| -> Vec<String> {
+        let both = stage.explain(&format!("--from {DEVICE} --to {to} --proto icmp --both"));
+        both.iter().map(|e| e["step"].as_str().unwrap().to_owned()).collect()
+    };
+    assert_eq!(steps(site::TUNNEL), ["packet", "answer, on its way out"]);
     // A near miss is named.
     let e = stage.one(&format!("--from {DEVICE} --to {DM} --proto tcp --port 443"));
     assert!(text(&e["changes"]).contains("names 10.9.0.10 already, but only"), "{e:#}");
@@ -96,6 +102,12 @@ fn a_device_s_way_to_a_server_in_one_command() {
         "{e:#}"
     );
     assert!(e["source"]["lease_ends_at"].is_string());
+    assert_eq!(
+        steps(site::GATEWAY),
+        ["packet", "answer, on its way out"],
+        "by the host's routes"
+    );
+    assert_eq!(steps(MAIL), ["packet", "answer", "answer, on its way out"]);
     assert!(text(&e["changes"]).contains("quarantining device phone"), "{e:#}");
     assert!(stage.reaches(MAIL, LIMIT), "and so it is");
     assert_eq!(e["route"], "out by core0", "{e:#}");

@@ -23,6 +23,16 @@ fn warnings() {
             "to = [\"::/0\"]\nprotocol = \"tcp\"\nports = [\"443\"]",
             "every address there is",
         ),
+        (
+            "to = [\"10.1.0.5/32\"]\nprotocol = \"tcp\"\nports = [\"443\"]",
+            "from = [\"10.0.0.0/8\"]\nprotocol = \"udp\"\nports = [\"161\"]",
+            "can send to 10.0.0.0/8 from its ports",
+        ),
+        (
+            "to = [\"10.1.0.5/32\"]\nprotocol = \"tcp\"\nports = [\"443\"]",
+            "from = [\"10.0.0.0/8\"]\nprotocol = \"tcp\"\nports = [\"161\"]",
+            "",
+        ),
         ("role = \"core\"", "role = \"device\"", "no [[interface]] has role = \"core\""),
     ] {
         let all = warned(&with(from, to));

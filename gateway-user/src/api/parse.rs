@@ -115,7 +115,7 @@ pub(super) fn policy_applied(r: v1::ReportPolicyAppliedRequest, by: Caller) -> R
             "is required: when the device was seen with its policy applied",
         ));
     }
-    let key = Some(r.policy_key).filter(|k| !k.is_empty());
+    let key = given(r.policy_key);
     Ok((
         context,
         Applied {
@@ -234,12 +234,18 @@ pub(super) fn address_filter(address: &str) -> Result<Option<IpAddr>, Invalid> {
 }
 
 fn context(c: Option<v1::SignalContext>, caller: Caller) -> Result<SignalContext, Invalid> {
-    let c = c.ok_or_else(|| Invalid::new("context", "is required"))?;
+    // `acknowledge` and `deadline_ms` are the caller's already: they are no part of what he says.
+    let v1::SignalContext {
+        request_id,
+        observed_at,
+        acknowledge: _,
+        deadline_ms: _,
+    } = c.ok_or_else(|| Invalid::new("context", "is required"))?;
     let inner = || -> Result<SignalContext, Invalid> {
         Ok(SignalContext {
             by: caller.by,
-            request: name::<RequestId>("request_id", c.request_id)?,
-            observed_at: c.observed_at.map(|t| time("observed_at", t)).transpose()?,
+            request: name::<RequestId>("request_id", request_id)?,
+            observed_at: observed_at.map(|t| time("observed_at", t)).transpose()?,
             digest: Some(caller.digest),
             acknowledge: acknowledge(caller.acknowledge)?,
             deadline: caller.deadline,
@@ -268,17 +274,29 @@ fn time(field: &str, t: Timestamp) -> Result<WallTime, Invalid> {
     Ok(WallTime(t.seconds * 1000 + i64::from(t.nanos / 1_000_000)))
 }
 
+// Taken apart by name, so that a field that is not read does not compile.
 fn registration(d: v1::DeviceRegistration) -> Result<Registration, Invalid> {
-    let aliases = d.aliases.unwrap_or_default();
+    let v1::DeviceRegistration {
+        device_id,
+        owner,
+        full_service_pool,
+        aliases,
+        window: period,
+    } = d;
+    let v1::Aliases {
+        common_names,
+        certificate_sha256,
+        vpn_public_keys,
+    } = aliases.unwrap_or_default();
     let within = |e: Invalid| e.within("aliases");
     Ok(Registration {
-        id: name("device_id", d.device_id)?,
-        owner: text("owner", d.owner)?,
-        full_service_pool: optional_name::<PoolName>("full_service_pool", d.full_service_pool)?,
-        common_names: list("common_names", aliases.common_names, name).map_err(within)?,
-        certificates: list("certificate_sha256", aliases.certificate_sha256, |f, s| fingerprint(f, &s)).map_err(within)?,
-        vpn_keys: list("vpn_public_keys", aliases.vpn_public_keys, |f, s| vpn_key(f, &s)).map_err(within)?,
-        window: window(d.window.unwrap_or_default()).map_err(|e| e.within("window"))?,
+        id: name("device_id", device_id)?,
+        owner: text("owner", owner)?,
+        full_service_pool: optional_name::<PoolName>("full_service_pool", full_service_pool)?,
+        common_names: list("common_names", common_names, name).map_err(within)?,
+        certificates: list("certificate_sha256", certificate_sha256, |f, s| fingerprint(f, &s)).map_err(within)?,
+        vpn_keys: list("vpn_public_keys", vpn_public_keys, |f, s| vpn_key(f, &s)).map_err(within)?,
+        window: window(period.unwrap_or_default()).map_err(|e| e.within("window"))?,
     })
 }
 
@@ -293,19 +311,25 @@ fn window(w: v1::EnrolmentWindow) -> Result<Window, Invalid> {
 }
 
 fn session_report(r: v1::SessionReport) -> Result<SessionReport, Invalid> {
-    let certificate = if r.certificate_sha256.is_empty() {
-        None
-    } else {
-        Some(fingerprint("certificate_sha256", &r.certificate_sha256)?)
-    };
-    if r.prefixes.is_empty() || r.prefixes.len() > MAX_ADDRESSES {
+    let v1::SessionReport {
+        device_name,
+        certificate_sha256,
+        prefixes,
+        interface,
+        vpn_public_key,
+    } = r;
+    let certificate = given(certificate_sha256)
+        .map(|c| fingerprint("certificate_sha256", &c))
+        .transpose()?;
+    let vpn_key = given(vpn_public_key).map(|k| vpn_key("vpn_public_key", &k)).transpose()?;
+    if prefixes.is_empty() || prefixes.len() > MAX_ADDRESSES {
         return Err(Invalid::new(
             "prefixes",
             format_args!("must have 1 to {MAX_ADDRESSES} elements"),
         ));
     }
-    let mut addresses = Vec::with_capacity(r.prefixes.len());
-    for (i, text) in r.prefixes.iter().enumerate() {
+    let mut addresses = Vec::with_capacity(prefixes.len());
+    for (i, text) in prefixes.iter().enumerate() {
         let address = prefix::parse(text).map_err(|p| Invalid::new(format!("prefixes[{i}]"), p))?;
         if addresses.iter().any(|a| prefix::overlap(*a, address)) {
             return Err(Invalid::new(format!("prefixes[{i}]"), "stands twice in the session"));
@@ -313,12 +337,17 @@ fn session_report(r: v1::SessionReport) -> Result<SessionReport, Invalid> {
         addresses.push(address);
     }
     Ok(SessionReport {
-        device_name: name("device_name", r.device_name)?,
+        device_name: name("device_name", device_name)?,
         certificate,
-        vpn_key: None,
+        vpn_key,
         addresses,
-        interface: name::<InterfaceName>("interface", r.interface)?,
+        interface: name::<InterfaceName>("interface", interface)?,
     })
+}
+
+/// What is not left empty.
+fn given(value: String) -> Option<String> {
+    Some(value).filter(|v| !v.is_empty())
 }
 
 /// A name of the model, from its field.
@@ -336,11 +365,7 @@ where
     T: TryFrom<String>,
     T::Error: Display,
 {
-    if value.is_empty() {
-        Ok(None)
-    } else {
-        name(field, value).map(Some)
-    }
+    given(value).map(|v| name(field, v)).transpose()
 }
 
 fn fingerprint(field: &str, value: &str) -> Result<Fingerprint, Invalid> {

@@ -6,7 +6,10 @@ use gateway_ebpf::{
     abi::{Denial, hook},
     reason::Reason,
 };
-use gateway_user::{events::Event, model::Role};
+use gateway_user::{
+    events::Event,
+    model::{Role, Trust},
+};
 use lazaret_proto::v1::{
     self, device_service_client::DeviceServiceClient, inspect_service_client::InspectServiceClient,
     session_service_client::SessionServiceClient,
@@ -20,7 +23,7 @@ use tonic_reflection::pb::v1::{
 };
 use tonic_types::StatusExt as _;
 
-use crate::gateway::{Gateway, context, device, reason};
+use crate::gateway::{Gateway, Pki, context, device, reason};
 
 fn register(ids: impl IntoIterator<Item = String>) -> v1::RegisterDevicesRequest {
     v1::RegisterDevicesRequest {
@@ -100,6 +103,88 @@ async fn errors_can_be_read_by_programs() {
     }
     let e = vpn.open_session(open("stranger", "10.66.0.5")).await.unwrap_err();
     assert_eq!((e.code(), reason(&e).as_str()), (Code::NotFound, "UNKNOWN_DEVICE"));
+    gateway.stop().await;
+}
+
+/// A VPN server that knows its clients by their keys (WireGuard) says by which one a session came.
+#[tokio::test]
+async fn a_session_is_its_devices_by_the_key_that_it_came_with() {
+    const KEYS: [&str; 3] = [
+        "kJx3YxMPfHnOHvNW4mZ6zhU+oX8MAfKXxjMJ6l8Yp2s=",
+        "0Xm3u1Z9Jb6l2Q5cVgqT7r8yKpWn4sDhEfAoBiMxCk0=",
+        "3mF0o2Yq7XwZk5RrJt9uHcLv1sNdPbGeQaTiSxCyV1U=",
+    ];
+    let gateway = Gateway::with(Pki::new("keys"), |c| {
+        let staff = c.pools.iter_mut().find(|p| p.name.as_str() == "staff");
+        staff.unwrap().min_trust = Trust::VpnKey;
+    })
+    .await;
+    let mut mdm = DeviceServiceClient::new(gateway.channel(Role::Mdm).await);
+    let mut vpn = SessionServiceClient::new(gateway.channel(Role::Vpn).await);
+    let devices = ["phone-0", "phone-1"]
+        .iter()
+        .zip(KEYS)
+        .map(|(id, key)| v1::DeviceRegistration {
+            aliases: Some(v1::Aliases {
+                vpn_public_keys: vec![key.to_owned()],
+                ..Default::default()
+            }),
+            ..device(id)
+        });
+    let request = v1::RegisterDevicesRequest {
+        context: context("register"),
+        devices: devices.chain([device("bare")]).collect(),
+    };
+    mdm.register_devices(request).await.unwrap();
+    for id in ["phone-0", "phone-1", "bare"] {
+        mdm.report_policy_applied(applied(id)).await.unwrap();
+    }
+    let by_key = |name: &str, prefix: &str, key: &str| {
+        let mut request = open(name, prefix);
+        request.session.as_mut().unwrap().vpn_public_key = key.into();
+        request
+    };
+    // A key that nobody has, another device's, and another device's for one that has none registered.
+    for (name, key) in [("phone-0", KEYS[2]), ("phone-0", KEYS[1]), ("bare", KEYS[1])] {
+        let e = vpn.open_session(by_key(name, "10.66.0.5", key)).await.unwrap_err();
+        assert_eq!(reason(&e), "FINGERPRINT_MISMATCH", "{name} {key}");
+    }
+    let e = vpn.open_session(by_key("phone-0", "10.66.0.5", "key")).await.unwrap_err();
+    assert_eq!(
+        e.get_details_error_info().unwrap().metadata["field"],
+        "session.vpn_public_key"
+    );
+    let mut list = v1::SynchroniseSessionsRequest {
+        context: context("list"),
+        source: "vpn-1".into(),
+        sessions: vec![by_key("phone-0", "10.66.0.5", KEYS[2]).session.unwrap()],
+    };
+    let told = vpn.synchronise_sessions(list.clone()).await.unwrap().into_inner();
+    assert_eq!((told.opened, told.refused[0].reason.as_str()), (0, "FINGERPRINT_MISMATCH"));
+
+    let server = vpn.clone();
+    let pool = async |name: &str, prefix: &str, key: &str| {
+        let opened = server.clone().open_session(by_key(name, prefix, key)).await.unwrap().into_inner();
+        let session = opened.session.unwrap();
+        (session.trust(), session.current_pool)
+    };
+    let staff = (v1::TrustLevel::VpnKey, "staff".to_owned());
+    let low = (v1::TrustLevel::Name, "quarantine".to_owned());
+    assert_eq!(pool("phone-0", "10.66.0.5", KEYS[0]).await, staff);
+    assert_eq!(
+        pool("phone-1", "10.66.0.6", "").await,
+        low,
+        "a name alone is not enough for this pool"
+    );
+    assert_eq!(
+        pool("bare", "10.66.0.7", KEYS[2]).await,
+        low,
+        "nobody has registered this key"
+    );
+    list.context = context("list");
+    list.sessions = vec![by_key("phone-1", "10.66.0.6", KEYS[1]).session.unwrap()];
+    vpn.synchronise_sessions(list).await.unwrap();
+    assert_eq!(pool("phone-1", "10.66.0.6", KEYS[1]).await, staff);
     gateway.stop().await;
 }
 

@@ -155,6 +155,26 @@ fn sessions() {
 }
 
 #[test]
+fn by_what_a_session_was_known_is_taken_over() {
+    let known = |certificate: &str, key: &str| {
+        open(v1::SessionReport {
+            certificate_sha256: certificate.into(),
+            vpn_public_key: key.into(),
+            ..report(&["10.66.0.4"])
+        })
+    };
+    let (certificate, key) = ("ab".repeat(32), "kJx3YxMPfHnOHvNW4mZ6zhU+oX8MAfKXxjMJ6l8Yp2s=");
+    let r = known(&certificate, key).unwrap();
+    assert_eq!(r.certificate, Some(certificate.parse().unwrap()));
+    assert_eq!(r.vpn_key, Some(key.parse().unwrap()));
+    let r = known("", "").unwrap();
+    assert_eq!((r.certificate, r.vpn_key), (None, None));
+    for bad in ["x", &key[1..], " ", "AAAA"] {
+        assert_eq!(field(known("", bad)), "session.vpn_public_key", "{bad:?}");
+    }
+}
+
+#[test]
 fn a_whole_list_is_refused_for_one_element() {
     let list = |sessions| v1::SynchroniseSessionsRequest {
         context: context(),

@@ -12,6 +12,7 @@ pub mod peer;
 pub mod refusals;
 pub mod report;
 pub mod roles;
+pub mod shares;
 pub mod socket;
 pub mod tls;
 pub mod transport;

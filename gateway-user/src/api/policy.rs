@@ -14,9 +14,9 @@ use super::{
     scope, status, watch,
 };
 use crate::{
-    access::{answer, refusals::Refusals},
+    access::{answer, refusals::Refusals, shares::Shares},
     config::Config,
-    controller::{Answer, Controller},
+    controller::{Answer, Controller, Line},
 };
 
 /// Most streams of signals at a time, over all connections: each holds up to [`report::MOST_UNDER_WAY`] signals.
@@ -29,6 +29,8 @@ pub(super) struct Policies {
     controller: Controller,
     refusals: Refusals,
     reports: Arc<Semaphore>,
+    /// Of each client that has streams.
+    lines: Shares<Line>,
     watchers: Arc<Semaphore>,
     stopped: Receiver<bool>,
 }
@@ -41,6 +43,7 @@ impl Policies {
             controller,
             refusals,
             reports: Arc::new(Semaphore::new(MAX_REPORTS)),
+            lines: Shares::default(),
             watchers: watch::places(),
             stopped,
         }
@@ -117,11 +120,12 @@ impl PolicyService for Policies {
         &self,
         request: Request<Streaming<v1::ReportPolicyRequest>>,
     ) -> Result<Response<Self::ReportPolicyStream>, Status> {
+        let by = scope::caller(&request)?;
         let reporter = Arc::new(Reporter {
             config: Arc::clone(&self.config),
-            controller: self.controller.clone(),
+            controller: self.controller.in_line(self.lines.of(&by, Line::default)),
             refusals: self.refusals.clone(),
-            by: scope::caller(&request)?,
+            by,
         });
         let permit = Arc::clone(&self.reports).try_acquire_owned().map_err(|_| {
             let most = [("most", MAX_REPORTS.to_string())];

@@ -2,7 +2,7 @@
 //! each is answered as soon as it is decided. What a caller does not read is not decided: HTTP/2's flow control stops the answers, they
 //! stop this, and this stops reading.
 
-use std::{future::Future, pin::Pin, sync::Arc, time::Duration};
+use std::{pin::Pin, sync::Arc, time::Duration};
 
 use futures_util::{
     Stream, StreamExt as _,
@@ -16,7 +16,7 @@ use super::{command, parse, refusals, render, scope, status};
 use crate::{
     access::{answer, refusals::Refusals},
     config::Config,
-    controller::{Controller, Refusal, Refused, SignalContext},
+    controller::{Controller, SignalContext},
     model::{DeviceId, Identity},
 };
 
@@ -24,15 +24,12 @@ use crate::{
 pub(super) const MOST_UNDER_WAY: usize = 1024;
 /// The RPC.
 const PATH: &str = "/lazaret.v1.PolicyService/ReportPolicy";
-/// How long a signal waits when the controller's queue is full, before it is tried again.
-const BUSY_WAIT: Duration = Duration::from_millis(2);
-/// And how often; then it is refused as BUSY.
-const BUSY_TRIES: u32 = 2500;
 
 /// What a stream's signals need.
 #[derive(Debug)]
 pub(super) struct Reporter {
     pub(super) config: Arc<Config>,
+    /// In whose queue the client has a share.
     pub(super) controller: Controller,
     pub(super) refusals: Refusals,
     pub(super) by: Identity,
@@ -151,8 +148,8 @@ impl Reporter {
             None => return Err(invalid(parse::Invalid::new("signal", "is required"))),
             Some(Signal::Applied(r)) => {
                 let (context, a) = parse::policy_applied(r, caller).map_err(invalid)?;
-                let tell = || controller.policy_applied(context.clone(), a.device.clone(), a.revision.clone(), a.key.clone());
-                (context.clone(), patiently(tell).await)
+                let told = controller.policy_applied(context.clone(), a.device, a.revision, a.key).await;
+                (context, told)
             }
             Some(Signal::Revoked(r)) => {
                 let (context, device, reason) = parse::policy_revoked(r, caller).map_err(invalid)?;
@@ -172,28 +169,12 @@ impl Reporter {
 
     /// A renewal of one device answers as a signal does: its refusal is the signal's.
     async fn renew(&self, context: SignalContext, device: DeviceId) -> Result<v1::ReportPolicyResponse, v1::Refusal> {
-        let tell = || self.controller.renew_leases(context.clone(), vec![device.clone()]);
-        let told = patiently(tell).await.map_err(|e| status::part(&e))?;
+        let told = self.controller.renew_leases(context.clone(), vec![device]).await;
+        let told = told.map_err(|e| status::part(&e))?;
         let id = context.request.clone();
         let render = |o| render::policy::renewed_one(&self.config, &id, o);
         command::answered(&self.controller, context, told, false, render).map_err(|e| status::as_part(&e))
     }
-}
-
-/// What a queue that is full refuses is tried again: the caller cannot know how many may be under way.
-async fn patiently<T, F>(mut tell: impl FnMut() -> F) -> Result<T, Refused>
-where
-    F: Future<Output = Result<T, Refused>>,
-{
-    for _ in 0..BUSY_TRIES {
-        match tell().await {
-            Err(Refused {
-                refusal: Refusal::Busy, ..
-            }) => tokio::time::sleep(BUSY_WAIT).await,
-            told => return told,
-        }
-    }
-    tell().await
 }
 
 /// Request id and device, as the caller wrote them, if he did; cut off where they are longer than a good one could be.

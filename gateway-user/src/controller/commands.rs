@@ -19,8 +19,8 @@ use crate::model::{DeviceId, ExceptionKind, PolicyRevision, Revision, SessionId,
 pub(super) type Result<T> = std::result::Result<Answer<T>, Refused>;
 
 /// Which queue.
-enum Queue {
-    /// Refused when it is full.
+pub(super) enum Queue {
+    /// Refused when it is full; of a stream it waits.
     Normal,
     /// Waited for, and served first: a restriction is not refused for load.
     Urgent,
@@ -290,19 +290,35 @@ impl Controller {
         answered.await.map_err(|_| Refusal::Busy)?
     }
 
-    async fn send(&self, queue: Queue, job: Job) -> std::result::Result<(), Refusal> {
+    pub(super) async fn send(&self, queue: Queue, job: Job) -> std::result::Result<(), Refusal> {
+        let place = match &self.line {
+            Some(line) => Some(line.place(matches!(queue, Queue::Urgent)).await?),
+            None => None,
+        };
         match queue {
-            Queue::Normal => self.normal.try_send(job).map_err(|_| Refusal::Busy),
+            Queue::Normal if place.is_none() => self.normal.try_send(job).map_err(|_| Refusal::Busy),
+            Queue::Normal => self.bulk.send(behind(place, job)).await.map_err(|_| Refusal::Busy),
             Queue::Urgent => {
                 let waiting = self.hurry.wait();
-                let (Job::Command(task) | Job::Question(task)) = job;
-                let task = move |w: &mut Writer| {
-                    drop(waiting);
-                    task(w);
-                };
-                let job = Job::Command(Box::new(task));
-                self.urgent.send(job).await.map_err(|_| Refusal::Busy)
+                self.urgent
+                    .send(behind((waiting, place), job))
+                    .await
+                    .map_err(|_| Refusal::Busy)
             }
         }
+    }
+}
+
+/// The job, before which is dropped what stands for its waiting.
+fn behind(waiting: impl Send + 'static, job: Job) -> Job {
+    match job {
+        Job::Command(task) => Job::Command(Box::new(move |w: &mut Writer| {
+            drop(waiting);
+            task(w);
+        })),
+        Job::Question(task) => Job::Question(Box::new(move |w: &mut Writer| {
+            drop(waiting);
+            task(w);
+        })),
     }
 }

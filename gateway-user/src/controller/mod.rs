@@ -25,6 +25,7 @@ mod sessions;
 mod signals;
 mod synchronise;
 mod time;
+mod turns;
 mod types;
 mod upkeep;
 mod writer;
@@ -36,6 +37,7 @@ use tokio::sync::{broadcast, mpsc, oneshot, watch};
 pub use figures::{Figures, Meters};
 pub use keys::{InvalidPolicyKey, PolicyKey};
 pub use load::Loaded;
+pub use turns::Line;
 pub use types::*;
 pub use writer::Options;
 
@@ -46,7 +48,9 @@ use crate::{
     store::StoreError,
 };
 pub use crate::{model::UriChange, refusal::Refusal, store::AuditQuery, transition::Registration};
+use commands::Queue;
 use requests::Given;
+use turns::Queues;
 use upkeep::{Hurry, Keeper};
 use writer::{Job, Writer};
 
@@ -105,11 +109,14 @@ impl WriterThread {
     }
 }
 
-/// A handle to the controller's queues. Restrictions have one of their own, which is served first.
+/// A handle to the controller's queues. Restrictions have one of their own, which is served first; so has what comes by streams, served last.
 #[derive(Clone)]
 pub struct Controller {
     normal: mpsc::Sender<Job>,
     urgent: mpsc::Sender<Job>,
+    bulk: mpsc::Sender<Job>,
+    /// Of a stream's handle.
+    line: Option<Arc<Line>>,
     given: mpsc::Sender<Given>,
     links: watch::Sender<Vec<Link>>,
     hurry: Hurry,
@@ -130,6 +137,7 @@ impl Controller {
     /// See [`StartError`].
     pub async fn start(start: Start) -> Result<(Self, WriterThread), StartError> {
         let (normal, normal_jobs) = mpsc::channel(start.options.queue);
+        let (bulk, bulk_jobs) = mpsc::channel(start.options.bulk_queue);
         let (urgent, urgent_jobs) = mpsc::channel(start.options.urgent_queue);
         let (given, answers) = mpsc::channel(start.options.urgent_queue);
         let (links, links_seen) = watch::channel(start.links.clone());
@@ -146,7 +154,12 @@ impl Controller {
                 Err(e) => return drop(ready.send(Err(e))),
             };
             if ready.send(Ok(writer.upkeep.keeper())).is_ok() {
-                runtime.block_on(writer.run(urgent_jobs, normal_jobs, links_seen));
+                let queues = Queues {
+                    urgent: urgent_jobs,
+                    normal: normal_jobs,
+                    bulk: bulk_jobs,
+                };
+                runtime.block_on(writer.run(queues, links_seen));
                 // The daemon may have stopped to look.
                 let _ = ended.send(());
             }
@@ -155,6 +168,8 @@ impl Controller {
         let controller = Self {
             normal,
             urgent,
+            bulk,
+            line: None,
             given,
             links,
             hurry,
@@ -181,12 +196,21 @@ impl Controller {
         let _ = is_done.await;
     }
 
+    /// A handle for what a client tells in a stream: it waits in this line, and then in a queue of its own; it is not refused for load.
+    #[must_use]
+    pub fn in_line(&self, line: Arc<Line>) -> Self {
+        Self {
+            line: Some(line),
+            ..self.clone()
+        }
+    }
+
     /// A question: answered from what is committed. Refused when the queue is full.
     async fn ask<T: Send + 'static>(&self, f: impl FnOnce(&mut Writer) -> T + Send + 'static) -> Result<T, Refusal> {
         let (answer, answered) = oneshot::channel();
         // A caller that has gone away has still asked.
         let job = Job::Question(Box::new(move |w: &mut Writer| drop(answer.send(f(w)))));
-        self.normal.try_send(job).map_err(|_| Refusal::Busy)?;
+        self.send(Queue::Normal, job).await?;
         answered.await.map_err(|_| Refusal::Busy)
     }
 }

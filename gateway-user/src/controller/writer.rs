@@ -21,6 +21,7 @@ use super::{
     review::Review,
     synchronise::Synchronise,
     time,
+    turns::{Queues, Turn},
     upkeep::{Hurry, Upkeep},
 };
 use crate::{
@@ -45,7 +46,7 @@ pub(super) enum Job {
 /// What a job does.
 pub(super) type Task = Box<dyn FnOnce(&mut Writer) + Send>;
 
-/// Jobs of a batch at most.
+/// Jobs of a batch at most, of each queue.
 const BATCH: usize = 512;
 
 /// How the thread keeps time; the defaults are for the daemon.
@@ -59,8 +60,11 @@ pub struct Options {
     pub retry_max: Duration,
     /// How long the start waits for programs to be attached, if the kernel does not answer; below the service manager's patience. Default 20 s.
     pub begin: Duration,
-    /// Commands that may wait, beside restrictions; one more is refused as [`Refusal::Busy`]. Default 1,024.
+    /// Commands and questions of single calls that may wait, beside restrictions; one more is refused as [`Refusal::Busy`]. Default 1,024:
+    /// more than calls are worked on at a time.
     pub queue: usize,
+    /// Commands of streams that may wait, beside restrictions; one more waits for room. Default 1,024.
+    pub bulk_queue: usize,
     /// Restrictions that may wait; one more waits for room. Default 16,384.
     pub urgent_queue: usize,
 }
@@ -73,6 +77,7 @@ impl Default for Options {
             retry_max: Duration::from_secs(5),
             begin: Duration::from_secs(20),
             queue: 1024,
+            bulk_queue: 1024,
             urgent_queue: 16_384,
         }
     }
@@ -146,6 +151,7 @@ pub(super) struct Writer {
     pub(super) next_retry: Instant,
     pub(super) next_repair: Instant,
     pub(super) backoff: Duration,
+    turn: Turn,
 }
 
 impl Writer {
@@ -220,6 +226,7 @@ impl Writer {
             next_retry: instant,
             next_repair: instant,
             backoff: options.retry,
+            turn: Turn::new(instant),
         };
         if let Some(last) = clock_behind {
             warn!(
@@ -265,12 +272,7 @@ impl Writer {
     }
 
     /// Takes commands until there is nobody left to send any, or it is told to stop.
-    pub(super) async fn run(
-        mut self,
-        mut urgent: mpsc::Receiver<Job>,
-        mut normal: mpsc::Receiver<Job>,
-        mut links: watch::Receiver<Vec<Link>>,
-    ) {
+    pub(super) async fn run(mut self, mut queues: Queues, mut links: watch::Receiver<Vec<Link>>) {
         let mut linked = true;
         loop {
             // Looked at first: a busy queue must not keep an interface waiting.
@@ -285,8 +287,9 @@ impl Writer {
             };
             let (job, restricts) = tokio::select! {
                 biased;
-                job = urgent.recv() => match job { Some(job) => (Some(job), true), None => break },
-                job = normal.recv() => match job { Some(job) => (Some(job), false), None => break },
+                job = queues.urgent.recv() => match job { Some(job) => (Some(job), true), None => break },
+                job = queues.normal.recv() => match job { Some(job) => (Some(job), false), None => break },
+                job = queues.bulk.recv() => match job { Some(job) => (Some(job), false), None => break },
                 changed = links.changed(), if linked => {
                     linked = changed.is_ok();
                     if linked {
@@ -301,10 +304,11 @@ impl Writer {
             if !restricts {
                 self.maintain();
             }
-            self.collect(job, &mut urgent, &mut normal);
+            self.collect(job, &mut queues);
             self.settle();
             self.ask_again();
-            while urgent.is_empty()
+            let mut share = self.turn.share(Instant::now());
+            while (queues.urgent.is_empty() || share.left())
                 && let Some(question) = self.questions.pop_front()
             {
                 question(&mut self);
@@ -312,37 +316,42 @@ impl Writer {
             if restricts {
                 self.maintain();
             }
-            if urgent.is_empty() {
+            if self.turn.may(queues.urgent.is_empty()) {
                 self.compare();
             }
+            self.turn.end(Instant::now());
             if self.stopping {
-                urgent.close();
-                normal.close();
+                queues.close();
             }
         }
-        self.stop(urgent, normal);
+        self.stop(queues);
     }
 
     /// Decides what waits, restrictions first, so that one commit does for all of it. Nothing is waited for: a lone command is a batch. A
-    /// restriction that comes meanwhile ends the batch.
-    fn collect(&mut self, first: Option<Job>, urgent: &mut mpsc::Receiver<Job>, normal: &mut mpsc::Receiver<Job>) {
+    /// restriction that comes meanwhile ends the batch, unless everything else has waited for long.
+    fn collect(&mut self, first: Option<Job>, queues: &mut Queues) {
         self.take_answers();
-        let mut taken = 0;
+        let Queues { urgent, normal, bulk } = queues;
         let mut next = first.or_else(|| urgent.try_recv().ok());
+        let mut taken = 0;
         while let Some(job) = next {
             self.take_job(job);
             taken += 1;
             next = if taken < BATCH { urgent.try_recv().ok() } else { None };
         }
-        while taken < BATCH
-            && self.questions.len() < BATCH
-            && urgent.is_empty()
-            && let Ok(job) = normal.try_recv()
-        {
-            self.take_job(job);
-            taken += 1;
+        self.turn.begin(Instant::now());
+        for queue in [normal, bulk] {
+            let (mut share, mut taken) = (self.turn.share(Instant::now()), 0);
+            while taken < BATCH
+                && self.questions.len() < BATCH
+                && (urgent.is_empty() || share.left())
+                && let Ok(job) = queue.try_recv()
+            {
+                self.take_job(job);
+                taken += 1;
+            }
         }
-        if urgent.is_empty() {
+        if self.turn.may(urgent.is_empty()) {
             self.slice();
             self.review_slice();
         }
@@ -356,14 +365,10 @@ impl Writer {
         }
     }
 
-    /// Both queues belong to the same handles, so what is left came before the end.
-    fn stop(&mut self, mut urgent: mpsc::Receiver<Job>, mut normal: mpsc::Receiver<Job>) {
-        urgent.close();
-        normal.close();
-        while let Ok(job) = urgent.try_recv() {
-            self.take_job(job);
-        }
-        while let Ok(job) = normal.try_recv() {
+    /// All queues belong to the same handles, so what is left came before the end.
+    fn stop(&mut self, mut queues: Queues) {
+        queues.close();
+        while let Some(job) = queues.left() {
             self.take_job(job);
         }
         while !self.lists.is_empty() {

@@ -164,7 +164,12 @@ async fn a_session_is_its_devices_by_the_key_that_it_came_with() {
 
     let server = vpn.clone();
     let pool = async |name: &str, prefix: &str, key: &str| {
-        let opened = server.clone().open_session(by_key(name, prefix, key)).await.unwrap().into_inner();
+        let opened = server
+            .clone()
+            .open_session(by_key(name, prefix, key))
+            .await
+            .unwrap()
+            .into_inner();
         let session = opened.session.unwrap();
         (session.trust(), session.current_pool)
     };

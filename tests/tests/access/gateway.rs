@@ -167,7 +167,8 @@ pub(crate) struct Gateway {
     pub(crate) socket: PathBuf,
     pub(crate) denials: Denials,
     pub(crate) access: Access,
-    controller: Controller,
+    pub(crate) kernel: FakeKernel,
+    pub(crate) controller: Controller,
     thread: WriterThread,
     stop: oneshot::Sender<()>,
     serving: JoinHandle<Result<(), api::ServeError>>,
@@ -188,10 +189,11 @@ impl Gateway {
             name: name.parse().unwrap(),
             ethernet,
         };
+        let kernel = FakeKernel::new(config.clone());
         let start = Start {
             loaded: Loaded::read(Box::new(SqliteStore::open(&config.paths.state).unwrap()), &config).unwrap(),
             config: config.clone(),
-            kernel: Box::new(FakeKernel::new(config.clone())),
+            kernel: Box::new(kernel.clone()),
             clock: Box::new(SystemClock::new().unwrap()),
             links: vec![link(2, "core0", true), link(3, "tun0", false)],
             options: Options::default(),
@@ -214,6 +216,7 @@ impl Gateway {
             socket,
             denials,
             access,
+            kernel,
             controller,
             thread,
             stop,

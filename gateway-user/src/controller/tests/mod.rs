@@ -10,4 +10,5 @@ mod record;
 mod restart;
 mod sessions;
 mod signals;
+mod turns;
 mod watch;

@@ -1,0 +1,123 @@
+//! Who makes many wait does not make everyone wait.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use futures_util::FutureExt as _;
+use tokio::{task::JoinHandle, time::timeout};
+
+use super::kit::*;
+use crate::{
+    controller::{Line, Refusal},
+    model::DeviceState,
+};
+
+/// Longer than anyone waits whose turn comes.
+const LONG: Duration = Duration::from_secs(20);
+
+/// So many restrictions of one device wait at any time, until it is told to end.
+fn flood(g: &Gateway, device: &str, waiting: usize) -> (Arc<AtomicBool>, Vec<JoinHandle<u32>>) {
+    let over = Arc::new(AtomicBool::new(false));
+    let one = |_| {
+        let (controller, context, device) = (g.controller().clone(), g.seen(0), id(device));
+        let over = Arc::clone(&over);
+        tokio::spawn(async move {
+            let mut done = 0;
+            while !over.load(Ordering::SeqCst) {
+                let told = controller
+                    .policy_revoked(context.clone(), device.clone(), String::new())
+                    .await;
+                told.unwrap();
+                done += 1;
+            }
+            done
+        })
+    };
+    let tasks = (0..waiting).map(one).collect();
+    (over, tasks)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_flood_of_restrictions_leaves_everyone_else_his_turn() {
+    let g = Gateway::new().await;
+    for device in ["flooded", "phone", "tablet"] {
+        g.register(device, "office").await;
+    }
+    let (over, flood) = flood(&g, "flooded", 2048);
+    let others = async {
+        for n in 0..5 {
+            let opened = g.open("phone", &["10.66.0.5"]).await.unwrap();
+            assert_eq!(g.controller().status().await.unwrap().not_durable, 0);
+            g.clock.advance_ms(1);
+            g.applied("phone").await.unwrap();
+            g.revoked("phone").await.unwrap();
+            let list = [("phone", "10.66.0.5"), ("tablet", "10.66.0.6")].map(|(d, a)| report(d, &[a]));
+            let told = g
+                .tell()
+                .synchronise_sessions(g.seen(0), "vpn-1".parse().unwrap(), list.to_vec())
+                .await
+                .unwrap();
+            assert_eq!((told.kept, told.opened), (1, 1), "{n}");
+            let told = g
+                .tell()
+                .synchronise_sessions(g.seen(0), "vpn-1".parse().unwrap(), Vec::new())
+                .await
+                .unwrap();
+            assert_eq!(told.ended, 2, "{n}: {:?}", opened.session.session.id);
+            g.controller().check_drift().await.unwrap();
+        }
+    };
+    let served = timeout(LONG, others).await;
+    over.store(true, Ordering::SeqCst);
+    let mut restricted = 0;
+    for task in flood {
+        restricted += task.await.unwrap();
+    }
+    println!("{restricted} restrictions meanwhile");
+    served.expect("everyone else waits for the end of the flood");
+    assert!(restricted > 2048, "restrictions go on");
+}
+
+#[tokio::test]
+async fn what_streams_tell_waits_in_their_lines_and_takes_no_place_from_single_calls() {
+    let g = Gateway::new().await;
+    g.register("phone", "office").await;
+    let (one, two) = (Arc::new(Line::default()), Arc::new(Line::default()));
+    let go = g.hold().await;
+    let tell = |line: &Arc<Line>, device: &str| {
+        let (controller, context, device) = (g.controller().in_line(Arc::clone(line)), g.seen(0), id(device));
+        tokio::spawn(async move {
+            let told = controller
+                .policy_applied(context, device, "rev-1".parse().unwrap(), None)
+                .await;
+            told.map(|a| a.first().unwrap()).map_err(|e| e.refusal)
+        })
+    };
+    let crowd: Vec<_> = (0..5000).map(|_| tell(&one, "nobody")).collect();
+    for _ in 0..10 {
+        tokio::task::yield_now().await;
+    }
+    let other = tell(&two, "phone");
+    tokio::task::yield_now().await;
+    let mut asked = Box::pin(g.controller().drift());
+    assert!((&mut asked).now_or_never().is_none(), "it waits, and is not refused");
+    let mut released = Box::pin(g.applied("phone"));
+    assert!((&mut released).now_or_never().is_none(), "so does a command");
+    go.send(()).unwrap();
+    let (asked, released, other) = tokio::join!(asked, released, other);
+    assert!(asked.is_ok() && released.is_ok());
+    assert_eq!(other.unwrap().unwrap().device.device.state, DeviceState::Released);
+    let before = crowd.iter().filter(|t| t.is_finished()).count();
+    assert!(
+        before <= 2500,
+        "another client waits for a few of the crowd, not for {before}"
+    );
+    for task in crowd {
+        assert_eq!(task.await.unwrap().unwrap_err(), Refusal::UnknownDevice(id("nobody")));
+    }
+}

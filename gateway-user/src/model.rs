@@ -2,6 +2,7 @@
 
 mod device;
 mod identity;
+mod place;
 pub mod prefix;
 
 use std::{fmt, net::IpAddr, str::FromStr, sync::Arc};
@@ -14,6 +15,7 @@ pub use self::device::{
     Window,
 };
 pub use self::identity::{DevicePattern, Identity, Role, Scope};
+pub use self::place::Place;
 
 /// A text that matches a documented set of characters.
 macro_rules! name {

@@ -2,10 +2,9 @@
 //! body is read. It also bounds how many requests of a role are taken in at a time.
 
 use std::{
-    collections::HashMap,
     future::Future,
     pin::Pin,
-    sync::{Arc, Mutex, PoisonError},
+    sync::Arc,
     task::{Context, Poll},
     time::{Instant, SystemTime},
 };
@@ -25,12 +24,14 @@ use super::{
     peer::Peer,
     refusals::{Refusals, Who},
     roles::{self, Rpc, allowed},
+    shares::Shares,
     transport::{self, AnswerBy},
 };
-use crate::model::{Identity, Role};
+use crate::model::{Identity, Place};
 
 /// Requests of one role that are read and worked on at a time; more wait. With the size of a message, this bounds memory. Each role has its
-/// own places, so that readers do not keep the MDM waiting; so have its restrictions, so that releases do not keep them waiting.
+/// own places, so that readers do not keep the MDM waiting; so have its restrictions, so that releases do not keep them waiting. A
+/// restriction that is decided has no place any more: other ones do not wait for its answer.
 const IN_FLIGHT: usize = 128;
 /// Of these, those of one client: one MDM does not keep another waiting.
 const OF_ONE_CLIENT: usize = 64;
@@ -39,7 +40,8 @@ const OF_ONE_CLIENT: usize = 64;
 #[derive(Clone, Debug)]
 pub struct Gate {
     roles: [[Arc<Semaphore>; 2]; 4],
-    clients: Clients,
+    /// Those of clients that have requests now; those of their restrictions.
+    clients: [Shares<Semaphore>; 2],
     refusals: Refusals,
 }
 
@@ -50,44 +52,8 @@ impl Gate {
         let places = || Arc::new(Semaphore::new(IN_FLIGHT));
         Self {
             roles: std::array::from_fn(|_| [places(), places()]),
-            clients: Clients::default(),
+            clients: <[_; 2]>::default(),
             refusals,
-        }
-    }
-}
-
-/// The places of clients that have requests now, by client, role, and whether they restrict.
-#[derive(Clone, Debug, Default)]
-struct Clients(Arc<Mutex<HashMap<Client, Arc<Semaphore>>>>);
-
-type Client = (Arc<str>, Role, bool);
-
-/// One client's places, for as long as a request of it needs them.
-struct Places {
-    all: Clients,
-    client: Client,
-    places: Arc<Semaphore>,
-}
-
-impl Clients {
-    fn of(&self, client: Client) -> Places {
-        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let new = || Arc::new(Semaphore::new(OF_ONE_CLIENT));
-        let places = Arc::clone(all.entry(client.clone()).or_insert_with(new));
-        Places {
-            all: self.clone(),
-            client,
-            places,
-        }
-    }
-}
-
-impl Drop for Places {
-    fn drop(&mut self) {
-        let mut all = self.all.0.lock().unwrap_or_else(PoisonError::into_inner);
-        // Nobody else has it but the table; who wants it waits for the table.
-        if Arc::strong_count(&self.places) == 2 {
-            all.remove(&self.client);
         }
     }
 }
@@ -136,7 +102,8 @@ where
             }
         };
         let slots = self.gate.roles[identity.role as usize][usize::from(rpc.restricts)].clone();
-        let own = self.gate.clients.of((identity.client.clone(), identity.role, rpc.restricts));
+        let clients = &self.gate.clients[usize::from(rpc.restricts)];
+        let own = clients.of(&identity, || Semaphore::new(OF_ONE_CLIENT));
         let time = transport::allowed(request.headers());
         request.extensions_mut().insert(identity);
         request.extensions_mut().insert(rpc);
@@ -148,9 +115,15 @@ where
         let ending = move |trailers: &mut http::HeaderMap| ended.refer_trailers(&whose, rpc.path, trailers);
         let answered = transport::answered(time, ending, async move {
             // Its own first: whoever waits for that takes no place from others.
-            let (Ok(_own), Ok(_slot)) = (own.places.acquire().await, slots.acquire().await) else {
+            let (Ok(own), Ok(slot)) = (own.acquire_owned().await, slots.acquire_owned().await) else {
                 return Ok(status(Code::Unavailable, "BUSY", [], "the gateway is shutting down").into_http());
             };
+            let place = Place::held((own, slot));
+            // It is given back at the answer; of what restricts as soon as it is decided: an answer may wait long for what is not to be had.
+            if rpc.restricts {
+                request.extensions_mut().insert(place.clone());
+            }
+            let _place = place;
             // The call goes on for as long as its answer does.
             let answer = ready.call(request).await?;
             Ok(answer.map(|body| {
@@ -205,24 +178,7 @@ mod tests {
     use tonic_types::StatusExt as _;
 
     use super::{super::peer::Shown, *};
-
-    #[test]
-    fn a_client_has_its_own_places_for_as_long_as_it_needs_them() {
-        let clients = Clients::default();
-        let of = |name: &str, restricts| clients.of((name.into(), Role::Mdm, restricts));
-        let (one, again, restriction, other) = (of("a", false), of("a", false), of("a", true), of("b", false));
-        let held: Vec<_> = (0..OF_ONE_CLIENT).map(|_| one.places.try_acquire().unwrap()).collect();
-        assert!(again.places.try_acquire().is_err());
-        assert!(restriction.places.try_acquire().is_ok() && other.places.try_acquire().is_ok());
-        drop(held);
-        assert!(again.places.try_acquire().is_ok());
-        let known = || clients.0.lock().unwrap().len();
-        assert_eq!(known(), 3);
-        drop((one, other));
-        assert_eq!(known(), 2, "another request of the first still needs its own");
-        drop((again, restriction));
-        assert_eq!(known(), 0, "nothing is kept of who has gone");
-    }
+    use crate::model::Role;
 
     #[test]
     fn judged_by_table_identity_and_time() {

@@ -15,7 +15,7 @@ use super::{
 use crate::{
     access::{roles, transport::AnswerBy},
     controller::{Answer, Controller, Refused, SignalContext},
-    model::Identity,
+    model::{Identity, Place},
 };
 
 /// How long enforcement is tried when the caller names no time.
@@ -42,6 +42,8 @@ pub(super) struct Caller {
     pub(super) acknowledge: i32,
     /// How long enforcement is tried.
     pub(super) deadline: Duration,
+    /// Where it is taken in.
+    pub(super) place: Place,
 }
 
 /// A request's message and its caller.
@@ -54,17 +56,18 @@ pub(super) async fn taken<M: Command>(request: Request<M>, controller: &Controll
         .extensions()
         .get::<AnswerBy>()
         .map_or(MAX_DEADLINE, |by| by.0.saturating_duration_since(Instant::now()));
+    let place = request.extensions().get::<Place>().cloned().unwrap_or_default();
     let mut message = request.into_inner();
     if let Some(outside) = scope::outside(&by, &message) {
         let request = message.context().map(|c| c.request_id.clone()).unwrap_or_default();
         return Err(scope::refused(controller, &by, roles::method(M::RPC), &request, outside).await);
     }
-    let caller = caller(by, &mut message, left);
+    let caller = caller(by, &mut message, left, place);
     Ok((message, caller))
 }
 
 /// The caller of a message, who waits for so long. `acknowledge` and `deadline_ms` are taken out of the message.
-pub(super) fn caller<M: Command>(by: Identity, message: &mut M, waits: Duration) -> Caller {
+pub(super) fn caller<M: Command>(by: Identity, message: &mut M, waits: Duration, place: Place) -> Caller {
     let context = message.context();
     let (acknowledge, deadline_ms) = context.map_or((0, 0), |c| {
         (std::mem::take(&mut c.acknowledge), std::mem::take(&mut c.deadline_ms))
@@ -87,6 +90,7 @@ pub(super) fn caller<M: Command>(by: Identity, message: &mut M, waits: Duration)
         acknowledge,
         // The answer still has to reach him.
         deadline: wanted.min(waits.saturating_sub(waits / 10)),
+        place,
     }
 }
 
@@ -173,7 +177,12 @@ mod tests {
     use crate::model::Role;
 
     fn of(mut request: v1::RetireDeviceRequest) -> Caller {
-        caller(Identity::unlimited(Role::Mdm, "x"), &mut request, Duration::from_secs(20))
+        caller(
+            Identity::unlimited(Role::Mdm, "x"),
+            &mut request,
+            Duration::from_secs(20),
+            Place::default(),
+        )
     }
     fn retire(id: &str, acknowledge: i32, deadline_ms: u32) -> v1::RetireDeviceRequest {
         v1::RetireDeviceRequest {
@@ -197,7 +206,12 @@ mod tests {
             device_id: "a".into(),
             reason: String::new(),
         };
-        let end = caller(Identity::unlimited(Role::Operator, "x"), &mut end, MAX_DEADLINE);
+        let end = caller(
+            Identity::unlimited(Role::Operator, "x"),
+            &mut end,
+            MAX_DEADLINE,
+            Place::default(),
+        );
         assert_ne!(first.digest, end.digest, "the same bytes to another RPC");
     }
 

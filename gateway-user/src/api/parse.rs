@@ -249,6 +249,7 @@ fn context(c: Option<v1::SignalContext>, caller: Caller) -> Result<SignalContext
             digest: Some(caller.digest),
             acknowledge: acknowledge(caller.acknowledge)?,
             deadline: caller.deadline,
+            place: caller.place,
         })
     };
     inner().map_err(|e| e.within("context"))

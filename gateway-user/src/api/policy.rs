@@ -19,7 +19,8 @@ use crate::{
     controller::{Answer, Controller, Line},
 };
 
-/// Most streams of signals at a time, over all connections: each holds up to [`report::MOST_UNDER_WAY`] signals.
+/// Most streams of signals at a time, over all connections: each holds up to [`report::MOST_UNDECIDED`] signals, and those whose
+/// answers wait.
 const MAX_REPORTS: usize = 64;
 
 /// The service.

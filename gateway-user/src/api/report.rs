@@ -9,7 +9,7 @@ use futures_util::{
     stream::{self, FuturesUnordered},
 };
 use lazaret_proto::v1::{self, report_policy_request::Signal};
-use tokio::sync::{OwnedSemaphorePermit, watch};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tonic::{Status, Streaming};
 
 use super::{command, parse, refusals, render, scope, status};
@@ -17,11 +17,14 @@ use crate::{
     access::{answer, refusals::Refusals},
     config::Config,
     controller::{Controller, SignalContext},
-    model::{DeviceId, Identity},
+    model::{DeviceId, Identity, Place},
 };
 
-/// Signals of one stream that are under way at a time: what one commit takes in, and as many that arrive and are checked meanwhile.
-pub(super) const MOST_UNDER_WAY: usize = 1024;
+/// Signals of one stream that are to be decided at a time: what one commit takes in, and as many that arrive and are checked meanwhile.
+pub(super) const MOST_UNDECIDED: usize = 1024;
+/// Signals of one stream that are to be answered at a time: more than of one client's wait for enforcement, and are undecided. What is
+/// decided keeps no restriction from being read.
+const MOST_UNDER_WAY: usize = 8192;
 /// The RPC.
 const PATH: &str = "/lazaret.v1.PolicyService/ReportPolicy";
 
@@ -42,6 +45,8 @@ struct Report {
     reporter: Arc<Reporter>,
     incoming: Option<Streaming<v1::ReportPolicyRequest>>,
     under_way: FuturesUnordered<Answering>,
+    /// Of those that are undecided.
+    places: Arc<Semaphore>,
     next: u64,
     /// What it ends with when the last answer is out.
     error: Option<Status>,
@@ -60,6 +65,7 @@ pub(super) fn answers(
         reporter,
         incoming: Some(incoming),
         under_way: FuturesUnordered::new(),
+        places: Arc::new(Semaphore::new(MOST_UNDECIDED)),
         next: 0,
         error: None,
         stopped,
@@ -85,18 +91,20 @@ impl Report {
             if !reading && self.under_way.is_empty() {
                 return self.error.take().map(Err);
             }
+            let places = Arc::clone(&self.places);
             let read = async {
-                match &mut self.incoming {
-                    Some(incoming) if reading => incoming.message().await,
+                match (&mut self.incoming, places.acquire_owned().await) {
+                    (Some(incoming), Ok(place)) if reading => (incoming.message().await, Place::held(place)),
                     _ => std::future::pending().await,
                 }
             };
             tokio::select! {
                 biased;
                 Some(answer) = self.under_way.next() => return Some(Ok(answer)),
-                message = read => match message {
+                (message, place) = read => match message {
                     Ok(Some(message)) => {
-                        self.under_way.push(Box::pin(Arc::clone(&self.reporter).answer(self.next, message)));
+                        let answer = Arc::clone(&self.reporter).answer(self.next, message, place);
+                        self.under_way.push(Box::pin(answer));
                         self.next += 1;
                     }
                     Ok(None) => self.incoming = None,
@@ -117,9 +125,9 @@ impl Report {
 
 impl Reporter {
     /// The answer to one signal, whatever becomes of it.
-    async fn answer(self: Arc<Self>, position: u64, message: v1::ReportPolicyRequest) -> v1::ReportPolicyResponse {
+    async fn answer(self: Arc<Self>, position: u64, message: v1::ReportPolicyRequest, place: Place) -> v1::ReportPolicyResponse {
         let (request_id, device_id) = names(&message);
-        let mut answer = match self.decide(message).await {
+        let mut answer = match self.decide(message, place).await {
             Ok(answer) => answer,
             Err(refusal) => v1::ReportPolicyResponse {
                 request_id,
@@ -135,13 +143,13 @@ impl Reporter {
         answer
     }
 
-    async fn decide(&self, mut message: v1::ReportPolicyRequest) -> Result<v1::ReportPolicyResponse, v1::Refusal> {
+    async fn decide(&self, mut message: v1::ReportPolicyRequest, place: Place) -> Result<v1::ReportPolicyResponse, v1::Refusal> {
         if let Some(outside) = scope::outside(&self.by, &message) {
             let (request, _) = names(&message);
             let refused = scope::refusal(&self.controller, &self.by, "ReportPolicy", &request, outside).await;
             return Err(status::part(&refused));
         }
-        let caller = command::caller(self.by.clone(), &mut message, Duration::MAX);
+        let caller = command::caller(self.by.clone(), &mut message, Duration::MAX, place);
         let invalid = |e: parse::Invalid| status::as_part(&e.into());
         let controller = &self.controller;
         let (context, told) = match message.signal {

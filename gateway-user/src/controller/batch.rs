@@ -14,6 +14,7 @@ use super::{
     Acknowledge, AddressEnforcement, Answer, Enforcement, Refusal, Refused, SignalContext,
     requests::{self, Before, Held},
     review::Review,
+    turns::Waiting,
     writer::Writer,
 };
 use crate::{
@@ -68,6 +69,9 @@ pub(super) struct Ticket {
     /// Whether it is answered only as enforced, and for how long that is tried.
     acknowledge: Acknowledge,
     until: Instant,
+    /// Who waits, and since when.
+    client: String,
+    since: Instant,
     finish: Finish,
 }
 
@@ -306,6 +310,8 @@ impl Writer {
             subject: decided.subject,
             acknowledge: context.acknowledge,
             until: Instant::now() + context.deadline,
+            client: context.by.requester(),
+            since: Instant::now(),
             finish,
         });
     }
@@ -479,13 +485,17 @@ impl Writer {
         let begin = Instant::now();
         let backs = self.read_back(addresses);
         let instant = Instant::now();
+        let mut waiting = Waiting::new(instant);
+        self.parked.iter().for_each(|t| waiting.add(&t.client, t.since));
         for ticket in tickets {
             let mut settled = match ticket.acknowledge {
                 Acknowledge::Enforced => self.look(&ticket.subject, &backs),
                 Acknowledge::Committed => ticket.subject.unseen(self),
             };
             let waits = ticket.acknowledge == Acknowledge::Enforced && settled.sessions && !settled.in_force;
-            if waits && failed.is_none() && instant < ticket.until && !self.stopping {
+            let waits = waits && failed.is_none() && instant < ticket.until && !self.stopping;
+            if waits && waiting.has_room(&ticket.client) {
+                waiting.add(&ticket.client, ticket.since);
                 self.parked.push(ticket);
                 continue;
             }

@@ -285,7 +285,10 @@ impl Controller {
         decide: impl FnOnce(&mut Writer, Ask<'_>) -> std::result::Result<Decided<T>, Refusal> + Send + 'static,
     ) -> Result<T> {
         let (to, answered) = oneshot::channel();
-        let job = Job::Command(Box::new(move |w: &mut Writer| w.command(&context, action, about, decide, to)));
+        let job = Job::Command(Box::new(move |w: &mut Writer| {
+            w.command(&context, action, about, decide, to);
+            context.place.give_back();
+        }));
         self.send(queue, job).await?;
         answered.await.map_err(|_| Refusal::Busy)?
     }

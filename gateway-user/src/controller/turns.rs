@@ -3,6 +3,7 @@
 //! has a queue of its own behind that of single calls, in which each client has only so many places: further signals wait in their streams.
 
 use std::{
+    collections::HashMap,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -17,6 +18,13 @@ const TURN: Duration = Duration::from_millis(20);
 const SHARE: Duration = Duration::from_millis(10);
 /// Signals that one client's streams may have waiting for the thread, and as many restrictions.
 const OF_ONE_CLIENT: usize = 512;
+
+/// Answers of one client that wait at a time until what they tell of is in force.
+const WAITING: usize = 4096;
+/// And so many of them for longer than [`LONG`]: a connection has room for more calls than that.
+const WAITING_LONG: usize = 32;
+/// After so long it is not expected any more to be in force soon.
+const LONG: Duration = Duration::from_secs(1);
 
 /// What waits for the thread.
 pub(super) struct Queues {
@@ -127,6 +135,37 @@ impl Line {
     }
 }
 
+/// Answers that wait until what they tell of is in force: of each client only so many, since they take its room for further requests.
+pub(super) struct Waiting {
+    now: Instant,
+    /// All of a client's, and those that have waited for long.
+    clients: HashMap<String, [usize; 2]>,
+}
+
+impl Waiting {
+    pub(super) fn new(now: Instant) -> Self {
+        Self {
+            now,
+            clients: HashMap::new(),
+        }
+    }
+
+    /// One of a client's has waited since then.
+    pub(super) fn add(&mut self, client: &str, since: Instant) {
+        let long = usize::from(self.now.saturating_duration_since(since) >= LONG);
+        match self.clients.get_mut(client) {
+            Some(own) => *own = [own[0] + 1, own[1] + long],
+            None => drop(self.clients.insert(client.to_owned(), [1, long])),
+        }
+    }
+
+    /// Whether one more of a client's may wait.
+    pub(super) fn has_room(&self, client: &str) -> bool {
+        let own = self.clients.get(client);
+        own.is_none_or(|[all, long]| *all < WAITING && *long < WAITING_LONG)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -156,5 +195,19 @@ mod tests {
         turn.end(at(129));
         turn.begin(at(140));
         assert!(!turn.may(false), "the one before was whole");
+    }
+
+    #[test]
+    fn few_answers_of_a_client_wait_for_long() {
+        let now = Instant::now();
+        let mut waiting = Waiting::new(now);
+        (0..WAITING - 1).for_each(|_| waiting.add("a", now));
+        assert!(waiting.has_room("a"));
+        waiting.add("a", now);
+        assert!(!waiting.has_room("a") && waiting.has_room("b"));
+        (1..WAITING_LONG).for_each(|_| waiting.add("b", now - LONG));
+        assert!(waiting.has_room("b"));
+        waiting.add("b", now - LONG);
+        assert!(!waiting.has_room("b"));
     }
 }

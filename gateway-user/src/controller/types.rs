@@ -10,8 +10,8 @@ use crate::{
     config::{InterfaceRole, Mode},
     kernel::{AddressReading, HookState, InterfaceState, Link, Losses, ReadBack},
     model::{
-        Device, DeviceId, Fingerprint, Identity, InterfaceName, PolicyRevision, PoolId, Publication, RequestId, Revision, Salt,
-        Session, VpnKey, WallTime,
+        Device, DeviceId, Fingerprint, Identity, InterfaceName, Place, PolicyRevision, PoolId, Publication, RequestId, Revision,
+        Salt, Session, VpnKey, WallTime,
     },
 };
 
@@ -30,6 +30,8 @@ pub struct SignalContext {
     pub acknowledge: Acknowledge,
     /// How long that is tried; then the answer says how far it got. Zero: once.
     pub deadline: Duration,
+    /// The caller's place among those that are worked on: given back once the command is decided, however long its answer waits.
+    pub place: Place,
 }
 
 /// How far a change is to get before it is answered.

@@ -16,4 +16,5 @@ mod reports;
 mod retirement;
 mod roles;
 mod scope;
+mod shares;
 mod socket;

@@ -67,6 +67,7 @@ fn context() -> SignalContext {
         digest: None,
         acknowledge: Acknowledge::Enforced,
         deadline: std::time::Duration::from_secs(5),
+        place: gateway_user::model::Place::default(),
     }
 }
 

@@ -9,6 +9,7 @@ fn by() -> Caller {
         digest: [0; 32],
         acknowledge: 0,
         deadline: std::time::Duration::ZERO,
+        place: crate::model::Place::default(),
     }
 }
 fn context() -> Option<v1::SignalContext> {

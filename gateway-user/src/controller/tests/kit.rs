@@ -29,8 +29,8 @@ use crate::{
         fake::{Call, FakeKernel},
     },
     model::{
-        BootTime, Device, DeviceId, ExceptionKind, Identity, Now, PolicyRevision, PoolId, RequestId, Revision, Role, SessionId,
-        SourceName, UriChange, WallTime,
+        BootTime, Device, DeviceId, ExceptionKind, Identity, Now, Place, PolicyRevision, PoolId, RequestId, Revision, Role,
+        SessionId, SourceName, UriChange, WallTime,
     },
     store::{AuditQuery, ChangeSet, Committed, Request, Snapshot, SqliteStore, Store, StoreError},
 };
@@ -256,6 +256,7 @@ impl Gateway {
             digest: None,
             acknowledge: Acknowledge::Enforced,
             deadline: Duration::ZERO,
+            place: Place::default(),
         }
     }
 

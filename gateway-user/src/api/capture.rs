@@ -6,7 +6,7 @@ use std::{collections::VecDeque, sync::Arc, time::Duration};
 use gateway_ebpf::abi::{Captured, SNAP};
 use lazaret_proto::v1;
 use tokio::{
-    sync::{OwnedSemaphorePermit, broadcast, watch},
+    sync::{broadcast, watch},
     time::{Instant, sleep_until},
 };
 use tonic::Status;
@@ -16,7 +16,10 @@ use super::{
     page::limit,
     render,
 };
-use crate::events::{Captures, Capturing, Event};
+use crate::{
+    access::shares::Taken,
+    events::{Captures, Capturing, Event},
+};
 
 /// Seconds of a capture that names none, and the most.
 const SECONDS: [u32; 2] = [60, 3600];
@@ -32,7 +35,7 @@ pub(super) async fn capture(
     filter: Filter,
     r: &v1::CaptureDeniedRequest,
     stopped: watch::Receiver<bool>,
-    permit: OwnedSemaphorePermit,
+    permit: Taken,
 ) -> Result<Answers<v1::CaptureDeniedResponse>, Status> {
     let seconds = limit(r.seconds, SECONDS[0], SECONDS[1]);
     let bytes = if r.max_bytes == 0 {
@@ -71,7 +74,7 @@ struct Capture {
     lost: u64,
     over: bool,
     stopped: watch::Receiver<bool>,
-    _permit: OwnedSemaphorePermit,
+    _permit: Taken,
 }
 
 impl Source for Capture {

@@ -14,7 +14,7 @@ use gateway_ebpf::reason::Reason;
 use lazaret_proto::v1;
 use nix::net::if_::if_indextoname;
 use tokio::{
-    sync::{OwnedSemaphorePermit, Semaphore, broadcast, watch},
+    sync::{broadcast, watch},
     time::{Instant, sleep_until},
 };
 use tonic::{Code, Status};
@@ -25,7 +25,10 @@ use super::{
     render, status,
 };
 use crate::{
-    access::answer,
+    access::{
+        answer,
+        shares::{Places, Taken},
+    },
     clock::{Clock as _, SystemClock},
     config::Config,
     controller::Controller,
@@ -150,24 +153,9 @@ const LOOK: Duration = Duration::from_secs(1);
 /// A stream of answers.
 pub(super) type Answers<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 
-/// Places for watchers.
-#[derive(Clone, Debug)]
-pub(super) struct Watchers(Arc<Semaphore>);
-
-impl Default for Watchers {
-    fn default() -> Self {
-        Self(Arc::new(Semaphore::new(MAX_WATCHERS)))
-    }
-}
-
-impl Watchers {
-    pub(super) fn enter(&self) -> Result<OwnedSemaphorePermit, Status> {
-        self.0.clone().try_acquire_owned().map_err(|_| {
-            let most = [("most", MAX_WATCHERS.to_string())];
-            let sentence = "as many watchers as the gateway serves are connected";
-            answer::status(Code::ResourceExhausted, "TOO_MANY_WATCHERS", most, sentence)
-        })
-    }
+/// Places for watches and captures.
+pub(super) fn places() -> Places {
+    Places::new(MAX_WATCHERS)
 }
 
 /// WatchDenials: the last ones that match, then what happens, until an error or the daemon's end ends it.
@@ -177,7 +165,7 @@ pub(super) async fn watch(
     filter: Filter,
     wanted: u32,
     stopped: watch::Receiver<bool>,
-    permit: OwnedSemaphorePermit,
+    permit: Taken,
 ) -> Result<Answers<v1::WatchDenialsResponse>, Status> {
     teller.check(&filter).await?;
     let wanted = limit(wanted, 0, u32::try_from(KEPT).unwrap_or(u32::MAX)) as usize;
@@ -231,7 +219,7 @@ struct Watch {
     totals: Losses,
     look: Instant,
     stopped: watch::Receiver<bool>,
-    _permit: OwnedSemaphorePermit,
+    _permit: Taken,
 }
 
 impl Source for Watch {

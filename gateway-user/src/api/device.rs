@@ -4,7 +4,7 @@ use std::{pin::Pin, sync::Arc, vec};
 
 use futures_util::{Stream, stream};
 use lazaret_proto::v1::{self, device_service_server::DeviceService};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, broadcast, watch};
+use tokio::sync::{broadcast, watch};
 use tonic::{Code, Request, Response, Status};
 
 use super::{
@@ -12,7 +12,10 @@ use super::{
     scope::{self, identity},
 };
 use crate::{
-    access::answer,
+    access::{
+        answer,
+        shares::{Places, Taken},
+    },
     clock::{Clock as _, SystemClock},
     config::Config,
     controller::{Answer, Controller, Refused, SignalContext, SignalOutcome, UriChange},
@@ -26,7 +29,7 @@ pub(super) struct Devices {
     config: Arc<Config>,
     controller: Controller,
     clock: SystemClock,
-    watchers: Arc<Semaphore>,
+    watchers: Places,
     stopped: watch::Receiver<bool>,
 }
 
@@ -170,7 +173,7 @@ impl DeviceService for Devices {
     ) -> Result<Response<Self::WatchGatewayUrisStream>, Status> {
         let by = identity(&request, &self.controller).await?;
         let after = parse::watch(request.into_inner());
-        let permit = super::watch::place(&self.watchers)?;
+        let permit = super::watch::place(&self.watchers, &by)?;
         let (kept, live) = self.controller.watch_gateway_uris(after).await?;
         let watcher = Watcher {
             last: kept.last().map(|c| c.revision).max(after),
@@ -199,7 +202,7 @@ struct Watcher {
     /// What is outside his scope is left out.
     by: Identity,
     stopped: watch::Receiver<bool>,
-    _permit: OwnedSemaphorePermit,
+    _permit: Taken,
 }
 
 impl Watcher {
@@ -262,13 +265,14 @@ mod tests {
     async fn watcher(kept: Vec<UriChange>) -> Fixture {
         let (live, receiver) = broadcast::channel(2);
         let (stop, stopped) = watch::channel(false);
-        let permit = Arc::new(Semaphore::new(1)).acquire_owned().await.unwrap();
+        let by = Identity::unlimited(Role::Mdm, "test");
+        let permit = super::super::watch::places().take(&by).unwrap();
         let last = kept.last().map(|c| c.revision);
         let watcher = Watcher {
             kept: kept.into_iter(),
             live: receiver,
             last,
-            by: Identity::unlimited(Role::Mdm, "test"),
+            by,
             stopped,
             _permit: permit,
         };

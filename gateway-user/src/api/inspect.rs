@@ -8,13 +8,13 @@ use tonic::{Request, Response, Status};
 
 use super::{
     Views, capture,
-    denials::{self, Answers, Filter, Teller, Watchers, pool_filter},
+    denials::{self, Answers, Filter, Teller, pool_filter},
     explain::Explainer,
     page::{self, limit},
     parse, render, scope, status,
 };
 use crate::{
-    access::live::Access,
+    access::{live::Access, shares::Places},
     clock::SystemClock,
     config::Config,
     controller::{Controller, SessionView},
@@ -37,7 +37,7 @@ pub(super) struct Inspect {
     access: Access,
     clock: SystemClock,
     explainer: Explainer,
-    watchers: Watchers,
+    watchers: Places,
     stopped: watch::Receiver<bool>,
 }
 
@@ -58,7 +58,7 @@ impl Inspect {
             views,
             access,
             clock,
-            watchers: Watchers::default(),
+            watchers: denials::places(),
             stopped,
         }
     }
@@ -168,9 +168,10 @@ impl InspectService for Inspect {
         &self,
         request: Request<v1::WatchDenialsRequest>,
     ) -> Result<Response<Self::WatchDenialsStream>, Status> {
+        let by = scope::caller(&request)?;
         let r = request.into_inner();
         let filter = Filter::parse(&self.config, &r.address, &r.reason, r.pool, r.device_id).map_err(|e| status::invalid(&e))?;
-        let permit = self.watchers.enter()?;
+        let permit = super::watch::place(&self.watchers, &by)?;
         let (teller, stopped) = (self.teller(), self.stopped.clone());
         let answers = denials::watch(teller, &self.views.denials, filter, r.last, stopped, permit).await?;
         Ok(Response::new(answers))
@@ -186,10 +187,11 @@ impl InspectService for Inspect {
         &self,
         request: Request<v1::CaptureDeniedRequest>,
     ) -> Result<Response<Self::CaptureDeniedStream>, Status> {
+        let by = scope::caller(&request)?;
         let mut r = request.into_inner();
         let (pool, device) = (std::mem::take(&mut r.pool), std::mem::take(&mut r.device_id));
         let filter = Filter::parse(&self.config, &r.address, &r.reason, pool, device).map_err(|e| status::invalid(&e))?;
-        let permit = self.watchers.enter()?;
+        let permit = super::watch::place(&self.watchers, &by)?;
         let teller = self.teller();
         teller.check(&filter).await?;
         let stopped = self.stopped.clone();

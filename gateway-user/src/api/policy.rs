@@ -5,8 +5,8 @@ use std::{pin::Pin, sync::Arc};
 use futures_util::{Stream, stream};
 use lazaret_proto::v1::{self, policy_service_server::PolicyService};
 use prost::Message as _;
-use tokio::sync::{Semaphore, watch::Receiver};
-use tonic::{Code, Request, Response, Status, Streaming};
+use tokio::sync::watch::Receiver;
+use tonic::{Request, Response, Status, Streaming};
 
 use super::{
     command, parse, refusals, render,
@@ -14,7 +14,10 @@ use super::{
     scope, status, watch,
 };
 use crate::{
-    access::{answer, refusals::Refusals, shares::Shares},
+    access::{
+        refusals::Refusals,
+        shares::{Places, Shares},
+    },
     config::Config,
     controller::{Answer, Controller, Line},
 };
@@ -29,10 +32,10 @@ pub(super) struct Policies {
     config: Arc<Config>,
     controller: Controller,
     refusals: Refusals,
-    reports: Arc<Semaphore>,
+    reports: Places,
     /// Of each client that has streams.
     lines: Shares<Line>,
-    watchers: Arc<Semaphore>,
+    watchers: Places,
     stopped: Receiver<bool>,
 }
 
@@ -43,7 +46,7 @@ impl Policies {
             config,
             controller,
             refusals,
-            reports: Arc::new(Semaphore::new(MAX_REPORTS)),
+            reports: Places::new(MAX_REPORTS),
             lines: Shares::default(),
             watchers: watch::places(),
             stopped,
@@ -128,11 +131,8 @@ impl PolicyService for Policies {
             refusals: self.refusals.clone(),
             by,
         });
-        let permit = Arc::clone(&self.reports).try_acquire_owned().map_err(|_| {
-            let most = [("most", MAX_REPORTS.to_string())];
-            let sentence = "as many streams of signals as the gateway serves are open";
-            answer::status(Code::ResourceExhausted, "TOO_MANY_STREAMS", most, sentence)
-        })?;
+        let full = |full| watch::too_many(full, "TOO_MANY_STREAMS", "streams of signals");
+        let permit = self.reports.take(&reporter.by).map_err(full)?;
         let answers = report::answers(reporter, request.into_inner(), self.stopped.clone(), permit);
         Ok(Response::new(Box::pin(answers)))
     }
@@ -204,8 +204,8 @@ impl PolicyService for Policies {
         &self,
         request: Request<v1::WatchPublicationRequest>,
     ) -> Result<Response<Self::WatchPublicationStream>, Status> {
-        scope::identity(&request, &self.controller).await?;
-        let permit = watch::place(&self.watchers)?;
+        let by = scope::identity(&request, &self.controller).await?;
+        let permit = watch::place(&self.watchers, &by)?;
         let mut seen = self.controller.watch_publication().await?;
         // What is so now comes first.
         seen.mark_changed();

@@ -9,12 +9,12 @@ use futures_util::{
     stream::{self, FuturesUnordered},
 };
 use lazaret_proto::v1::{self, report_policy_request::Signal};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tokio::sync::{Semaphore, watch};
 use tonic::{Status, Streaming};
 
 use super::{command, parse, refusals, render, scope, status};
 use crate::{
-    access::{answer, refusals::Refusals},
+    access::{answer, refusals::Refusals, shares::Taken},
     config::Config,
     controller::{Controller, SignalContext},
     model::{DeviceId, Identity, Place},
@@ -51,7 +51,7 @@ struct Report {
     /// What it ends with when the last answer is out.
     error: Option<Status>,
     stopped: watch::Receiver<bool>,
-    _permit: OwnedSemaphorePermit,
+    _permit: Taken,
 }
 
 /// The answers to a stream of signals. It ends with the last answer after the last signal, or with an error.
@@ -59,7 +59,7 @@ pub(super) fn answers(
     reporter: Arc<Reporter>,
     incoming: Streaming<v1::ReportPolicyRequest>,
     stopped: watch::Receiver<bool>,
-    permit: OwnedSemaphorePermit,
+    permit: Taken,
 ) -> impl Stream<Item = Result<v1::ReportPolicyResponse, Status>> + Send {
     let report = Report {
         reporter,

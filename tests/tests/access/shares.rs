@@ -10,17 +10,18 @@ use gateway_user::{
     transition::Context,
 };
 use lazaret_proto::v1::{
-    self, device_service_client::DeviceServiceClient, policy_service_client::PolicyServiceClient, report_policy_request::Signal,
-    session_service_client::SessionServiceClient,
+    self, device_service_client::DeviceServiceClient, inspect_service_client::InspectServiceClient,
+    policy_service_client::PolicyServiceClient, report_policy_request::Signal, session_service_client::SessionServiceClient,
 };
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::Streaming;
+use tonic::{Streaming, transport::Channel};
+use tonic_types::StatusExt as _;
 
-use crate::gateway::{Gateway, context, device};
+use crate::gateway::{Gateway, context, device, reason};
 
 /// Devices, d-0 and so on.
-async fn register(gateway: &Gateway, many: usize) -> DeviceServiceClient<tonic::transport::Channel> {
+async fn register(gateway: &Gateway, many: usize) -> DeviceServiceClient<Channel> {
     let mut mdm = DeviceServiceClient::new(gateway.channel(Role::Mdm).await);
     let request = v1::RegisterDevicesRequest {
         context: context("register"),
@@ -242,5 +243,68 @@ async fn a_restriction_waits_for_no_other_ones_answer() {
         levels.contains(&v1::Enforcement::Enforced),
         "who still waited is told once it is known"
     );
+    gateway.stop().await;
+}
+
+/// Opens streams until one is refused; those that are open, and how many the answer says there may be.
+async fn fill<S>(mut open: impl AsyncFnMut() -> Result<S, tonic::Status>) -> (Vec<S>, String) {
+    let mut streams = Vec::new();
+    loop {
+        match open().await {
+            Ok(stream) => streams.push(stream),
+            Err(e) => {
+                assert!(
+                    ["TOO_MANY_WATCHERS", "TOO_MANY_STREAMS"].contains(&reason(&e).as_str()),
+                    "{e:?}"
+                );
+                let info = e.get_details_error_info().unwrap();
+                return (streams, info.metadata["most"].clone());
+            }
+        }
+        assert!(streams.len() < 64, "one client has all places");
+    }
+}
+
+#[tokio::test]
+async fn one_client_has_a_quarter_of_the_places_for_streams() {
+    let gateway = Gateway::new("quarter").await;
+    register(&gateway, 1).await;
+    for (one, other) in [(Role::Viewer, Role::Mdm), (Role::Mdm, Role::Viewer)] {
+        let (one, other) = (gateway.channel(one).await, gateway.channel(other).await);
+        let uris = async |channel: &Channel| {
+            let mut client = DeviceServiceClient::new(channel.clone());
+            client.watch_gateway_uris(v1::WatchGatewayUrisRequest::default()).await
+        };
+        let (held, most) = fill(async || uris(&one).await).await;
+        assert_eq!((held.len(), most.as_str()), (16, "16"));
+        uris(&other).await.unwrap();
+        let publication = async |channel: &Channel| {
+            let mut client = PolicyServiceClient::new(channel.clone());
+            client.watch_publication(v1::WatchPublicationRequest {}).await
+        };
+        let (held, most) = fill(async || publication(&one).await).await;
+        assert_eq!((held.len(), most.as_str()), (16, "16"));
+        publication(&other).await.unwrap();
+    }
+    let denials = async |channel: &Channel| {
+        let mut client = InspectServiceClient::new(channel.clone());
+        client.watch_denials(v1::WatchDenialsRequest::default()).await
+    };
+    let viewer = gateway.channel(Role::Viewer).await;
+    let operator = gateway.channel(Role::Operator).await;
+    let (held, most) = fill(async || denials(&viewer).await).await;
+    assert_eq!((held.len(), most.as_str()), (8, "8"));
+    denials(&operator).await.unwrap();
+    let mut capturing = InspectServiceClient::new(operator.clone());
+    capturing.capture_denied(v1::CaptureDeniedRequest::default()).await.unwrap();
+
+    let mdm = gateway.channel(Role::Mdm).await;
+    let signals = async |channel: &Channel| {
+        let mut client = PolicyServiceClient::new(channel.clone());
+        client.report_policy(tokio_stream::pending::<v1::ReportPolicyRequest>()).await
+    };
+    let (held, most) = fill(async || signals(&mdm).await).await;
+    assert_eq!((held.len(), most.as_str()), (16, "16"));
+    signals(&operator).await.unwrap();
     gateway.stop().await;
 }

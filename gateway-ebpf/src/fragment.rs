@@ -141,7 +141,7 @@ pub enum Answer {
     Fine,
     /// There is no live record.
     Unknown,
-    /// It covers what has arrived, or another one did.
+    /// It covers what has arrived, and is no duplicate; or another one did.
     Overlap,
     /// There is no room, or another CPU is at it.
     Full,
@@ -205,6 +205,9 @@ fn locked(
     }
     let chosen = if known { &work.known } else { &work.free };
     let record = &bucket.records[chosen.get() as usize % BUCKET_FRAGMENTS];
+    if known && ask != Ask::Later && record.poisoned.get() == 0 && is_first_again(record, fragment, h) {
+        return Answer::Fine;
+    }
     if known && (ask != Ask::Later || record.poisoned.get() != 0) {
         if remembers {
             record.poisoned.set(1);
@@ -216,7 +219,7 @@ fn locked(
             // With nothing there, it is in nothing's way.
             return Answer::Fine;
         }
-        begin(record, key, h);
+        begin(record, key, fragment, h);
         record.expires.set(now.saturating_add(FRAGMENT_LIFE));
     }
     match enter(work, record, fragment, remembers) {
@@ -228,7 +231,7 @@ fn locked(
         }
         Entered::NoRoom => return Answer::Full,
         Entered::Whole => record.expires.set(0),
-        Entered::Part => {}
+        Entered::Part | Entered::Again => {}
     }
     recall(record, h);
     Answer::Fine
@@ -243,17 +246,31 @@ fn is(record: &FragmentRecord, key: &Key) -> bool {
     difference == 0
 }
 
+/// Whether a first fragment is the one that was remembered, as far as it is judged: as long, and of the same transport. A network may duplicate it, and
+/// whichever of the two a receiver keeps has the ports that all are judged by.
 #[inline(always)]
-fn begin(record: &FragmentRecord, key: &Key, h: &Headers) {
+fn is_first_again(record: &FragmentRecord, fragment: &Fragment, h: &Headers) -> bool {
+    record.first.get() == u32::from(fragment.length) && record.ports.get() == ports(h) && record.kind.get() == kind(h)
+}
+
+#[inline(always)]
+fn ports(h: &Headers) -> u32 {
+    u32::from(h.destination_port) << 16 | u32::from(h.source_port)
+}
+
+#[inline(always)]
+const fn kind(h: &Headers) -> u32 {
+    u32::from_le_bytes([h.tcp_flags, h.icmp_type, h.icmp_code, h.protocol])
+}
+
+#[inline(always)]
+fn begin(record: &FragmentRecord, key: &Key, fragment: &Fragment, h: &Headers) {
     for (to, from) in record.key.iter().zip(key) {
         to.set(*from);
     }
-    record
-        .ports
-        .set(u32::from(h.destination_port) << 16 | u32::from(h.source_port));
-    record
-        .kind
-        .set(u32::from_le_bytes([h.tcp_flags, h.icmp_type, h.icmp_code, h.protocol]));
+    record.ports.set(ports(h));
+    record.kind.set(kind(h));
+    record.first.set(fragment.length.into());
     record.poisoned.set(0);
     record.highest.set(0);
     record.total.set(0);
@@ -281,6 +298,8 @@ enum Entered {
     Part,
     /// It is in, and nothing is missing.
     Whole,
+    /// All of it was there, none of it in the first fragment: a duplicate, or the policy denied it before.
+    Again,
     /// Some of it was there already, or it contradicts where the datagram ends.
     Overlap,
     /// There are too many gaps.
@@ -303,7 +322,8 @@ fn enter(work: &FragmentWork, record: &FragmentRecord, fragment: &Fragment, reme
     for piece in &record.pieces {
         let ([begin, end], [first, behind]) = (data(), bounds(piece.get()));
         if begin < behind && first < end {
-            work.flags.set(work.flags.get() | OVERLAP);
+            let all = if first <= begin && end <= behind { WITHIN } else { 0 };
+            work.flags.set(work.flags.get() | OVERLAP | all);
         }
         if behind == begin {
             work.joined[0].set(first);
@@ -315,9 +335,19 @@ fn enter(work: &FragmentWork, record: &FragmentRecord, fragment: &Fragment, reme
             work.flags.set(work.flags.get() | ROOM);
         }
     }
+    // The transport header is in the first fragment: what covers that could give a receiver other ports.
+    let heads = u64::from(record.first.get());
+    let again = heads != 0
+        && begin >= heads
+        && if fragment.more {
+            total == 0 || end < total
+        } else {
+            end == total
+        };
     match work.flags.get() {
         ROOM => {}
         0 => return Entered::NoRoom,
+        flags if flags & WITHIN != 0 && again => return Entered::Again,
         _ => return Entered::Overlap,
     }
     if !remembers {
@@ -349,6 +379,8 @@ fn enter(work: &FragmentWork, record: &FragmentRecord, fragment: &Fragment, reme
 const OVERLAP: u64 = 1;
 /// In [`FragmentWork::flags`].
 const ROOM: u64 = 2;
+/// In [`FragmentWork::flags`].
+const WITHIN: u64 = 4;
 
 #[inline(always)]
 const fn bounds(piece: u64) -> [u64; 2] {

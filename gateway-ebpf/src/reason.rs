@@ -97,8 +97,8 @@ reasons! {
     49 ExtensionDepth "extension_depth" drop: "More than six IPv6 extension headers.", "See who sends it with a capture on the interface.";
     50 FragmentTiny "fragment_tiny" drop: "A first fragment without the whole transport header, or a TCP fragment at offset 8 (RFC 3128).",
         "See who sends it: no system makes such fragments by itself.";
-    51 FragmentOverlap "fragment_overlap" drop: "A fragment covers what an earlier one of its datagram has brought (RFC 5722); the datagram is lost.",
-        "See who sends it: no system makes such fragments by itself.";
+    51 FragmentOverlap "fragment_overlap" drop: "A fragment covers what an earlier one of its datagram has brought, and is no duplicate (RFC 5722); the datagram is lost.",
+        "See who sends it: neither a system nor a network makes such fragments by itself.";
     52 FragmentMalformed "fragment_malformed" drop: "A fragment that is empty, not a multiple of 8 bytes, beyond 65,535 bytes, or in another.",
         "See who sends it with a capture on the interface.";
     53 FragmentTableFull "fragment_table_full" drop: "More datagrams in fragments at a time than there is room for, more than 8 separate pieces of one, or its place is busy on another CPU.",

@@ -57,8 +57,8 @@ pub struct FragmentRecord {
     pub highest: Shared<u32>,
     /// Length of the datagram's data, bytes; 0: its last fragment has not arrived.
     pub total: Shared<u32>,
-    /// Unused, 0.
-    pub spare: Shared<u32>,
+    /// Length of the first fragment's data, bytes. 0: nobody knows.
+    pub first: Shared<u32>,
     /// What has arrived, bytes: begin in bits 0-31, end in bits 32-63; 0: free. No two touch.
     pub pieces: [Shared<u64>; FRAGMENT_PIECES],
 }
@@ -77,7 +77,7 @@ pub struct FragmentWork {
     pub data: [Shared<u64>; 2],
     /// The same with its neighbours.
     pub joined: [Shared<u64>; 2],
-    /// 1: some of it was there; 2: there is room for it.
+    /// 1: some of it was there; 2: there is room for it; 4: all of it was there.
     pub flags: Shared<u64>,
 }
 

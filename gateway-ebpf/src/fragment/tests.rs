@@ -175,9 +175,10 @@ fn overlaps_poison_the_datagram() {
         (56, 16, true),
         (64, 72, true),
         (120, 16, true),
-        (128, 64, true),
-        (184, 8, true),
+        (128, 64, false),
+        (184, 16, true),
         (184, 8, false),
+        (0, 64, true),
         (64, 8, false),
         (120, 3, false),
         (56, 65_000, true),
@@ -204,6 +205,9 @@ fn overlaps_poison_the_datagram() {
         (65_528, 7, false),
         (64, 8, true),
         (120, 8, true),
+        (128, 64, true),
+        (136, 8, true),
+        (184, 8, true),
     ] {
         let memory = memory();
         remember(&memory, fragment(1, 0, 64, true));
@@ -270,7 +274,48 @@ fn more_gaps_than_there_is_room_for() {
     assert_eq!(later(&memory, fragment(1, 128, 8, true)), Answer::Fine, "now too");
     assert_eq!(later(&memory, fragment(1, 8, 8, true)), Answer::Fine, "fills a gap");
     assert_eq!(later(&memory, fragment(1, 1024, 8, true)), Answer::Fine, "and makes room");
-    assert_eq!(later(&memory, fragment(1, 128, 8, true)), Answer::Overlap);
+    assert_eq!(later(&memory, fragment(1, 128, 8, true)), Answer::Fine, "again");
+    assert_eq!(later(&memory, fragment(1, 1024, 16, true)), Answer::Overlap);
+}
+
+/// A network may bring a fragment twice. What would give a receiver other ports, or another end, is none of these.
+#[test]
+fn duplicates_pass() {
+    let memory = memory();
+    assert_eq!(remember(&memory, fragment(1, 0, 64, true)), Answer::Fine);
+    let first = |length, change: fn(&mut Headers)| {
+        let mut h = first_headers();
+        change(&mut h);
+        [Ask::First, Ask::Remember].map(|ask| asked(&memory, 1_000, ask, fragment(1, 0, length, true), &mut h))
+    };
+    for _ in 0..2 {
+        assert_eq!(first(64, |_| ()), [Answer::Fine; 2]);
+        assert_eq!(later(&memory, fragment(1, 128, 3, false)), Answer::Fine);
+    }
+    assert_eq!(live(&memory), 1);
+    // Data that another brought, and a datagram of its own for each that is not the same.
+    let spoils: [(u16, fn(&mut Headers)); 6] = [
+        (64, |h| h.source_port ^= 1),
+        (64, |h| h.destination_port ^= 1),
+        (64, |h| h.tcp_flags ^= 2),
+        (64, |h| h.icmp_type ^= 8),
+        (72, |_| ()),
+        (56, |_| ()),
+    ];
+    for (length, change) in spoils {
+        let memory = self::memory();
+        remember(&memory, fragment(1, 0, 64, true));
+        let mut h = first_headers();
+        change(&mut h);
+        assert_eq!(
+            asked(&memory, 1_000, Ask::First, fragment(1, 0, length, true), &mut h),
+            Answer::Overlap
+        );
+        assert_eq!(later(&memory, fragment(1, 64, 8, true)), Answer::Overlap, "poisoned");
+    }
+    assert_eq!(later(&memory, fragment(1, 128, 3, false)), Answer::Fine, "and the rest");
+    assert_eq!(later(&memory, fragment(1, 64, 64, true)), Answer::Fine);
+    assert_eq!(live(&memory), 0, "complete");
 }
 
 #[test]
@@ -389,7 +434,7 @@ fn core_interfaces_count_as_one() {
         Answer::Fine
     );
     assert_eq!(
-        at(Ask::First, core(5), fragment(1, 0, 64, true), first_headers()),
+        at(Ask::First, core(5), fragment(1, 0, 72, true), first_headers()),
         Answer::Overlap
     );
     let other = Place { hook: 9, ..core(3) };

@@ -282,11 +282,9 @@ fn fragments() {
         memory.policy.rules[7][0][usize::from(RULES)] = 0;
         assert_eq!(judged(&memory, &later(48, true)), "no_rule");
         memory.policy.rules[7][0][usize::from(RULES)] = 1;
-        assert_eq!(
-            judged(&memory, &later(48, true)),
-            "fragment_overlap",
-            "what was denied has arrived all the same"
-        );
+        assert_eq!(judged(&memory, &later(48, true)), "rule", "what was denied comes again");
+        assert_eq!(judged(&memory, &first), "rule", "so does the first");
+        assert_eq!(judged(&memory, &later(56, true)), "fragment_overlap");
         assert_eq!(judged(&memory, &later(16, true)), "fragment_overlap", "poisoned");
         assert_eq!(judged(&memory, &first), "fragment_overlap");
         let (v, _) = at(&memory, FROM_DEVICE(), &first, 1_000 + FRAGMENT_LIFE);

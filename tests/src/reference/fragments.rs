@@ -31,6 +31,28 @@ impl Datagram {
         })
     }
 
+    /// Whether a first fragment is the same, as far as it is judged.
+    fn began_with(&self, packet: &Packet) -> bool {
+        let judged = |p: &Packet| {
+            let length = p.fragment.map(|f| f.end);
+            (p.protocol, p.ports, p.flags, p.icmp, length)
+        };
+        judged(&self.first) == judged(packet)
+    }
+
+    /// Whether all that a fragment brings was there, none of it from the first, and it does not say otherwise of where the datagram ends.
+    fn has(&self, new: Fragment) -> bool {
+        let behind_first = self.seen.iter().all(|old| old.start != 0 || new.start >= old.end);
+        let there = (new.start..new.end).all(|byte| self.seen.iter().any(|old| (old.start..old.end).contains(&byte)));
+        let end = self.seen.iter().find(|old| !old.more).map(|old| old.end);
+        let agrees = if new.more {
+            end.is_none_or(|end| new.end < end)
+        } else {
+            end == Some(new.end)
+        };
+        behind_first && there && agrees
+    }
+
     /// Nothing is missing: without overlaps it is enough that the lengths add up to the end.
     fn complete(&self) -> bool {
         let arrived: u32 = self.seen.iter().map(|f| f.end - f.start).sum();
@@ -43,10 +65,11 @@ impl Datagram {
 pub(super) struct Memory(Vec<Datagram>);
 
 impl Memory {
-    /// A first fragment: none may be remembered.
+    /// A first fragment: none may be remembered, but the same.
     pub(super) fn first(&mut self, place: Place, packet: &Packet, now: u64) -> Result<(), &'static str> {
         match self.find(place, packet, now) {
             None => Ok(()),
+            Some(datagram) if !datagram.poisoned && datagram.began_with(packet) => Ok(()),
             Some(datagram) => {
                 datagram.poisoned = true;
                 Err("fragment_overlap")
@@ -57,11 +80,14 @@ impl Memory {
     /// A later fragment: the first one's packet, in whose stead it is judged.
     pub(super) fn later(&mut self, place: Place, packet: &Packet, new: Fragment, now: u64) -> Result<Packet, &'static str> {
         let datagram = self.find(place, packet, now).ok_or("fragment")?;
-        if datagram.poisoned || datagram.contradicts(new) {
+        let again = datagram.has(new);
+        if datagram.poisoned || !again && datagram.contradicts(new) {
             datagram.poisoned = true;
             return Err("fragment_overlap");
         }
-        datagram.seen.push(new);
+        if !again {
+            datagram.seen.push(new);
+        }
         let first = datagram.first.clone();
         self.0.retain(|d| !d.complete());
         Ok(first)
@@ -70,6 +96,9 @@ impl Memory {
     /// A first fragment has passed.
     pub(super) fn remember(&mut self, place: Place, packet: &Packet, fragment: Fragment, now: u64) {
         let Some(key) = key(place, packet) else { return };
+        if self.find(place, packet, now).is_some() {
+            return;
+        }
         self.0.retain(|d| d.key != key && now < d.born + LIFE);
         self.0.push(Datagram {
             key,

@@ -23,6 +23,8 @@ pub struct Packet {
     pub protocol: u8,
     /// Source and destination, TCP and UDP.
     pub ports: (u16, u16),
+    /// TCP flags, the byte.
+    pub flags: u8,
     /// SYN without ACK.
     pub opens: bool,
     /// RST.
@@ -261,6 +263,7 @@ impl Packet {
                     err::tcp::HeaderSliceError::Content(_) => "header_length",
                 })?;
                 self.ports = (header.source_port(), header.destination_port());
+                self.flags = header.slice()[13];
                 self.opens = header.syn() && !header.ack();
                 self.resets = header.rst();
             }

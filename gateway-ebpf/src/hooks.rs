@@ -23,7 +23,7 @@ use gateway_ebpf::{
 };
 
 use crate::{
-    access::{Direct, SkbBytes, XdpBytes},
+    access::{Direct, IPV4, IPV6, SkbBytes, XdpBytes, protocol},
     answer, capture,
     maps::{KERNEL, keep, keep_plain, kept_rare, own, probing},
     note::{has_more_tags, is_tagged, leave_word, metadata, tag, vlan},
@@ -407,9 +407,9 @@ fn tc_fast<const PLACE: u8, const ETHERNET: bool>(skb: *mut __sk_buff) -> i32 {
         parse_fast::<_, ETHERNET>(&Direct::skb(skb), &mut h)
     };
     let kept = match parsed {
-        Parsed::Done => keep_plain(&h),
-        Parsed::Rare if ETHERNET => tc_read_eth(skb) != 0,
-        Parsed::Rare => tc_read_ip(skb) != 0,
+        Parsed::Done if ETHERNET || is_taken_for(skb, h.version) => keep_plain(&h),
+        _ if ETHERNET => tc_read_eth(skb) != 0,
+        _ => tc_read_ip(skb) != 0,
     };
     if !kept {
         return TC_ACT_SHOT;
@@ -422,6 +422,12 @@ fn tc_fast<const PLACE: u8, const ETHERNET: bool>(skb: *mut __sk_buff) -> i32 {
         EGRESS_ETH => tc_kept_egress_eth(skb),
         _ => tc_kept_egress_ip(skb),
     }
+}
+
+/// Whether the kernel hands a packet on as what it says first. In a test run it seems not to; then the full form decides.
+#[inline(always)]
+fn is_taken_for(skb: *mut __sk_buff, version: u8) -> bool {
+    protocol(skb) == if version == 4 { IPV4 } else { IPV6 }
 }
 
 #[unsafe(no_mangle)]

@@ -19,6 +19,11 @@ pub trait Packet {
     fn is_ip_first(&self) -> bool {
         false
     }
+    /// The IP version by which the kernel hands the packet on, whatever the packet itself says first: 4, 6, or 0 for something else. `None`: nobody can tell.
+    #[inline(always)]
+    fn taken_for(&self) -> Option<u8> {
+        None
+    }
     /// [`walk_options`] on it. The kernel's programs call a function for it.
     #[inline(always)]
     fn options(&self, at: usize, header: usize) -> u64 {

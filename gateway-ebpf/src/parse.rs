@@ -107,10 +107,14 @@ fn parse<P: Packet + ?Sized, const ETHERNET: bool, const FULL: bool>(
             h.rare = true;
         }
         // A word, not a byte: at offset 0 a one-byte bound becomes `p >= end`, from which the verifier learns nothing.
-        match p.load::<u32>(at) {
+        let version = match p.load::<u32>(at) {
             Some(first) => (u32::from_be(first) >> 28) as u8,
             None => return problem::<FULL>(h, Reason::Truncated),
+        };
+        if FULL && matches!(version, 4 | 6) && p.taken_for().is_some_and(|other| other != version) {
+            return problem::<FULL>(h, Reason::Ethertype);
         }
+        version
     };
     match version {
         4 => ipv4::<P, ETHERNET, FULL>(p, at, size, h, rare),

@@ -11,7 +11,7 @@ use gateway_ebpf::{
 };
 
 use crate::{
-    access::Direct,
+    access::{Direct, IPV4, IPV6, is_told, protocol},
     hooks::{CORE_ETH, CORE_IP, DEVICE_ETH, DEVICE_IP, EGRESS_ETH, at, ifindex, is_egress, is_granted, set_mark, xdp_place},
     maps::{KERNEL, Kernel, own, probing},
     note::leave_word,
@@ -36,11 +36,19 @@ pub(crate) fn xdp<const DEVICE: bool>(ctx: *mut xdp_md) -> Option<u32> {
 /// What becomes of a common packet at TC, likewise.
 #[inline(always)]
 pub(crate) fn tc<const PLACE: u8, const ETHERNET: bool>(skb: *mut __sk_buff) -> Option<i32> {
+    // Asked first, while no register is taken.
+    if !ETHERNET && !matches!(protocol(skb), IPV4 | IPV6) && is_told(skb) != 0 {
+        return None;
+    }
     let packet = Direct::skb(skb);
     if let Some(h) = parse_common::<_, ETHERNET>(&packet) {
+        // What says that it is IPv4, the kernel may hand on as IPv6.
+        if !ETHERNET && protocol(skb) == IPV6 {
+            return None;
+        }
         return tc_of::<PLACE>(skb, &h);
     }
-    if !is_six::<_, ETHERNET>(&packet) {
+    if !is_six::<_, ETHERNET>(&packet) || !ETHERNET && protocol(skb) == IPV4 {
         return None;
     }
     let action = match PLACE {

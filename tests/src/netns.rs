@@ -245,6 +245,14 @@ impl Tun {
     /// # Errors
     /// No privilege, no tun driver, or a name that is taken.
     pub fn new(namespace: &Namespace, name: &str) -> Result<Self> {
+        Self::with(namespace, name, libc::IFF_NO_PI)
+    }
+
+    /// As [`Tun::new`], where each packet, both ways, has two words of 16 bits in front of it: 0, and its ethertype, which the kernel believes.
+    ///
+    /// # Errors
+    /// As [`Tun::new`].
+    pub fn with_ethertypes(namespace: &Namespace, name: &str) -> Result<Self> {
         Self::with(namespace, name, 0)
     }
 
@@ -255,7 +263,7 @@ impl Tun {
     pub fn with_offloads(namespace: &Namespace, name: &str) -> Result<Self> {
         /// TUN_F_CSUM, TSO4, TSO6, USO4, USO6 (linux/if_tun.h).
         const OFFLOADS: libc::c_ulong = 0x01 | 0x02 | 0x04 | 0x20 | 0x40;
-        let tun = Self::with(namespace, name, libc::IFF_VNET_HDR)?;
+        let tun = Self::with(namespace, name, libc::IFF_NO_PI | libc::IFF_VNET_HDR)?;
         // SAFETY: the descriptor is open, and TUNSETOFFLOAD takes a number.
         let done = unsafe { libc::ioctl(tun.file.as_raw_fd(), libc::TUNSETOFFLOAD, OFFLOADS) };
         nix::errno::Errno::result(done).context("cannot set the offloads")?;
@@ -335,7 +343,7 @@ fn open_tun(name: &str, flags: i32) -> Result<File> {
     for (to, from) in request.ifr_name.iter_mut().zip(name.bytes()) {
         *to = libc::c_char::try_from(from).context("the name is not ASCII")?;
     }
-    request.ifr_ifru.ifru_flags = libc::c_short::try_from(libc::IFF_TUN | libc::IFF_NO_PI | flags)?;
+    request.ifr_ifru.ifru_flags = libc::c_short::try_from(libc::IFF_TUN | flags)?;
     // SAFETY: the descriptor is open, TUNSETIFF reads and writes one ifreq, and `request` is one that lives through the call.
     let done = unsafe { libc::ioctl(file.as_raw_fd(), libc::TUNSETIFF, &raw mut request) };
     nix::errno::Errno::result(done)?;

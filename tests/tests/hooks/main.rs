@@ -6,6 +6,7 @@ mod answers;
 mod capture;
 mod companion;
 mod counting;
+mod ethertype;
 mod frames;
 mod kernel;
 mod link;

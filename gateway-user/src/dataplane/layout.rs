@@ -107,6 +107,29 @@ impl Layout4 {
     }
 }
 
+/// The address tables with no session live.
+pub struct AtRest {
+    /// Content of DIR4.
+    pub directory: Vec<u16>,
+    /// Content of CHUNKS4, chunk by chunk.
+    pub chunks: Vec<Class>,
+    /// Content of HOMES6.
+    pub homes6: Box<Homes6>,
+}
+
+/// Lays the addresses of a configuration's pools out.
+///
+/// # Errors
+/// There is no room for them in the tables.
+pub fn lay_out(config: &Config) -> Result<AtRest, CompileError> {
+    let layout = Layout4::new(config)?;
+    Ok(AtRest {
+        directory: layout.directory(),
+        chunks: layout.resting(config),
+        homes6: homes6(config)?,
+    })
+}
+
 /// Class at rest, first and last address of each IPv4 prefix.
 fn ranges4(config: &Config) -> impl Iterator<Item = (Class, u32, u32)> {
     config.pools.iter().flat_map(|pool| {
@@ -203,4 +226,155 @@ pub(super) fn fnv(text: &str) -> u64 {
     text.bytes().fold(0xcbf2_9ce4_8422_2325, |h, b| {
         (h ^ u64::from(b)).wrapping_mul(0x0100_0000_01b3)
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{super::fixtures, *};
+
+    /// The fixture's pools, and one over three /16s that are not in order with the others.
+    fn config() -> Config {
+        let mut config = fixtures::config();
+        let pool = config.pools.first_mut().unwrap();
+        pool.prefixes.push("10.12.0.0/15".parse().unwrap());
+        pool.prefixes.push("10.11.255.128/25".parse().unwrap());
+        pool.reserved.push("10.13.0.0".parse().unwrap());
+        config
+    }
+
+    /// The same, the slow way.
+    fn class(config: &Config, address: u32) -> Class {
+        let address = std::net::Ipv4Addr::from(address);
+        let holds = |n: &IpNetwork| matches!(n, IpNetwork::V4(n) if n.contains(address));
+        let home = config.pools.iter().find(|p| p.prefixes.iter().any(holds));
+        home.filter(|p| !p.reserved.contains(&address.into())).map_or(0, |p| p.id.0)
+    }
+
+    #[test]
+    fn every_address_lies_in_its_chunk_and_rests_at_its_home_pool() {
+        let config = config();
+        let layout = Layout4::new(&config).unwrap();
+        let (directory, chunks) = (layout.directory(), layout.resting(&config));
+        assert_eq!(chunks.len(), layout.chunks() * CHUNK);
+        assert!(chunks[..CHUNK].iter().all(|c| *c == 0), "the zero chunk");
+        let mut last = 0;
+        for half in 0..CHUNK {
+            let chunk = usize::from(directory[half]);
+            if chunk == 0 {
+                assert_eq!(class(&config, (half as u32) << 16), 0);
+                continue;
+            }
+            assert_eq!(chunk, last + 1, "in ascending order, each its own");
+            last = chunk;
+            let resting = layout.resting_chunk(&config, chunk);
+            assert_eq!(resting, chunks[chunk * CHUNK..(chunk + 1) * CHUNK], "{half:#x}");
+            for lower in 0..CHUNK {
+                let address = (half << 16 | lower) as u32;
+                assert_eq!(layout.place(address), (chunk, lower));
+                assert_eq!(layout.address(chunk * CHUNK + lower), Some(address.into()));
+                assert_eq!(
+                    resting[lower],
+                    class(&config, address),
+                    "{}",
+                    std::net::Ipv4Addr::from(address)
+                );
+            }
+        }
+        assert_eq!(layout.chunks(), last + 1);
+        assert!(layout.chunks() >= 5);
+        assert_eq!(
+            (layout.address(CHUNK - 1), layout.address(layout.chunks() * CHUNK)),
+            (None, None)
+        );
+        assert!(layout.resting_chunk(&config, 0).iter().all(|c| *c == 0));
+        assert!(layout.resting_chunk(&config, last + 1).iter().all(|c| *c == 0));
+    }
+
+    #[test]
+    fn reserved_ipv6_addresses_come_before_the_prefix_that_holds_them() {
+        let config = config();
+        let homes = homes6(&config).unwrap();
+        let found = |address: &str| {
+            let key = words6(address.parse().unwrap());
+            let homes = &homes.homes[..homes.count as usize];
+            let home = homes.iter().find(|h| (0..2).all(|i| key[i] & h.mask[i] == h.prefix[i]));
+            home.map(|h| h.class)
+        };
+        assert_eq!(
+            [found("fd66::1"), found("fd66::2"), found("fd66:0:0:1::1")],
+            [Some(0), Some(1), None]
+        );
+        for address in ["fd66::1", "2001:db8::ff00:1"] {
+            assert_eq!(
+                address6(words6(address.parse().unwrap())),
+                address.parse::<Ipv6Addr>().unwrap()
+            );
+        }
+        let mut zero = config;
+        zero.pools[0].prefixes.push("::1:0:0:0/80".parse().unwrap());
+        assert!(matches!(homes6(&zero), Err(CompileError::ZeroPrefix { .. })));
+    }
+
+    #[test]
+    fn what_does_not_fit_is_refused() {
+        let mut config = fixtures::config();
+        config.pools.truncate(1);
+        config.pools[0].prefixes = vec!["16.0.0.0/4".parse().unwrap()];
+        assert!(Layout4::new(&config).is_ok(), "4096 /16s");
+        config.pools[0].prefixes.push("9.0.0.0/32".parse().unwrap());
+        assert!(matches!(
+            Layout4::new(&config),
+            Err(CompileError::Limit { most: MAX_CHUNKS, .. })
+        ));
+        let reserve = |n: usize| {
+            let mut config = fixtures::config();
+            config.pools[0].reserved = (0..n as u128).map(|i| IpAddr::V6((0xfd66_u128 << 112 | i).into())).collect();
+            homes6(&config).is_ok()
+        };
+        let prefixes = homes6(&fixtures::config()).unwrap().count as usize - 1;
+        assert!(reserve(MAX_HOMES6 - prefixes) && !reserve(MAX_HOMES6 - prefixes + 1));
+    }
+
+    /// Pinned tables are adopted by it alone: each of what they are made from changes it, and what they are not made from does not.
+    #[test]
+    fn the_digest_tells_what_tables_were_made_from() {
+        let changed = |change: &dyn Fn(&mut Config)| {
+            let mut config = fixtures::config();
+            change(&mut config);
+            digest(&config) != digest(&fixtures::config())
+        };
+        let changes: [&dyn Fn(&mut Config); 9] = [
+            &|c| c.tables.addresses += 1,
+            &|c| c.tables.buckets6 *= 2,
+            &|c| c.tables.denials_bytes *= 2,
+            &|c| c.tables.fragments += 1,
+            &|c| c.pools[0].prefixes.reverse(),
+            &|c| c.pools[0].reserved.clear(),
+            &|c| c.pools[0].name = "other".parse().unwrap(),
+            &|c| c.pools.swap(0, 1),
+            &|c| {
+                c.pools
+                    .iter_mut()
+                    .for_each(|p| p.fallback = p.fallback.map(|_| crate::model::PoolId(3)))
+            },
+        ];
+        for (n, change) in changes.iter().enumerate() {
+            assert!(changed(change), "{n}");
+        }
+        assert!(!changed(&|c| c.pools[0].policy = "other".parse().unwrap()));
+        assert!(!changed(&|c| c.interfaces.clear()));
+    }
+
+    #[test]
+    fn sizes_are_powers_of_two() {
+        let sizes = |buckets6, fragments| {
+            let mut config = fixtures::config();
+            (config.tables.buckets6, config.tables.fragments) = (buckets6, fragments);
+            (super::buckets6(&config), fragment_buckets(&config))
+        };
+        assert_eq!(sizes(0, 0), (1, 4));
+        assert_eq!(sizes(1025, 64), (2048, 4));
+        assert_eq!(sizes(2048, 65), (2048, 4));
+        assert_eq!(sizes(u32::MAX, 80), (1 << 31, 8));
+    }
 }

@@ -41,6 +41,7 @@ pub(crate) mod fixtures;
 pub use detach::{detach, stay_closed};
 pub use environment::Error;
 pub(crate) use hooks::routed_by;
+pub use layout::{AtRest, lay_out};
 pub use live::Live;
 pub use maps::NAMES as SHARED_MAPS;
 pub use memory::memory;

@@ -6,7 +6,7 @@ use std::{cell::Cell, collections::HashMap, net::IpAddr, path::Path};
 use gateway_ebpf::{
     abi::{
         BUCKET6_SLOTS, Bucket6, Cold, ColdKey, Control, ENTRY_DELEGATED, FLAG_DELEGATED, FLAG_INTERFACE_POOLS, FragmentBucket,
-        Home6, Homes6, Interface, Policy, VERSION, class_entry, delegated, hook, mix6,
+        Homes6, Interface, Policy, VERSION, class_entry, delegated, hook, mix6,
     },
     clock::BootClock,
     decide::{Direction, Outcome, Place, Role, Verdict},
@@ -16,8 +16,10 @@ use gateway_ebpf::{
     rare::decide_packet,
     tables::MemTables,
 };
-use gateway_user::{config::Config, dataplane::compile};
-use ipnetwork::IpNetwork;
+use gateway_user::{
+    config::Config,
+    dataplane::{AtRest, compile, lay_out},
+};
 
 use super::scenario::{START, Scenario, Step};
 use crate::reference::Session;
@@ -62,6 +64,16 @@ impl Host {
     pub fn new(scenario: &Scenario) -> Result<Self, String> {
         let config = Config::parse(Path::new("random.toml"), &scenario.configuration).map_err(|e| e.to_string())?;
         let policy = compile(&config).map_err(|e| e.to_string())?;
+        // By the shipping code, as the policy is.
+        let AtRest {
+            directory,
+            chunks,
+            homes6,
+        } = lay_out(&config).map_err(|e| e.to_string())?;
+        let directory4 = directory.try_into().map_err(|_| "the directory has another size")?;
+        let (chunks, []) = chunks.as_chunks::<65536>() else {
+            return Err("there is a piece of a chunk".to_owned());
+        };
         let mut host = Self {
             control: Control {
                 abi: VERSION,
@@ -70,10 +82,10 @@ impl Host {
                 earliest_lease_end: u64::MAX,
                 ..Control::default()
             },
-            directory4: Box::new([0; 65536]),
-            chunks4: vec![[0; 65536]],
+            directory4,
+            chunks4: chunks.to_vec(),
             hash6: vec![Bucket6::default(); 16],
-            homes6: Box::new(Homes6::new(&[])),
+            homes6,
             policy,
             cold: HashMap::new(),
             interfaces: Vec::new(),
@@ -145,29 +157,10 @@ impl Host {
         self.fragments = (0..1 << FRAGMENT_BITS).map(|_| unsafe { std::mem::zeroed() }).collect();
     }
 
-    /// Every address at the class of its home pool; reserved ones at none.
+    /// What classes at rest mean.
     fn rest(&mut self, config: &Config) {
         for pool in &config.pools {
-            let home = pool.id.0;
-            self.control.classes[usize::from(home)] = class_entry(config.resting(pool).0, false, 0);
-            for address in &pool.reserved {
-                if let IpAddr::V6(a) = address {
-                    self.home6(words6(a.octets()), [u64::MAX; 2], 0);
-                }
-            }
-        }
-        for pool in &config.pools {
-            for prefix in &pool.prefixes {
-                match prefix {
-                    IpNetwork::V4(n) => n.iter().for_each(|a| *self.class4(a.octets()) = pool.id.0),
-                    IpNetwork::V6(n) => self.home6(words6(n.network().octets()), words6(n.mask().octets()), pool.id.0),
-                }
-            }
-            for address in &pool.reserved {
-                if let IpAddr::V4(a) = address {
-                    *self.class4(a.octets()) = 0;
-                }
-            }
+            self.control.classes[usize::from(pool.id.0)] = class_entry(config.resting(pool).0, false, 0);
         }
     }
 
@@ -226,17 +219,6 @@ impl Host {
             }
             self.interfaces.push((link.index, interface));
         }
-    }
-
-    fn home6(&mut self, prefix: [u64; 2], mask: [u64; 2], class: u8) {
-        let count = self.homes6.count as usize;
-        let mut homes = self.homes6.homes[..count].to_vec();
-        homes.push(Home6 {
-            prefix,
-            mask,
-            class: class.into(),
-        });
-        *self.homes6 = Homes6::new(&homes);
     }
 
     fn class4(&mut self, [a, b, c, d]: [u8; 4]) -> &mut u8 {

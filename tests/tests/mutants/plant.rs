@@ -72,7 +72,7 @@ const WRITTEN: &[(&str, &str)] = &[
     ),
     (
         "gateway-user/src/dataplane/mod.rs",
-        "mod layout;\npub mod policy;\npub use policy::{CompileError, compile};\n",
+        "mod layout;\npub mod policy;\npub use layout::{AtRest, lay_out};\npub use policy::{CompileError, compile};\n",
     ),
     ("mutants/Cargo.toml", include_str!("scratch/mutants.toml")),
 ];

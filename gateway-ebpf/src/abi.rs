@@ -9,7 +9,7 @@ mod plain;
 pub use self::{fragments::*, homes::*, plain::*};
 
 /// Version of everything in this module. It is part of the pin directory's name and stands in [`Control::abi`].
-pub const VERSION: u32 = 5;
+pub const VERSION: u32 = 6;
 
 /// Names of the maps in the BPF object, as `bpftool map` shows them.
 pub mod map {
@@ -389,6 +389,9 @@ pub struct Count {
     pub bytes: u64,
 }
 
+/// Places in [`CpuCounts::no_metadata`].
+pub const NO_METADATA: usize = 256;
+
 /// What one CPU has counted, and what it keeps beside. Only programs on that CPU write it, but for the counters of rules that nothing names.
 #[repr(C)]
 pub struct CpuCounts {
@@ -400,8 +403,11 @@ pub struct CpuCounts {
     pub shadow_drops: [Count; MAX_RULES],
     /// The programs' own: [`crate::clock::BootClock`].
     pub clock: crate::clock::BootClock,
+    /// Frames that XDP has left to its companion, since there was no room to tell it anything: by interface index, modulo as many as there are, the index in
+    /// the upper half of the word, frames in the lower. Of two interfaces with the same place, the one that was last.
+    pub no_metadata: [u64; NO_METADATA],
     /// Unused, 0: the next CPU's begin in a page of their own.
-    pub spare: [u64; 510],
+    pub spare: [u64; 510 - NO_METADATA],
 }
 const _: () = assert!(size_of::<CpuCounts>() == 66 * 4096);
 

@@ -6,14 +6,17 @@ use aya_ebpf::{
     helpers::generated::bpf_xdp_adjust_meta,
 };
 use gateway_ebpf::{
-    abi::{meta_magic, meta_vlan},
+    abi::{NO_METADATA, meta_magic, meta_vlan},
     packet::Packet as _,
     parse::is_tag,
     tables::{Tables as _, read},
     wire::{Ethernet, Vlan},
 };
 
-use crate::{access::Direct, maps::KERNEL};
+use crate::{
+    access::Direct,
+    maps::{KERNEL, own, probing},
+};
 
 #[inline(always)]
 pub(crate) fn is_tagged(skb: *mut __sk_buff) -> bool {
@@ -61,6 +64,8 @@ pub(crate) fn tag(ctx: *mut xdp_md) -> u32 {
 pub(crate) fn leave_word(ctx: *mut xdp_md, word: u32) -> bool {
     // SAFETY: the context is the one that the kernel gave.
     if unsafe { bpf_xdp_adjust_meta(ctx, -(size_of::<Meta>() as i32)) } != 0 {
+        // SAFETY: likewise.
+        no_metadata(unsafe { (*ctx).ingress_ifindex });
         return false;
     }
     // SAFETY: likewise.
@@ -71,6 +76,20 @@ pub(crate) fn leave_word(ctx: *mut xdp_md, word: u32) -> bool {
     // SAFETY: the comparison proves the room; the kernel aligns metadata to 4 bytes.
     unsafe { *(meta as *mut Meta) = [meta_magic(key, ifindex), word] };
     true
+}
+
+/// Counts that there was no room for a word.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn no_metadata(ifindex: u32) -> u64 {
+    let Some(own) = own().filter(|_| !probing()) else { return 0 };
+    // SAFETY: this CPU's, which no other program interrupts.
+    unsafe {
+        let word = &raw mut (*own).no_metadata[ifindex as usize % NO_METADATA];
+        let frames = if *word >> 32 == u64::from(ifindex) { *word as u32 } else { 0 };
+        *word = u64::from(ifindex) << 32 | u64::from(frames.saturating_add(1));
+    }
+    0
 }
 
 /// What [`leave_word`] wrote on this interface: exactly two words, directly in front of the frame.

@@ -7,7 +7,7 @@ use std::{
 };
 
 use aya::maps::MapData;
-use gateway_ebpf::abi::{Count, CpuCounts, MAX_RULES, POLICIES, POOLS, Policy, REASONS};
+use gateway_ebpf::abi::{Count, CpuCounts, MAX_RULES, NO_METADATA, POLICIES, POOLS, Policy, REASONS};
 use memmap2::{MmapOptions, MmapRaw};
 
 /// What all CPUs have counted.
@@ -18,6 +18,8 @@ pub struct Counts {
     pub rules: Vec<Count>,
     /// What the shadow policy would have dropped of it.
     pub shadow_drops: Vec<Count>,
+    /// As it stands there, of each CPU.
+    pub no_metadata: Vec<[u64; NO_METADATA]>,
 }
 
 /// Reads COUNTERS, which has as many as the numbers of CPUs go: more than there can be, where numbers are left out.
@@ -50,6 +52,10 @@ pub fn counts(map: BorrowedFd<'_>) -> io::Result<Counts> {
         // SAFETY: likewise.
         shadow_drops: (0..MAX_RULES)
             .map(|n| sum(&|c| unsafe { &raw const (*c).shadow_drops[n] }))
+            .collect(),
+        // SAFETY: inside the mapping; integers.
+        no_metadata: (0..cpus)
+            .map(|cpu| unsafe { ptr::read_volatile(&raw const (*first.add(cpu)).no_metadata) })
             .collect(),
     })
 }

@@ -6,7 +6,7 @@ use std::{
     sync::atomic::{AtomicU64, Ordering},
 };
 
-use gateway_ebpf::abi::{Count, CpuCounts, POOLS, REASONS, RuleCount, map};
+use gateway_ebpf::abi::{Count, CpuCounts, NO_METADATA, POOLS, REASONS, RuleCount, map};
 
 use super::{mapping::Mapping, maps::Maps, readback};
 
@@ -42,6 +42,16 @@ impl Counts {
                 word.store(0, Ordering::Relaxed);
             }
         }
+    }
+
+    /// Frames of an interface that XDP has left to its companion, since the driver has no room to tell it anything.
+    pub(super) fn no_metadata(&self, ifindex: u32) -> u64 {
+        let at = std::mem::offset_of!(CpuCounts, no_metadata) + ifindex as usize % NO_METADATA * size_of::<u64>();
+        (0..self.cpus)
+            .map(|cpu| self.memory.word64(cpu * size_of::<CpuCounts>() + at).load(Ordering::Relaxed))
+            .filter(|word| word >> 32 == u64::from(ifindex))
+            .map(|word| word & u64::from(u32::MAX))
+            .sum()
     }
 
     fn sum(&self, at: usize) -> Count {

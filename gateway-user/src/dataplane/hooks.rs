@@ -266,8 +266,8 @@ impl Hooks {
         matches!((place(Slot::Egress), place(Slot::Guard)), (Some(judge), Some(guard)) if judge < guard)
     }
 
-    /// The hooks of an interface as they are now.
-    pub(super) fn states(&self, config: &Config, now: &LinkNow, all: &[LinkNow]) -> Vec<HookState> {
+    /// The hooks of an interface as they are now. `no_metadata`: XDP has found no room there to tell its companion anything.
+    pub(super) fn states(&self, config: &Config, now: &LinkNow, all: &[LinkNow], no_metadata: bool) -> Vec<HookState> {
         let mut states = Vec::new();
         if let Some(name) = wanted(config, &now.link, Slot::Xdp) {
             let ours = now.xdp.filter(|x| self.is_ours(x.program, name));
@@ -276,6 +276,7 @@ impl Hooks {
                 (Some(_), _) => joined([
                     self.problem(&now.link, Slot::Xdp),
                     self.offload.get(&now.link.ifindex).cloned().unwrap_or_default(),
+                    if no_metadata { NO_METADATA.to_owned() } else { String::new() },
                 ]),
                 _ => self.problem(&now.link, Slot::Xdp),
             };
@@ -366,6 +367,9 @@ impl Hooks {
         self.problems.get(&(link.ifindex, slot)).cloned().unwrap_or_default()
     }
 }
+
+/// What passes is judged twice, in full at TC.
+const NO_METADATA: &str = "what passes is judged at TC: the driver leaves no room for metadata";
 
 /// Every program attached at a hook of an interface with a role, by name of the place: what [`super::readback`] reads through. XDP
 /// counts where ours is attached; where it is not, TC judges in full.

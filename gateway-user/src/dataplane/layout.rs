@@ -258,8 +258,9 @@ mod tests {
         assert_eq!(chunks.len(), layout.chunks() * CHUNK);
         assert!(chunks[..CHUNK].iter().all(|c| *c == 0), "the zero chunk");
         let mut last = 0;
-        for half in 0..CHUNK {
-            let chunk = usize::from(directory[half]);
+        assert_eq!(directory.len(), CHUNK);
+        for (half, chunk) in directory.iter().enumerate() {
+            let chunk = usize::from(*chunk);
             if chunk == 0 {
                 assert_eq!(class(&config, (half as u32) << 16), 0);
                 continue;
@@ -268,16 +269,11 @@ mod tests {
             last = chunk;
             let resting = layout.resting_chunk(&config, chunk);
             assert_eq!(resting, chunks[chunk * CHUNK..(chunk + 1) * CHUNK], "{half:#x}");
-            for lower in 0..CHUNK {
+            for (lower, rests) in resting.iter().enumerate() {
                 let address = (half << 16 | lower) as u32;
                 assert_eq!(layout.place(address), (chunk, lower));
                 assert_eq!(layout.address(chunk * CHUNK + lower), Some(address.into()));
-                assert_eq!(
-                    resting[lower],
-                    class(&config, address),
-                    "{}",
-                    std::net::Ipv4Addr::from(address)
-                );
+                assert_eq!(*rests, class(&config, address), "{}", std::net::Ipv4Addr::from(address));
             }
         }
         assert_eq!(layout.chunks(), last + 1);

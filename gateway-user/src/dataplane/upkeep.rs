@@ -14,6 +14,7 @@ use std::{
 use gateway_ebpf::abi::VERSION;
 
 use super::{
+    counts::Counts,
     environment::{Error, Lock},
     flags::Flags,
     hooks::{self, Hooks},
@@ -148,6 +149,7 @@ impl Places for Upkeep {
         // Their turn first: what is attached meanwhile is to be seen.
         let standing = self.standing();
         let links = self.list().map_err(|e| system("listing interfaces", e))?;
+        let counts = Counts::new(&self.maps).map_err(|e| system("reading counters", e))?;
         let mut all: Vec<InterfaceState> = links
             .iter()
             .filter_map(|l| {
@@ -155,7 +157,9 @@ impl Places for Upkeep {
                     name: l.link.name.to_string(),
                     ifindex: Some(l.link.ifindex),
                     role: self.config.role(&l.link.name)?,
-                    hooks: standing.hooks.states(&self.config, l, &links),
+                    hooks: standing
+                        .hooks
+                        .states(&self.config, l, &links, counts.no_metadata(l.link.ifindex) != 0),
                 })
             })
             .collect();

@@ -1,11 +1,15 @@
 //! Programs on interfaces: what they let through, and what is read back from them.
 
 use std::{
+    mem::offset_of,
     sync::{Arc, atomic::Ordering},
     time::Duration,
 };
 
-use gateway_ebpf::reason::Reason;
+use gateway_ebpf::{
+    abi::{CpuCounts, NO_METADATA, map},
+    reason::Reason,
+};
 use gateway_user::{
     kernel::{HookPoint, Kernel, KernelError},
     model::{InterfaceName, PoolId},
@@ -17,7 +21,10 @@ use lazaret_tests::{
     site::{DEVICE, DEVICE6, DM, DM6, MAIL, MAIL6, RESOLVER, TUNNEL},
 };
 
-use crate::gateway::{Gateway, QUARANTINE, STAFF, Stop, arrives, talks, unique_port};
+use crate::{
+    foreign::Memory,
+    gateway::{Gateway, QUARANTINE, STAFF, Stop, arrives, talks, unique_port},
+};
 
 #[test]
 fn on_a_tun_denied_is_dropped_allowed_passes_and_a_release_opens_both_ways() {
@@ -73,6 +80,23 @@ fn between_ethernets_xdp_judges_and_tc_grants() {
         g.assign(device, QUARANTINE);
         assert!(!talks(&g.site.device, &g.site.core, mail));
     }
+    // What XDP writes where a driver has no room for metadata; this one has.
+    assert_eq!(g.problems(), [""; 0]);
+    let ifindex = g.site.gw.ifindex("dev0").unwrap();
+    let counters = Memory::of(&g, map::COUNTERS, size_of::<CpuCounts>());
+    let word = counters.words(offset_of!(CpuCounts, no_metadata) + 8 * (ifindex as usize % NO_METADATA));
+    word.store(u64::from(ifindex) << 32 | 1, Ordering::SeqCst);
+    let found = g.live(|l| l.interfaces()).unwrap();
+    let hooks = found.iter().flat_map(|i| i.hooks.iter().map(move |h| (i.name.as_str(), h)));
+    let problems: Vec<_> = hooks.filter(|(_, h)| !h.problem.is_empty()).collect();
+    let [(interface, hook)] = problems[..] else {
+        panic!("{problems:?}")
+    };
+    assert_eq!((interface, hook.hook), ("dev0", HookPoint::Xdp));
+    assert!(hook.problem.contains("judged at TC: the driver leaves no room"), "{hook:?}");
+    // Another interface in the same place.
+    word.store(u64::from(ifindex + NO_METADATA as u32) << 32 | 1, Ordering::SeqCst);
+    assert_eq!(g.problems(), [""; 0]);
 }
 
 #[test]

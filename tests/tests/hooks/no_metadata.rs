@@ -9,7 +9,7 @@ use lazaret_tests::require::{Need, or_skip};
 
 use crate::{
     frames::{ACK, SYN, ethernet, icmp, tcp, udp},
-    kernel::{Kernel, TC_ACT_SHOT, TCX_NEXT, XDP_DROP, XDP_PASS, stay},
+    kernel::{IFINDEX, Kernel, TC_ACT_SHOT, TCX_NEXT, XDP_DROP, XDP_PASS, stay},
     world::{self, RULE},
 };
 
@@ -19,6 +19,12 @@ const NEEDS: [Need; 2] = [Need::Root, Need::Bpf];
 fn counted(kernel: &Kernel) -> (Vec<[Count; REASONS]>, [u64; 4], [u64; 2]) {
     let answers = kernel.sum(map::ANSWERS, 1);
     (kernel.all_counters(), kernel.by_rule(RULE), answers)
+}
+
+/// Frames that were left to the companion of the interface of test runs.
+fn left(kernel: &Kernel) -> u32 {
+    let words = kernel.counts().no_metadata.into_iter().flatten();
+    words.filter(|w| w >> 32 == u64::from(IFINDEX)).map(|w| w as u32).sum()
 }
 
 /// A question for an address (RFC 826).
@@ -70,6 +76,7 @@ fn what_passes_is_left_to_the_companion() {
         assert_eq!((run.action, run.mark), (TCX_NEXT, mark), "{frame:02x?}");
         assert_eq!(all(&kernel), had + 1);
     }
+    assert_eq!(left(&kernel), 5);
     // From the core, what is for a device and what is not ours.
     for (ip, mark) in [
         (tcp("10.77.0.1:443", "10.66.0.5:40000", ACK, [1, 1], b""), mark(1, false)),
@@ -82,6 +89,7 @@ fn what_passes_is_left_to_the_companion() {
         assert_eq!((run.action, run.mark & (MARK_GRANT_MASK | 0x00ff_0000)), (TCX_NEXT, mark));
         assert_ne!(counted(&kernel), before);
     }
+    assert_eq!(left(&kernel), 7);
     assert_eq!(kernel.denials(), []);
     assert_eq!(mark(1, false) & MARK_GRANT_MASK, MARK_GRANT);
 
@@ -110,6 +118,7 @@ fn what_is_denied_is_counted_once() {
         assert_eq!(kernel.run_without_room(program::XDP_DEVICE, &denied).action, XDP_DROP);
         assert_eq!(kernel.counted(1, Reason::NoRule).packets, n);
     }
+    assert_eq!(left(&kernel), 0);
     assert_eq!(kernel.denials().len(), 1);
 
     let mut kernel = Kernel::load();
@@ -123,6 +132,7 @@ fn what_is_denied_is_counted_once() {
         (before, vec![]),
         "neither counted, nor told, nor answered"
     );
+    assert_eq!(left(&kernel), 30);
     // A test run takes the frame for another host's, which is denied, counted, and not answered.
     assert_eq!(kernel.run(program::TC_DEVICE_ETH, &denied, 0).action, TC_ACT_SHOT);
     assert_eq!((kernel.counted(1, Reason::NoRule).packets, kernel.denials().len()), (1, 1));

@@ -4,7 +4,7 @@ use rusqlite::{Connection, Row};
 
 use super::{
     Snapshot,
-    rows::{self, Devices, signed, unsigned},
+    rows::{self, Devices, unsigned},
 };
 use crate::{
     audit::Head,
@@ -53,12 +53,15 @@ pub(super) fn uri_changes(connection: &Connection, after: Revision) -> rusqlite:
     if after.0 < floor {
         return Ok(None);
     }
-    let text = "SELECT revision, device, old, new, at, reason FROM uri_changes WHERE revision > ?1 ORDER BY revision, number";
+    // Back from the last one, since revisions ascend with numbers: there is no index that each commit would have to write.
+    let text = "SELECT revision, device, old, new, at, reason FROM uri_changes ORDER BY number DESC";
     let mut statement = connection.prepare_cached(text)?;
-    statement
-        .query_map([signed(after.0)], rows::uri_change)?
-        .collect::<rusqlite::Result<_>>()
-        .map(Some)
+    let mut changes = statement
+        .query_map([], rows::uri_change)?
+        .take_while(|c| !matches!(c, Ok(c) if c.revision <= after))
+        .collect::<rusqlite::Result<Vec<_>>>()?;
+    changes.reverse();
+    Ok(Some(changes))
 }
 
 /// Sessions and addresses, both by the session's number.

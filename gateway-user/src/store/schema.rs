@@ -188,6 +188,20 @@ pub(super) const STEPS: &[&str] = &["
         -- The number of the entry before it of the same registered device; 0: none. No index, which would be written to all over.
         previous INTEGER NOT NULL
     ) STRICT;
+", "
+    -- By number alone: revisions ascend with it. An index and AUTOINCREMENT would be two more pages of each commit.
+    CREATE TABLE uri_changes_3 (
+        number INTEGER PRIMARY KEY,
+        revision INTEGER NOT NULL,
+        device TEXT NOT NULL,
+        old TEXT NOT NULL,
+        new TEXT NOT NULL,
+        at INTEGER NOT NULL,
+        reason TEXT NOT NULL
+    ) STRICT;
+    INSERT INTO uri_changes_3 SELECT number, revision, device, old, new, at, reason FROM uri_changes ORDER BY number;
+    DROP TABLE uri_changes;
+    ALTER TABLE uri_changes_3 RENAME TO uri_changes;
 "];
 
 /// The version that this binary writes.

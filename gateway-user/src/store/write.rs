@@ -16,6 +16,9 @@ use crate::{
     model::{Device, DeviceId, Publication, Revision, WallTime},
 };
 
+/// Changes of GatewayURIs are kept beyond their number by this part of it, so that not each commit writes to where the oldest lie.
+const KEPT_BEYOND: i64 = 64;
+
 /// See [`super::Store::commit`]; `kept` changes of GatewayURIs stay.
 pub(super) fn commit(
     connection: &mut Connection,
@@ -219,19 +222,22 @@ fn uris(t: &Transaction<'_>, changes: &ChangeSet, revision: Revision, kept: u64)
     for u in &changes.uris {
         insert.execute(params![signed(revision.0), u.device.as_str(), u.old, u.new, u.at.0, u.reason])?;
     }
-    // The oldest go; what has gone is remembered by its revision, so that a watcher that needs it is told.
     let last = t.last_insert_rowid();
-    let cut = last.saturating_sub(i64::try_from(kept).unwrap_or(i64::MAX));
-    // Not `max(revision)`: SQLite would look for it by the index of revisions, past all that is kept.
-    let floor: Option<i64> = t
-        .prepare_cached("SELECT revision FROM uri_changes WHERE number <= ?1 ORDER BY number DESC LIMIT 1")?
-        .query_row([cut], |r| r.get(0))
-        .optional()?;
-    if let Some(floor) = floor {
-        t.prepare_cached("DELETE FROM uri_changes WHERE number <= ?1")?
-            .execute([cut])?;
-        t.prepare_cached("UPDATE meta SET uri_floor = ?1")?.execute([floor])?;
+    let first: i64 = t
+        .prepare_cached("SELECT number FROM uri_changes ORDER BY number LIMIT 1")?
+        .query_row([], |r| r.get(0))?;
+    let kept = i64::try_from(kept).unwrap_or(i64::MAX);
+    if last - first < kept.saturating_add(kept / KEPT_BEYOND) {
+        return Ok(());
     }
+    // The oldest go; what has gone is remembered by its revision, so that a watcher that needs it is told.
+    let cut = last.saturating_sub(kept);
+    t.prepare_cached(
+        "UPDATE meta SET uri_floor = (SELECT revision FROM uri_changes WHERE number <= ?1 ORDER BY number DESC LIMIT 1)",
+    )?
+    .execute([cut])?;
+    t.prepare_cached("DELETE FROM uri_changes WHERE number <= ?1")?
+        .execute([cut])?;
     Ok(())
 }
 

@@ -117,6 +117,36 @@ fn a_signal_costs_the_same_however_much_is_kept() {
     assert!(same, "commit, prune, changes of URIs, a page: {first:?}, then {later:?}");
 }
 
+/// Each page is a write, and time of the disk, for whoever waits for one signal alone.
+#[test]
+fn a_signal_writes_to_few_pages() {
+    const SIGNALS: u64 = 256;
+    let (_temp, path) = directory();
+    let mut store = SqliteStore::open(&path).unwrap();
+    store.keep(2 * SIGNALS);
+    let mut revision = Revision(0);
+    let mut signals = |store: &mut SqliteStore, from: u64| {
+        for serial in from..from + SIGNALS {
+            let mut changes = ChangeSet::default();
+            // Each has a change of the GatewayURI.
+            signal(&mut changes, 0, 2 * serial);
+            changes.audit[0].number = serial + 1;
+            revision = store.commit(&changes, revision, AT).unwrap().revision;
+        }
+    };
+    // Until the oldest changes of GatewayURIs go.
+    (0..4).for_each(|n| signals(&mut store, n * SIGNALS));
+    let log = || fs::metadata(path.join("lazaret.db-wal")).unwrap().len();
+    let before = log();
+    signals(&mut store, 4 * SIGNALS);
+    let pages = (log() - before) / (4096 + 24);
+    // The device, the request and its key, the entry of the audit, the change of the GatewayURI, the revision; and pages that are full.
+    assert!(
+        (6 * SIGNALS..8 * SIGNALS).contains(&pages),
+        "{pages} pages of the log for {SIGNALS} signals"
+    );
+}
+
 #[test]
 #[ignore = "a measurement, run by hand"]
 fn speed() {

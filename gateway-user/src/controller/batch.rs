@@ -77,6 +77,13 @@ pub(super) struct Ticket {
 
 type Finish = Box<dyn FnOnce(&mut Writer, Settled)>;
 
+impl Ticket {
+    /// Whether its answer asks the kernel.
+    fn is_read_back(&self, writer: &Writer) -> bool {
+        self.acknowledge == Acknowledge::Enforced && !self.subject.addresses(writer).is_empty()
+    }
+}
+
 /// What an answer reads back.
 #[derive(Clone, Debug)]
 pub(super) enum Subject {
@@ -409,6 +416,9 @@ impl Writer {
         while !self.batch.is_empty() {
             let mut batch = std::mem::take(&mut self.batch);
             let (begin, commands) = (Instant::now(), batch.tickets.len());
+            if batch.tickets.iter().any(|t| t.is_read_back(self)) {
+                self.upkeep.look();
+            }
             let failed = self
                 .commit_all(std::mem::take(&mut batch.changes), std::mem::take(&mut batch.restrictions))
                 .err();
@@ -510,7 +520,7 @@ impl Writer {
         if addresses.is_empty() {
             return HashMap::new();
         }
-        match self.upkeep.read_back(addresses.clone()) {
+        match self.upkeep.read_back(&addresses) {
             Ok(backs) => addresses.into_iter().zip(backs).collect(),
             // Told of once, where it is waited for.
             Err(KernelError::Late) => HashMap::new(),

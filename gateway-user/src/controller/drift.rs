@@ -254,7 +254,7 @@ impl Writer {
         }
         let addresses: Vec<IpAddr> = wanted.keys().copied().collect();
         let readings = self.kernel.read_all(&addresses)?;
-        let backs = self.upkeep.read_back(addresses.clone())?;
+        let backs = self.upkeep.read_back(&addresses)?;
         self.comparison.view.compared += addresses.len() as u64;
         let mut wrong: BTreeSet<IpAddr> = BTreeSet::new();
         let mut absent: BTreeSet<(InterfaceName, HookPoint)> = BTreeSet::new();

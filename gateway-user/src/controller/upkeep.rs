@@ -1,5 +1,5 @@
 //! Two threads beside the controller's, for what may have to wait for others in the kernel: one looks after interfaces, floor and routes,
-//! and says how they stand; one reads back. The controller's own thread waits for neither longer than nothing that restricts waits.
+//! and says how they stand; one looks what is attached, to read back through it. The controller's own thread waits for neither longer than nothing that restricts waits.
 
 use std::{
     net::IpAddr,
@@ -14,19 +14,21 @@ use std::{
 
 use tokio::{sync::oneshot, time::timeout};
 
-use crate::kernel::{InterfaceState, KernelError, Link, Places, ReadBack};
+use crate::kernel::{Attached, InterfaceState, KernelError, Link, Places, ReadBack};
 
-/// How long reading back is waited for although something restricts: mostly it takes less.
+/// What was found attached holds for so long: mostly a commit takes less, and the other thread looks meanwhile.
+const FRESH: Duration = Duration::from_millis(5);
+/// How long it is waited for although something restricts: mostly it takes less.
 const GRACE: Duration = Duration::from_millis(5);
 /// How often is looked whether something restricts.
 const SLICE: Duration = Duration::from_millis(1);
-/// How long reading back is waited for at all.
+/// How long it is waited for at all.
 const PATIENCE: Duration = Duration::from_secs(1);
 /// How long someone waits who asks how interfaces and floor stand. A hung `nft` is given up later: what is asked then is not known.
 const ANSWER: Duration = Duration::from_secs(4);
 
-/// See [`Places::read_back`].
-type Backs = Result<Vec<Vec<ReadBack>>, KernelError>;
+/// See [`Places::attached`].
+type Found = Result<Box<dyn Attached>, KernelError>;
 /// See [`Places::interfaces`].
 pub(super) type States = Result<Vec<InterfaceState>, KernelError>;
 
@@ -36,8 +38,10 @@ pub(super) struct Upkeep {
     keeper: Keeper,
     /// The interfaces of a round that has not begun.
     next: Arc<Mutex<Option<Vec<Link>>>>,
-    reader: Sender<Vec<IpAddr>>,
-    answers: Receiver<Backs>,
+    reader: Sender<()>,
+    answers: Receiver<Found>,
+    /// Since when the other thread looks, for an answer that is to come.
+    looking: Option<Instant>,
     /// An answer that nobody waits for any more is yet to come.
     owed: bool,
     hurry: Hurry,
@@ -72,20 +76,19 @@ impl Upkeep {
         thread::Builder::new()
             .name("upkeep".to_owned())
             .spawn(move || keep(&*kept, &wanted, &errands))?;
-        let (reader, asked) = channel::<Vec<IpAddr>>();
+        let (reader, asked) = channel();
         let (answer, answers) = channel();
         let read = Arc::clone(&places);
-        thread::Builder::new().name("read-back".to_owned()).spawn(move || {
-            while let Ok(addresses) = asked.recv()
-                && answer.send(read.read_back(&addresses)).is_ok()
-            {}
-        })?;
+        thread::Builder::new()
+            .name("attached".to_owned())
+            .spawn(move || while asked.recv().is_ok() && answer.send(read.attached()).is_ok() {})?;
         Ok(Self {
             places,
             keeper: Keeper(errand),
             next,
             reader,
             answers,
+            looking: None,
             owed: false,
             hurry,
         })
@@ -126,25 +129,41 @@ impl Upkeep {
         self.keeper.clone()
     }
 
-    /// Reads back, by what is attached when this is called or later.
+    /// Has the other thread look what is attached, while this one does something else: [`Upkeep::read_back`] reads through that.
+    pub(super) fn look(&mut self) {
+        // An earlier look says nothing of now, whether it has been answered or not.
+        self.owed |= self.looking.take().is_some();
+        if self.owed {
+            self.owed = matches!(self.answers.try_recv(), Err(TryRecvError::Empty));
+        }
+        if !self.owed && self.reader.send(()).is_ok() {
+            self.looking = Some(Instant::now());
+        }
+    }
+
+    /// Reads addresses as they are now, through what is attached: now, or when the last [`Upkeep::look`] began, if that is not long ago.
     ///
     /// # Errors
-    /// [`KernelError::Late`]: a restriction waits, or the kernel has not answered for a second; others: see [`Places::read_back`].
-    pub(super) fn read_back(&mut self, addresses: Vec<IpAddr>) -> Result<Vec<Vec<ReadBack>>, KernelError> {
+    /// [`KernelError::Late`]: a restriction waits, or the kernel has not answered for a second; others: see [`Attached::read_back`].
+    pub(super) fn read_back(&mut self, addresses: &[IpAddr]) -> Result<Vec<Vec<ReadBack>>, KernelError> {
         if addresses.is_empty() {
             return Ok(Vec::new());
         }
+        if self.looking.is_none_or(|since| since.elapsed() >= FRESH) {
+            self.look();
+        }
         if self.owed {
-            match self.answers.try_recv() {
-                // What was asked before says nothing of what was changed since.
-                Ok(_) | Err(TryRecvError::Disconnected) => self.owed = false,
-                Err(TryRecvError::Empty) => return Err(KernelError::Late),
-            }
+            return Err(KernelError::Late);
         }
-        if let Err(unsent) = self.reader.send(addresses) {
-            tracing::error!("the thread that reads back has died; the controller's does it");
-            return self.places.read_back(&unsent.0);
+        if self.looking.take().is_none() {
+            tracing::error!("the thread that looks what is attached has died; the controller's does it");
+            return self.places.read_back(addresses);
         }
+        self.found()?.read_back(addresses)
+    }
+
+    /// What the other thread was asked for.
+    fn found(&mut self) -> Found {
         let begin = Instant::now();
         let mut wait = GRACE;
         loop {

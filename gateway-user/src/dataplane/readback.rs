@@ -5,7 +5,7 @@ use std::{
     io,
     net::IpAddr,
     os::fd::AsFd,
-    sync::Arc,
+    sync::{Arc, Mutex, PoisonError},
 };
 
 use gateway_ebpf::abi::{
@@ -23,54 +23,67 @@ use super::{
 };
 use crate::{
     config::Config,
-    kernel::{HookPoint, KernelError, Link, ProgramReading, ReadBack},
-    links::{self, LinkNow},
+    kernel::{Attached, HookPoint, KernelError, Link, ProgramReading, ReadBack},
+    links,
     model::{BootTime, PoolId, SessionId},
     netlink::Kept,
 };
 
-/// What reading back keeps from one call to the next: nothing that it tells.
+/// What looking keeps from one time to the next: nothing that it tells.
 #[derive(Default)]
 pub(super) struct Reader {
     netlink: Kept,
     programs: Programs,
-    large: Large,
+    large: Arc<Mutex<Large>>,
 }
 
 impl Reader {
-    /// For each address, in order: one reading for each hook with a program of ours, or that should have one. What is attached is asked
-    /// once.
-    pub(super) fn read_back(&mut self, config: &Config, addresses: &[IpAddr]) -> Result<Vec<Vec<ReadBack>>, KernelError> {
+    /// What is attached now: for each hook of an interface with a role, the program of ours or that one should be there.
+    pub(super) fn look(&mut self, config: &Config) -> Result<Look, KernelError> {
         let links = links::now_by(&mut self.netlink).map_err(|e| system("listing interfaces", e))?;
-        self.through(config, &links, addresses).map_err(|e| system("reading back", e))
-    }
-
-    fn through(&mut self, config: &Config, links: &[LinkNow], addresses: &[IpAddr]) -> io::Result<Vec<Vec<ReadBack>>> {
         let mut places = Vec::new();
-        for now in links.iter().filter(|l| config.role(&l.link.name).is_some()) {
-            let attached = hooks::attached(config, now, &mut self.programs)?;
-            places.extend(attached.into_iter().map(|(hook, program)| (&now.link, hook, program)));
+        for now in links.into_iter().filter(|l| config.role(&l.link.name).is_some()) {
+            let attached = hooks::attached(config, &now, &mut self.programs).map_err(|e| system("asking what is attached", e))?;
+            places.extend(attached.into_iter().map(|(hook, program)| (now.link.clone(), hook, program)));
         }
         self.programs
             .keep(|id| places.iter().any(|(.., p)| p.as_ref().is_some_and(|p| p.id == id)));
-        self.large.forget();
-        let mut look = Look {
-            large: &mut self.large,
+        Ok(Look {
+            places,
+            large: Arc::clone(&self.large),
+        })
+    }
+}
+
+/// What was attached at one moment, held open.
+pub(super) struct Look {
+    places: Vec<(Link, HookPoint, Option<Arc<Held>>)>,
+    /// Memory, that it need not be asked for each time.
+    large: Arc<Mutex<Large>>,
+}
+
+impl Attached for Look {
+    fn read_back(&self, addresses: &[IpAddr]) -> Result<Vec<Vec<ReadBack>>, KernelError> {
+        let mut large = self.large.lock().unwrap_or_else(PoisonError::into_inner);
+        large.forget();
+        let mut tables = Tables {
+            large: &mut large,
             controls: HashMap::new(),
             read: HashMap::new(),
         };
         let mut one = |address: &IpAddr| {
-            let read = |(link, hook, program): &(&Link, HookPoint, Option<Arc<Held>>)| {
+            let read = |(link, hook, program): &(Link, HookPoint, Option<Arc<Held>>)| {
                 Ok(ReadBack {
                     interface: link.name.clone(),
                     ifindex: link.ifindex,
                     hook: *hook,
-                    reading: program.as_ref().map(|p| look.through(p, *address)).transpose()?.flatten(),
+                    reading: program.as_ref().map(|p| tables.through(p, *address)).transpose()?.flatten(),
                 })
             };
-            places.iter().map(read).collect()
+            self.places.iter().map(read).collect::<io::Result<_>>()
         };
-        addresses.iter().map(&mut one).collect()
+        let read: io::Result<_> = addresses.iter().map(&mut one).collect();
+        read.map_err(|e| system("reading back", e))
     }
 }
 
@@ -200,13 +213,13 @@ fn read_into<T: Plain>(map: &Map, index: u32, spare: Option<Box<T>>) -> io::Resu
 type Place = ([u32; 4], IpAddr);
 
 /// Within one call, each table is looked up once, however many programs share it.
-struct Look<'a> {
+struct Tables<'a> {
     large: &'a mut Large,
     controls: HashMap<u32, Box<Control>>,
     read: HashMap<Place, (Reading, ClassEntry, Option<Cold>)>,
 }
 
-impl Look<'_> {
+impl Tables<'_> {
     /// `None`: the program does not have our tables.
     fn through(&mut self, program: &Held, address: IpAddr) -> io::Result<Option<ProgramReading>> {
         let Some([first, second, cold, control]) = program.tables(address.is_ipv4()) else {

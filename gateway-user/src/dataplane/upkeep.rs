@@ -5,7 +5,6 @@
 use std::{
     collections::BTreeSet,
     io,
-    net::IpAddr,
     path::PathBuf,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
@@ -26,7 +25,7 @@ use super::{
 use crate::{
     config::Config,
     floor::{self, Floor},
-    kernel::{InterfaceState, KernelError, Link, Places, ReadBack, TableDifference},
+    kernel::{Attached, InterfaceState, KernelError, Link, Places, TableDifference},
     links::{self, LinkNow},
     model::InterfaceName,
     netlink::Kept,
@@ -201,12 +200,9 @@ impl Places for Upkeep {
     }
 
     /// Takes no turns: whoever attaches is not waited for.
-    fn read_back(&self, addresses: &[IpAddr]) -> Result<Vec<Vec<ReadBack>>, KernelError> {
-        if addresses.is_empty() {
-            return Ok(Vec::new());
-        }
+    fn attached(&self) -> Result<Box<dyn Attached>, KernelError> {
         let mut reader = self.reader.lock().unwrap_or_else(PoisonError::into_inner);
-        reader.read_back(&self.config, addresses)
+        Ok(Box::new(reader.look(&self.config)?))
     }
 }
 

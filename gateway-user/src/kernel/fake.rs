@@ -12,8 +12,8 @@ use std::{
 use gateway_ebpf::abi::{Answers, Count, REASONS, RuleCount, ShadowCount};
 
 use super::{
-    AddressReading, Assignment, HookPoint, HookState, InterfaceState, Kernel, KernelError, Link, Losses, Places, ProgramReading,
-    ReadBack, Survey, TableDifference,
+    AddressReading, Assignment, Attached, HookPoint, HookState, InterfaceState, Kernel, KernelError, Link, Losses, Places,
+    ProgramReading, ReadBack, Survey, TableDifference,
 };
 use crate::{
     config::{Config, InterfaceRole, Mode, PoolKind},
@@ -341,33 +341,47 @@ impl Places for FakeKernel {
         self.state().floor.clone()
     }
 
-    fn read_back(&self, addresses: &[IpAddr]) -> Result<Vec<Vec<ReadBack>>, KernelError> {
+    fn attached(&self) -> Result<Box<dyn Attached>, KernelError> {
         let _network = self.network();
         let mut state = self.state();
         state.looks += 1;
+        let of = |link: &Link| {
+            let hooks = self.config.role(&link.name).map(|role| Self::hooks(link, role));
+            let at = |hook| (link.clone(), hook, !state.detached.contains(&(link.ifindex, hook)));
+            hooks.into_iter().flatten().map(at).collect::<Vec<_>>()
+        };
+        Ok(Box::new(Found {
+            kernel: self.clone(),
+            hooks: state.links.iter().flat_map(of).collect(),
+        }))
+    }
+}
+
+/// Hooks, and whether a program was attached.
+struct Found {
+    kernel: FakeKernel,
+    hooks: Vec<(Link, HookPoint, bool)>,
+}
+
+impl Attached for Found {
+    fn read_back(&self, addresses: &[IpAddr]) -> Result<Vec<Vec<ReadBack>>, KernelError> {
+        let state = self.kernel.state();
         let one = |address: &IpAddr| {
-            let (pool, held) = (self.class(&state, *address), state.held(*address));
-            let at = |link: &Link, hook: HookPoint| {
-                let attached = !state.detached.contains(&(link.ifindex, hook));
-                ReadBack {
-                    interface: link.name.clone(),
-                    ifindex: link.ifindex,
-                    hook,
-                    reading: attached.then_some(ProgramReading {
-                        program_id: 100 + link.ifindex,
-                        map_id: MAP_ID,
-                        pool,
-                        session: held.map(|a| a.session),
-                        lease_end: held.and_then(|a| a.lease).map(|l| state.lease_end.unwrap_or(l.0)),
-                        bound_to: held.map_or(0, |a| state.index(&a.interface)),
-                    }),
-                }
+            let (pool, held) = (self.kernel.class(&state, *address), state.held(*address));
+            let at = |(link, hook, attached): &(Link, HookPoint, bool)| ReadBack {
+                interface: link.name.clone(),
+                ifindex: link.ifindex,
+                hook: *hook,
+                reading: attached.then_some(ProgramReading {
+                    program_id: 100 + link.ifindex,
+                    map_id: MAP_ID,
+                    pool,
+                    session: held.map(|a| a.session),
+                    lease_end: held.and_then(|a| a.lease).map(|l| state.lease_end.unwrap_or(l.0)),
+                    bound_to: held.map_or(0, |a| state.index(&a.interface)),
+                }),
             };
-            let of = |link: &Link| {
-                let hooks = self.config.role(&link.name).map(|role| Self::hooks(link, role));
-                hooks.into_iter().flatten().map(|h| at(link, h)).collect::<Vec<_>>()
-            };
-            state.links.iter().flat_map(of).collect()
+            self.hooks.iter().map(at).collect()
         };
         Ok(addresses.iter().map(one).collect())
     }

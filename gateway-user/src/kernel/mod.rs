@@ -8,7 +8,7 @@ use std::{net::IpAddr, sync::Arc};
 
 use gateway_ebpf::abi::{Answers, Count, REASONS, RuleCount, ShadowCount};
 
-pub use places::Places;
+pub use places::{Attached, Places};
 
 use crate::{
     config::{InterfaceRole, Mode},

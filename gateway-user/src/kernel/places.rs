@@ -21,8 +21,25 @@ pub trait Places: Send + Sync {
     /// How the floor stands: "closed", "open", "broken: ...", or "not known: ...", asked from the kernel now.
     fn floor(&self) -> String;
 
-    /// Reads addresses by system call through the program that is attached now at each hook of each interface that has a role; for each
-    /// address in order. An interface that exists and has a role but no program of ours gives an entry without reading.
+    /// The program that is attached now at each hook of each interface that has a role.
+    ///
+    /// # Errors
+    /// See [`KernelError`].
+    fn attached(&self) -> Result<Box<dyn Attached>, KernelError>;
+
+    /// Reads addresses through what is attached now.
+    ///
+    /// # Errors
+    /// See [`KernelError`].
+    fn read_back(&self, addresses: &[IpAddr]) -> Result<Vec<Vec<ReadBack>>, KernelError> {
+        self.attached()?.read_back(addresses)
+    }
+}
+
+/// What was attached at one moment. It takes no lock: whoever reads through it waits for nobody.
+pub trait Attached: Send {
+    /// Reads addresses by system call through these programs; for each address in order. An interface with a role that had no program of
+    /// ours gives an entry without reading.
     ///
     /// # Errors
     /// See [`KernelError`].

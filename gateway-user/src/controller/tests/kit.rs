@@ -4,7 +4,7 @@ use std::{
     net::IpAddr,
     path::PathBuf,
     sync::{
-        Arc,
+        Arc, Mutex,
         atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     time::Duration,
@@ -389,23 +389,36 @@ pub(super) fn enforcement(outcome: Result<SignalOutcome, Refusal>) -> Enforcemen
 }
 
 /// Whether there is room for the database to grow.
-#[derive(Clone, Debug, Default)]
-pub(super) struct Disk(Arc<AtomicBool>, Arc<AtomicBool>, Arc<AtomicUsize>);
+#[derive(Clone, Default)]
+pub(super) struct Disk {
+    full: Arc<AtomicBool>,
+    poisoned: Arc<AtomicBool>,
+    /// Devices that commits were asked to write.
+    devices: Arc<AtomicUsize>,
+    meanwhile: Arc<Mutex<Option<Meanwhile>>>,
+}
+
+/// What happens during a commit.
+type Meanwhile = Box<dyn FnOnce() + Send>;
 
 impl Disk {
     pub(super) fn fill(&self) {
-        self.0.store(true, Ordering::SeqCst);
+        self.full.store(true, Ordering::SeqCst);
     }
     pub(super) fn free(&self) {
-        self.0.store(false, Ordering::SeqCst);
+        self.full.store(false, Ordering::SeqCst);
     }
     /// Devices that were to be written, over all commits.
     pub(super) fn devices_written(&self) -> usize {
-        self.2.load(Ordering::SeqCst)
+        self.devices.load(Ordering::SeqCst)
     }
     /// The next commit panics.
     pub(super) fn poison(&self) {
-        self.1.store(true, Ordering::SeqCst);
+        self.poisoned.store(true, Ordering::SeqCst);
+    }
+    /// During the next commit, this happens.
+    pub(super) fn meanwhile(&self, what: impl FnOnce() + Send + 'static) {
+        *self.meanwhile.lock().unwrap() = Some(Box::new(what));
     }
 }
 
@@ -423,9 +436,11 @@ impl Store for Limited {
         self.store.load_each(device)
     }
     fn commit(&mut self, changes: &ChangeSet, expected: Revision, at: WallTime) -> Result<Committed, StoreError> {
-        assert!(!self.disk.1.load(Ordering::SeqCst), "poisoned by the test");
-        self.disk.2.fetch_add(changes.devices.len(), Ordering::SeqCst);
-        let full = self.disk.0.load(Ordering::SeqCst);
+        assert!(!self.disk.poisoned.load(Ordering::SeqCst), "poisoned by the test");
+        self.disk.devices.fetch_add(changes.devices.len(), Ordering::SeqCst);
+        let meanwhile = self.disk.meanwhile.lock().unwrap().take();
+        meanwhile.into_iter().for_each(|what| what());
+        let full = self.disk.full.load(Ordering::SeqCst);
         if full != self.full {
             self.full = full;
             fill(&self.store, full);

@@ -1,5 +1,7 @@
 //! Signals about devices: what follows, and in which order.
 
+use std::time::{Duration, Instant};
+
 use super::kit::*;
 use crate::{
     controller::{Enforcement, Refusal},
@@ -113,6 +115,28 @@ async fn a_restriction_dated_ahead_does_not_lock_later_releases_out() {
     assert_eq!(g.applied("phone").await, Err(Refusal::StaleSignal));
     g.clock.advance_ms(1);
     assert_eq!(enforcement(g.applied("phone").await), Enforcement::NoSession);
+}
+
+/// The kernel is asked what is attached while the disk writes; if that takes long, the answer is asked anew.
+#[tokio::test]
+async fn a_program_detached_while_the_disk_writes_is_not_answered_as_enforced() {
+    let g = Gateway::new().await;
+    g.register("phone", "office").await;
+    g.open("phone", &["10.66.0.5"]).await.unwrap();
+    let (kernel, looks) = (g.kernel.clone(), g.kernel.state().looks);
+    g.disk.meanwhile(move || {
+        let end = Instant::now() + Duration::from_secs(10);
+        while kernel.state().looks == looks {
+            assert!(Instant::now() < end, "nobody has looked");
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        let mut state = kernel.state();
+        state.stuck = true;
+        state.detached.insert((3, HookPoint::TcIngress));
+        drop(state);
+        std::thread::sleep(Duration::from_millis(20));
+    });
+    assert_eq!(enforcement(g.applied("phone").await), Enforcement::Committed);
 }
 
 #[tokio::test]

@@ -18,6 +18,8 @@ use crate::kernel::{Attached, InterfaceState, KernelError, Link, Places, ReadBac
 
 /// What was found attached holds for so long: mostly a commit takes less, and the other thread looks meanwhile.
 const FRESH: Duration = Duration::from_millis(5);
+/// Looks that are yet to be answered, at most.
+const STALE: usize = 2;
 /// How long it is waited for although something restricts: mostly it takes less.
 const GRACE: Duration = Duration::from_millis(5);
 /// How often is looked whether something restricts.
@@ -40,10 +42,12 @@ pub(super) struct Upkeep {
     next: Arc<Mutex<Option<Vec<Link>>>>,
     reader: Sender<()>,
     answers: Receiver<Found>,
-    /// Since when the other thread looks, for an answer that is to come.
+    /// Since when the other thread looks, for the last answer that is to come.
     looking: Option<Instant>,
-    /// An answer that nobody waits for any more is yet to come.
-    owed: bool,
+    /// Answers before that one, which nobody waits for any more.
+    stale: usize,
+    /// The last wait was in vain, and nothing has come since.
+    stuck: bool,
     hurry: Hurry,
 }
 
@@ -89,7 +93,8 @@ impl Upkeep {
             reader,
             answers,
             looking: None,
-            owed: false,
+            stale: 0,
+            stuck: false,
             hurry,
         })
     }
@@ -131,12 +136,17 @@ impl Upkeep {
 
     /// Has the other thread look what is attached, while this one does something else: [`Upkeep::read_back`] reads through that.
     pub(super) fn look(&mut self) {
-        // An earlier look says nothing of now, whether it has been answered or not.
-        self.owed |= self.looking.take().is_some();
-        if self.owed {
-            self.owed = matches!(self.answers.try_recv(), Err(TryRecvError::Empty));
+        // An earlier look says nothing of now.
+        self.stale += usize::from(self.looking.take().is_some());
+        while self.stale > 0 {
+            match self.answers.try_recv() {
+                Ok(_) => self.stale -= 1,
+                Err(TryRecvError::Empty) => break,
+                Err(TryRecvError::Disconnected) => self.stale = 0,
+            }
+            self.stuck = false;
         }
-        if !self.owed && self.reader.send(()).is_ok() {
+        if !self.stuck && self.stale < STALE && self.reader.send(()).is_ok() {
             self.looking = Some(Instant::now());
         }
     }
@@ -152,24 +162,35 @@ impl Upkeep {
         if self.looking.is_none_or(|since| since.elapsed() >= FRESH) {
             self.look();
         }
-        if self.owed {
+        if self.looking.is_some() {
+            return self.found()?.read_back(addresses);
+        }
+        if self.stuck || self.stale > 0 {
             return Err(KernelError::Late);
         }
-        if self.looking.take().is_none() {
-            tracing::error!("the thread that looks what is attached has died; the controller's does it");
-            return self.places.read_back(addresses);
-        }
-        self.found()?.read_back(addresses)
+        tracing::error!("the thread that looks what is attached has died; the controller's does it");
+        self.places.read_back(addresses)
     }
 
-    /// What the other thread was asked for.
+    /// What the other thread was asked for last.
     fn found(&mut self) -> Found {
         let begin = Instant::now();
         let mut wait = GRACE;
         loop {
             match self.answers.recv_timeout(wait) {
-                Ok(answer) => return answer,
-                Err(RecvTimeoutError::Disconnected) => return Err(KernelError::Late),
+                Ok(answer) => {
+                    self.stuck = false;
+                    if self.stale == 0 {
+                        self.looking = None;
+                        return answer;
+                    }
+                    self.stale -= 1;
+                    continue;
+                }
+                Err(RecvTimeoutError::Disconnected) => {
+                    self.looking = None;
+                    return Err(KernelError::Late);
+                }
                 Err(RecvTimeoutError::Timeout) => {}
             }
             let late = begin.elapsed() >= PATIENCE;
@@ -180,7 +201,9 @@ impl Upkeep {
                 );
             }
             if late || self.hurry.is_on() {
-                self.owed = true;
+                self.looking = None;
+                self.stale += 1;
+                self.stuck = true;
                 return Err(KernelError::Late);
             }
             wait = SLICE;

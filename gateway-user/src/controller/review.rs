@@ -148,10 +148,11 @@ impl Writer {
     /// When the next that commits may come. While nothing can be committed, what is in force and waits for that must not become more and more.
     fn commits_due(&self, instant: Instant) -> Option<Instant> {
         let any = !self.taken_over.is_empty() || self.reviewing.as_ref().is_some_and(|r| r.clock);
-        let at = if self.store_problem.is_some() {
-            self.next_retry
-        } else {
-            instant
+        let at = match &self.store_problem {
+            None => instant,
+            Some(_) if self.pending.is_empty() => self.next_retry,
+            // Once that is committed.
+            Some(_) => return None,
         };
         any.then_some(at)
     }

@@ -299,7 +299,7 @@ impl Writer {
         Ok(Some(device))
     }
 
-    /// Live sessions of a device that may have been known by a certificate or key that it no longer has.
+    /// Live sessions of a device that may have been known by a certificate, key or name that it no longer has.
     pub(super) fn unproved_by(&self, after: &Device) -> Vec<SessionId> {
         let Some(before) = self.registry.device(&after.id) else {
             return Vec::new();
@@ -307,10 +307,11 @@ impl Writer {
         let (old, new) = (&before.aliases, &after.aliases);
         let certificate = old.certificates.iter().any(|c| !new.certificates.contains(c));
         let key = old.vpn_keys.iter().any(|k| !new.vpn_keys.contains(k));
+        let name = old.common_names.iter().any(|n| !new.common_names.contains(n));
         let rests = |s: &&Session| match s.trust {
             Trust::Certificate => certificate,
             Trust::VpnKey => key,
-            Trust::Name => false,
+            Trust::Name => name,
         };
         self.registry.sessions_of(&after.id).filter(rests).map(|s| s.id).collect()
     }

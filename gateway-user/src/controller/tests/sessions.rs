@@ -223,6 +223,26 @@ async fn a_certificate_must_be_the_devices() {
 }
 
 #[tokio::test]
+async fn a_session_ends_when_its_name_becomes_another_devices() {
+    let g = Gateway::new().await;
+    let named = |device: &str, names: &[&str]| {
+        let mut d = registration(device, "office");
+        d.common_names = names.iter().map(|n| id(n)).collect();
+        d
+    };
+    let list = vec![named("one", &["cn"]), named("two", &[])];
+    g.tell().register(g.seen(0), list).await.unwrap();
+    g.applied("one").await.unwrap();
+    g.open("cn", &["10.66.0.5"]).await.unwrap();
+    assert_eq!(g.judged("10.66.0.5"), OFFICE);
+    // The person has a new phone: who goes on under the old name is not the released device.
+    let list = vec![named("one", &[]), named("two", &["cn"])];
+    g.tell().register(g.seen(0), list).await.unwrap();
+    assert_eq!(g.judged("10.66.0.5"), QUARANTINE);
+    assert_eq!(g.controller().sessions(None, 10).await.unwrap().len(), 0);
+}
+
+#[tokio::test]
 async fn a_session_ends_with_what_its_device_was_known_by() {
     let g = Gateway::new().await;
     let certificate = |c: &str| c.repeat(32).parse().unwrap();

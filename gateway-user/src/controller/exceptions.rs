@@ -40,6 +40,10 @@ impl Writer {
         device: &DeviceId,
         reason: &str,
     ) -> Result<Decided<SignalOutcome>, Refusal> {
+        // What the device is decides which way its exception ends.
+        if !ask.again {
+            self.settle_before([device], []);
+        }
         let known = self.registry.device(device);
         match known.map(|d| d.state) {
             Some(DeviceState::Blocked) if ask.reused => Err(Refusal::RequestIdReused(ask.context.request.clone())),

@@ -19,6 +19,9 @@ impl Writer {
     ) -> Result<Decided<(Vec<DeviceView>, Revision)>, Refusal> {
         let ids: Vec<DeviceId> = list.iter().map(|r| r.id.clone()).collect();
         if !ask.again {
+            let sessions = ids.iter().flat_map(|id| self.registry.sessions_of(id));
+            let sessions: Vec<SessionId> = sessions.map(|s| s.id).collect();
+            self.settle_before(&ids, sessions);
             let steps = transition::register(&self.registry, list, &self.context(self.clock.now()))?;
             let changed: Vec<Step> = steps.into_iter().filter(|s| s.changed).collect();
             let unproved: Vec<SessionId> = changed.iter().flat_map(|s| self.unproved_by(&s.device)).collect();

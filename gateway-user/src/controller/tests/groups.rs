@@ -12,7 +12,7 @@ use futures_util::future::join_all;
 
 use super::kit::*;
 use crate::{
-    controller::{Acknowledge, Enforcement, Refusal, SignalContext},
+    controller::{Acknowledge, Enforcement, Refusal, SessionReport, SignalContext},
     kernel::fake::Call,
     model::{DeviceState, PoolId, Scope},
 };
@@ -89,6 +89,39 @@ async fn a_lone_signal_waits_for_no_company() {
     // Two commits: an fsync takes well below 20 ms, on most occasions on a disk that others use, too; waiting for company would take its time
     // on every one.
     assert!(times[5] < Duration::from_millis(100), "{times:?}");
+}
+
+#[tokio::test]
+async fn a_registration_rests_on_what_is_durable() {
+    let g = Gateway::new().await;
+    let certified = |c: &str| {
+        let mut phone = registration("phone", "office");
+        phone.certificates = vec![c.repeat(32).parse().unwrap()];
+        vec![phone]
+    };
+    g.tell().register(g.seen(0), certified("aa")).await.unwrap();
+    let holding = hold(&g, Duration::from_millis(200));
+    // The commit of the release and of the session fails; the next one does not.
+    let (disk, next) = (g.disk.clone(), g.disk.clone());
+    g.disk.meanwhile(move || {
+        disk.fill();
+        disk.clone().meanwhile(move || next.free());
+    });
+    let first = g.controller().status();
+    let all = async {
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        let report = SessionReport {
+            certificate: certified("aa")[0].certificates.first().copied(),
+            ..report("phone", &["10.66.0.5"])
+        };
+        let opened = g.tell().open_session(g.seen(0), "vpn-1".parse().unwrap(), report);
+        tokio::join!(g.applied("phone"), opened, g.tell().register(g.seen(0), certified("bb")))
+    };
+    let (_, (released, opened, _)) = tokio::join!(first, all);
+    holding.join().unwrap();
+    assert!(released.is_err() && opened.is_err(), "{released:?} {opened:?}");
+    let device = g.controller().device(id("phone")).await.unwrap().device;
+    assert_eq!((device.state, device.policy_revision), (DeviceState::Registered, None));
 }
 
 #[tokio::test]

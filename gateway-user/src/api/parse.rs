@@ -131,16 +131,13 @@ pub(super) fn policy_revoked(
     r: v1::ReportPolicyRevokedRequest,
     by: Caller,
 ) -> Result<(SignalContext, DeviceId, String), Invalid> {
-    let context = context(r.context, by)?;
-    let device = name("device_id", r.device_id)?;
-    let reason = text("reason", r.reason)?;
-    optional_name::<PolicyRevision>("policy_revision", r.policy_revision)?;
-    Ok((context, device, reason))
+    let context = restricting(r.context, by)?;
+    Ok((context, name("device_id", r.device_id)?, note(&r.reason)))
 }
 
 /// A device that is no longer managed.
 pub(super) fn retire(r: v1::RetireDeviceRequest, by: Caller) -> Result<(SignalContext, DeviceId), Invalid> {
-    Ok((context(r.context, by)?, name("device_id", r.device_id)?))
+    Ok((restricting(r.context, by)?, name("device_id", r.device_id)?))
 }
 
 /// A device that is asked for.
@@ -253,6 +250,16 @@ fn context(c: Option<v1::SignalContext>, caller: Caller) -> Result<SignalContext
         })
     };
     inner().map_err(|e| e.within("context"))
+}
+
+/// That of a restriction, which is not refused for a moment that cannot be: it counts from when it comes.
+fn restricting(c: Option<v1::SignalContext>, caller: Caller) -> Result<SignalContext, Invalid> {
+    let usable = |t: &Timestamp| time("observed_at", *t).is_ok();
+    let c = c.map(|c| v1::SignalContext {
+        observed_at: c.observed_at.filter(usable),
+        ..c
+    });
+    context(c, caller)
 }
 
 fn acknowledge(level: i32) -> Result<Acknowledge, Invalid> {
@@ -401,9 +408,6 @@ fn list<T: PartialEq>(
 /// A text for people. Besides control characters, what turns the direction of a line or breaks it is refused: it would let one text
 /// show itself as another in a log or a table.
 pub(super) fn text(field: &str, value: String) -> Result<String, Invalid> {
-    let harmful = |c: char| {
-        c.is_control() || matches!(c, '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{feff}')
-    };
     if value.chars().count() > MAX_TEXT || value.chars().any(harmful) {
         return Err(Invalid::new(
             field,
@@ -411,6 +415,17 @@ pub(super) fn text(field: &str, value: String) -> Result<String, Invalid> {
         ));
     }
     Ok(value)
+}
+
+/// Text beside a restriction, which is not refused for it: cut, and with U+FFFD for what must not be shown.
+pub(super) fn note(value: &str) -> String {
+    let shown = |c| if harmful(c) { char::REPLACEMENT_CHARACTER } else { c };
+    value.chars().take(MAX_TEXT).map(shown).collect()
+}
+
+/// Would move the cursor, or show something else than is written.
+fn harmful(c: char) -> bool {
+    c.is_control() || matches!(c, '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{feff}')
 }
 
 #[cfg(test)]

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use lazaret_proto::v1;
 
-use super::{Invalid, context, name, optional_name, text};
+use super::{Invalid, context, name, note, optional_name};
 use crate::{
     api::command::Caller,
     controller::SignalContext,
@@ -29,7 +29,7 @@ pub(in crate::api) fn grant(r: v1::GrantExceptionRequest, caller: Caller) -> Res
         Ok(v1::ExceptionKind::Block) => ExceptionKind::Block,
         Ok(v1::ExceptionKind::Unspecified) | Err(_) => return Err(Invalid::new("kind", "must be RELEASE or BLOCK")),
     };
-    let reason = text("reason", r.reason)?;
+    let reason = note(&r.reason);
     if reason.trim().is_empty() {
         return Err(Invalid::new("reason", "is required: why, for the audit"));
     }
@@ -50,11 +50,7 @@ pub(in crate::api) fn grant(r: v1::GrantExceptionRequest, caller: Caller) -> Res
 
 /// An exception that is ended.
 pub(in crate::api) fn end(r: v1::EndExceptionRequest, caller: Caller) -> Result<(SignalContext, DeviceId, String), Invalid> {
-    Ok((
-        context(r.context, caller)?,
-        name("device_id", r.device_id)?,
-        text("reason", r.reason)?,
-    ))
+    Ok((context(r.context, caller)?, name("device_id", r.device_id)?, note(&r.reason)))
 }
 
 /// Whose entries of the audit are asked for.

@@ -105,6 +105,27 @@ fn a_context_is_required_whole() {
 }
 
 #[test]
+fn a_restriction_is_not_refused_for_its_decoration() {
+    let revoked = v1::ReportPolicyRevokedRequest {
+        context: Some(v1::SignalContext {
+            request_id: "r".into(),
+            observed_at: Some(Timestamp {
+                seconds: i64::MAX,
+                nanos: 0,
+            }),
+            ..Default::default()
+        }),
+        device_id: "d".into(),
+        policy_revision: "no revision".into(),
+        reason: format!("lock off\nno PIN \u{202e}{}", "é".repeat(MAX_TEXT)),
+    };
+    let (context, _, reason) = policy_revoked(revoked, by()).unwrap();
+    assert_eq!(context.observed_at, None);
+    assert!(reason.starts_with("lock off\u{fffd}no PIN \u{fffd}éé"), "{reason}");
+    assert_eq!(reason.chars().count(), MAX_TEXT);
+}
+
+#[test]
 fn sessions() {
     let r = open(report(&["10.66.0.5/32", "fd00:66::5", "10.66.0.6"])).unwrap();
     let want: Vec<IpAddr> = ["10.66.0.5", "fd00:66::5", "10.66.0.6"].map(|a| a.parse().unwrap()).to_vec();

@@ -210,7 +210,11 @@ pub(super) fn enforcement(page: &mut Page, enforcement: i32, prefixes: &[v1::Pre
         Ok(v1::Enforcement::NoSession) => ("durable; there is no live session to which it applies now", Tone::Plain),
         Ok(v1::Enforcement::Committed) => ("NOT IN FORCE EVERYWHERE: durable, and the gateway goes on trying", Tone::Bad),
         Ok(v1::Enforcement::EnforcedNotDurable) => (
-            "IN FORCE, NOT DURABLE: the store cannot be written, and the gateway goes on trying",
+            if prefixes.iter().flat_map(|p| &p.read_backs).all(|r| r.as_wanted) {
+                "IN FORCE, NOT DURABLE: the store cannot be written, and the gateway goes on trying"
+            } else {
+                "NOT DURABLE, NOT IN FORCE EVERYWHERE: the store cannot be written, and the gateway goes on trying both"
+            },
             Tone::Bad,
         ),
         Ok(v1::Enforcement::Unspecified) | Err(_) => ("unknown: the daemon does not say how far it got", Tone::Bad),

@@ -125,7 +125,7 @@ pub enum Enforcement {
     NoSession,
     /// Durable, not everywhere in force.
     Committed,
-    /// In force, not durable (restrictions only).
+    /// In the kernel's tables, not durable (restrictions only).
     EnforcedNotDurable,
 }
 

@@ -98,7 +98,7 @@ impl Clients {
         revoked: impl Fn(&Seen) -> bool + 'a,
     ) -> impl Iterator<Item = &'a Seen> {
         let replaced = move |old: &Seen| {
-            let other = |s: &&Seen| s.client == old.client && stays(&s.ca);
+            let other = |s: &&Seen| (&s.client, s.role) == (&old.client, old.role) && stays(&s.ca);
             let settled = |s: &Seen| s.first_seen >= old.last_seen || s.last_seen >= old.last_seen.saturating_add(SETTLED);
             self.seen.values().filter(other).any(settled)
         };
@@ -184,6 +184,12 @@ mod tests {
         c.note(seen("a", "third", "4", 300));
         assert_eq!(pending(&c, 400), ["a", "b"]);
         c.note(seen("a", "new", "5", 300));
+        assert_eq!(pending(&c, 400), ["b"]);
+        // Another role by the same name is another client.
+        c.note(Seen {
+            role: Role::Viewer,
+            ..seen("b", "new", "6", 300)
+        });
         assert_eq!(pending(&c, 400), ["b"]);
         // One that has ended lets nobody in.
         assert!(pending(&c, 1_000_001).is_empty());

@@ -4,17 +4,18 @@ use std::{
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
+        mpsc,
     },
     time::Duration,
 };
 
 use futures_util::FutureExt as _;
-use tokio::{task::JoinHandle, time::timeout};
+use tokio::{sync::Semaphore, task::JoinHandle, time::timeout};
 
 use super::kit::*;
 use crate::{
-    controller::{Line, Refusal},
-    model::DeviceState,
+    controller::{Enforcement, Line, Refusal, SignalContext},
+    model::{DeviceState, Place},
 };
 
 /// Longer than anyone waits whose turn comes.
@@ -120,4 +121,36 @@ async fn what_streams_tell_waits_in_their_lines_and_takes_no_place_from_single_c
     for task in crowd {
         assert_eq!(task.await.unwrap().unwrap_err(), Refusal::UnknownDevice(id("nobody")));
     }
+}
+
+#[tokio::test]
+async fn a_restriction_that_is_decided_has_no_place_any_more_though_its_answer_waits() {
+    let g = Gateway::new().await;
+    g.register("phone", "office").await;
+    g.open("phone", &["10.66.0.5"]).await.unwrap();
+    g.applied("phone").await.unwrap();
+    let kernel = g.kernel.clone();
+    let ((held, holds), (free, freed)) = (mpsc::channel(), mpsc::channel::<()>());
+    let holding = std::thread::spawn(move || {
+        let _network = kernel.network();
+        held.send(()).unwrap();
+        freed.recv().unwrap();
+    });
+    holds.recv().unwrap();
+    let places = Arc::new(Semaphore::new(1));
+    let context = SignalContext {
+        deadline: LONG,
+        place: Place::held(Arc::clone(&places).try_acquire_owned().unwrap()),
+        ..g.seen(0)
+    };
+    let controller = g.controller().clone();
+    let revoked = tokio::spawn(async move { controller.policy_revoked(context, id("phone"), String::new()).await });
+    let next = timeout(LONG / 2, places.acquire()).await;
+    drop(next.expect("the next one waits for this one's answer").unwrap());
+    assert_eq!(g.judged("10.66.0.5"), QUARANTINE);
+    assert!(!revoked.is_finished(), "its answer waits until it is known to be in force");
+    free.send(()).unwrap();
+    holding.join().unwrap();
+    let answer = revoked.await.unwrap().unwrap().first().unwrap();
+    assert_eq!(answer.enforcement, Enforcement::Enforced);
 }

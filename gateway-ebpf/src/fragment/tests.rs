@@ -294,7 +294,8 @@ fn duplicates_pass() {
     }
     assert_eq!(live(&memory), 1);
     // Data that another brought, and a datagram of its own for each that is not the same.
-    let spoils: [(u16, fn(&mut Headers)); 6] = [
+    type Change = fn(&mut Headers);
+    let spoils: [(u16, Change); 6] = [
         (64, |h| h.source_port ^= 1),
         (64, |h| h.destination_port ^= 1),
         (64, |h| h.tcp_flags ^= 2),

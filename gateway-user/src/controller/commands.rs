@@ -9,7 +9,8 @@ use super::{
     AcknowledgeOutcome, Answer, CloseOutcome, Controller, DeviceView, Note, OfferOutcome, OpenOutcome, PolicyKey,
     PublicationOutcome, Refusal, Refused, Registration, RenewOutcome, SessionReport, SignalContext, SignalOutcome,
     SynchroniseOutcome,
-    batch::{About, Ask, Decided},
+    batch::Decided,
+    cause::{About, Ask},
     requests::Given,
     writer::{Job, Writer},
 };

@@ -2,11 +2,7 @@
 
 use std::time::Duration;
 
-use super::{
-    Refusal, SignalOutcome,
-    batch::{Ask, Decided},
-    writer::Writer,
-};
+use super::{Refusal, SignalOutcome, batch::Decided, cause::Ask, writer::Writer};
 use crate::{
     model::{DeviceId, DeviceState, ExceptionKind},
     transition::{Directory as _, Signal},

@@ -4,6 +4,7 @@
 
 mod batch;
 mod bounds;
+mod cause;
 mod commands;
 mod commit;
 mod dossier;

@@ -2,7 +2,8 @@
 
 use super::{
     AcknowledgeOutcome, OfferOutcome, PolicyKey, Refusal, RenewOutcome, Renewal, SignalOutcome,
-    batch::{About, Ask, Cause, Decided, Subject},
+    batch::{Decided, Subject},
+    cause::{About, Ask, Cause},
     inspect::on_the_wall,
     keys,
     requests::Held,

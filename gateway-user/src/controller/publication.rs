@@ -7,7 +7,8 @@ use tokio::sync::watch;
 
 use super::{
     PublicationOutcome, PublicationView, Refusal,
-    batch::{Ask, Cause, Decided, Subject},
+    batch::{Decided, Subject},
+    cause::{Ask, Cause},
     registry::{Rank, Standing},
     review::Review,
     writer::Writer,

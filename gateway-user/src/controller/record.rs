@@ -7,8 +7,8 @@ use tracing::{info, warn};
 
 use super::{
     Note, Refusal, Refused,
-    batch::{About, Cause},
     bounds::{self, Bounds, Room},
+    cause::{About, Cause},
     writer::Writer,
 };
 use crate::{

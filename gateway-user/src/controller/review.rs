@@ -6,7 +6,7 @@ use std::time::Instant;
 use tracing::warn;
 
 use super::{
-    batch::{Cause, START},
+    cause::{Cause, START},
     registry::Standing,
     writer::Writer,
 };

@@ -10,7 +10,8 @@ use ipnetwork::IpNetwork;
 
 use super::{
     CloseOutcome, OpenOutcome, Refusal, SessionReport,
-    batch::{Ask, Cause, Decided, Settled, Subject},
+    batch::{Decided, Settled, Subject},
+    cause::{Ask, Cause},
     writer::Writer,
 };
 use crate::{

@@ -2,7 +2,8 @@
 
 use super::{
     DeviceView, Refusal, Registration, SignalOutcome,
-    batch::{Ask, Decided, Settled, Subject},
+    batch::{Decided, Settled, Subject},
+    cause::Ask,
     writer::Writer,
 };
 use crate::{

@@ -8,7 +8,8 @@ use tokio::sync::oneshot;
 
 use super::{
     Answer, Refusal, Refused, SessionReport, SignalContext, SynchroniseOutcome,
-    batch::{About, Ask, Cause, Decided, Subject},
+    batch::{Decided, Subject},
+    cause::{About, Ask, Cause},
     requests::Before,
     sessions::Admitted,
     writer::Writer,

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use tracing::{error, info, warn};
 
-use super::{batch::Cause, publication::later, review::Review, writer::Writer};
+use super::{cause::Cause, publication::later, review::Review, writer::Writer};
 use crate::{
     model::{BootTime, Now, SessionId, SourceName, WallTime},
     transition::{self, Directory as _, Signal},

@@ -11,7 +11,8 @@ use tracing::{error, info, warn};
 
 use super::{
     Meters, PublicationView,
-    batch::{Batch, Cause, START, Ticket},
+    batch::{Batch, Ticket},
+    cause::{Cause, START},
     drift::Comparison,
     load::Loaded,
     publication::Waves,

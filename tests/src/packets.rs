@@ -98,6 +98,12 @@ pub struct Seen {
     pub outgoing: bool,
 }
 
+/// Bytes of packets that may wait for a watcher, of which the kernel takes twice as many. On a machine that is shared, seconds of several
+/// flows' packets at each of their interfaces wait, with a kilobyte of the kernel's own for each.
+const ROOM: libc::c_int = 512 << 20;
+/// How long a watcher may lag behind.
+const PATIENCE: Duration = Duration::from_secs(60);
+
 /// Watches every packet of a namespace that `wanted` picks, in a thread of its own, until dropped.
 #[derive(Debug)]
 pub struct Watcher {
@@ -173,7 +179,7 @@ impl Watcher {
     pub fn seen(&self) -> Vec<Seen> {
         // What has arrived but was not read yet is read first, and what is on its way may arrive.
         thread::sleep(Duration::from_millis(50));
-        let (now, limit) = (SystemTime::now(), Instant::now() + Duration::from_secs(10));
+        let (now, limit) = (SystemTime::now(), Instant::now() + PATIENCE);
         while *lock(&self.watch.until) < now && Instant::now() < limit {
             thread::sleep(Duration::from_millis(2));
         }
@@ -230,7 +236,7 @@ pub fn parse(packet: &[u8], at: SystemTime) -> Option<Seen> {
 
 fn open() -> Result<OwnedFd> {
     let socket = netns::packet_socket()?;
-    for (option, value) in [(libc::SO_TIMESTAMPNS, 1), (libc::SO_RCVBUFFORCE, 64 << 20)] {
+    for (option, value) in [(libc::SO_TIMESTAMPNS, 1), (libc::SO_RCVBUFFORCE, ROOM)] {
         let value: libc::c_int = value;
         let size = libc::socklen_t::try_from(size_of_val(&value))?;
         // SAFETY: the descriptor is open and the option's value is an int that lives through the call.

@@ -221,19 +221,7 @@ impl Trail {
     }
 
     fn of_denied(&mut self, note: Note, at: WallTime, reason: String, result: String) -> u64 {
-        self.add(Entry {
-            number: 0,
-            at,
-            by: note.by,
-            action: note.action.to_owned(),
-            device: note.device,
-            subject: note.subject,
-            before: String::new(),
-            after: String::new(),
-            reason,
-            request: note.request,
-            result,
-        })
+        self.add(entry(note, at, Default::default(), reason, result))
     }
 
     fn add(&mut self, mut entry: Entry) -> u64 {
@@ -295,21 +283,9 @@ impl Writer {
     }
 
     /// Gives an entry to what was done or refused elsewhere; its number.
-    pub(super) fn note_entry(&mut self, note: Note, [before, after]: [String; 2], reason: String, result: &'static str) -> u64 {
+    pub(super) fn note_entry(&mut self, note: Note, changed: [String; 2], reason: String, result: &'static str) -> u64 {
         let at = self.clock.now().wall;
-        self.audit.add(Entry {
-            number: 0,
-            at,
-            by: note.by,
-            action: note.action.to_owned(),
-            device: note.device,
-            subject: note.subject,
-            before,
-            after,
-            reason,
-            request: note.request,
-            result: result.to_owned(),
-        })
+        self.audit.add(entry(note, at, changed, reason, result.to_owned()))
     }
 
     /// Gives a refusal its number.
@@ -370,4 +346,21 @@ fn log(entry: &Entry, revision: Option<Revision>) {
         "{}",
         entry.action
     );
+}
+
+/// Without its number, which it gets where it is added.
+fn entry(note: Note, at: WallTime, [before, after]: [String; 2], reason: String, result: String) -> Entry {
+    Entry {
+        number: 0,
+        at,
+        by: note.by,
+        action: note.action.to_owned(),
+        device: note.device,
+        subject: note.subject,
+        before,
+        after,
+        reason,
+        request: note.request,
+        result,
+    }
 }

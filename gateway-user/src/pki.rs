@@ -17,7 +17,6 @@ use rcgen::{
     BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
     KeyUsagePurpose, SanType, SerialNumber,
 };
-use rustls::pki_types::{CertificateDer, pem::PemObject as _};
 use serde::Serialize;
 use x509_parser::prelude::{FromDer as _, X509Certificate};
 
@@ -133,6 +132,9 @@ pub enum PkiError {
     /// ca.pem and ca.key are not a pair.
     #[error("ca.pem and ca.key in {0} do not belong together")]
     Mismatch(PathBuf),
+    /// No CA.
+    #[error("there is no CA in {0}: make one with `lazaret pki init --dir {0}`, or name the directory of yours with --dir")]
+    NoCa(PathBuf),
     /// The CA ends before the certificate would.
     #[error("the CA's certificate ends on {0}, before {1} days are over; choose fewer --days or make a new CA")]
     CaEnds(String, u32),
@@ -193,7 +195,7 @@ pub fn init(args: &InitArgs) -> Result<Made, PkiError> {
          lazaret pki issue --dir {dir} --role mdm --name MDM-NAME\n\
          Then, in the gateway's configuration:\n  \
          [api]\n  client_ca = \"{}\"   # a copy of it",
-        certificate.display()
+        absolute(&certificate).display()
     );
     Ok(Made { certificate, key, next })
 }
@@ -209,13 +211,14 @@ pub fn issue(args: &IssueArgs) -> Result<Made, PkiError> {
     let certificate = params.signed_by(&key, &issuer)?;
     let out = args.out.as_deref().unwrap_or(&args.dir);
     let (certificate, key) = write_pair(out, args.name.as_str(), &certificate.pem(), &key.serialize_pem())?;
-    let ca = args.dir.join("ca.pem");
+    // As the configuration takes them, wherever this was typed.
+    let [shown, secret, ca] = [&certificate, &key, &args.dir.join("ca.pem")].map(|file| absolute(file));
     let next = match args.role {
         None => format!(
             "In the gateway's configuration:\n  [api]\n  certificate = \"{}\"\n  key = \"{}\"\n  client_ca = \"{}\"\n\
              Copy the three files to the gateway; the key keeps mode 0600.",
-            certificate.display(),
-            key.display(),
+            shown.display(),
+            secret.display(),
             ca.display()
         ),
         Some(role) => format!(
@@ -227,6 +230,11 @@ pub fn issue(args: &IssueArgs) -> Result<Made, PkiError> {
         ),
     };
     Ok(Made { certificate, key, next })
+}
+
+fn absolute(file: &Path) -> PathBuf {
+    let found = file.canonicalize().or_else(|_| std::path::absolute(file));
+    found.unwrap_or_else(|_| file.to_owned())
 }
 
 /// What is to be signed, and for which role; `None`: the gateway.
@@ -271,6 +279,10 @@ fn params(name: &CertificateName, days: u32) -> Result<CertificateParams, PkiErr
     Ok(params)
 }
 
+fn is_absent(file: &Path) -> bool {
+    std::fs::symlink_metadata(file).is_err_and(|e| e.kind() == io::ErrorKind::NotFound)
+}
+
 /// The CA in `dir`: a pair, a CA's, and valid as long as what it is to sign.
 fn ca(dir: &Path, days: u32) -> Result<Issuer<'static, KeyPair>, PkiError> {
     let (certificate, key) = (dir.join("ca.pem"), dir.join("ca.key"));
@@ -278,8 +290,10 @@ fn ca(dir: &Path, days: u32) -> Result<Issuer<'static, KeyPair>, PkiError> {
         path: path.into(),
         problem: problem.to_string(),
     };
-    let pem = tls::read_certificate(&certificate)?;
-    let der = CertificateDer::from_pem_slice(&pem).map_err(|e| garbage(&certificate, &e))?;
+    if [&certificate, &key].iter().all(|file| is_absent(file)) {
+        return Err(PkiError::NoCa(dir.into()));
+    }
+    let der = tls::first_certificate(&certificate)?;
     tls::check_ca(&certificate, &der, SystemTime::now())?;
     let text = String::from_utf8(tls::read_key(&key, None)?).map_err(|e| garbage(&key, &e))?;
     let key = KeyPair::from_pem(&text).map_err(|e| garbage(&key, &e))?;
@@ -339,6 +353,8 @@ mod tests {
         fs,
         os::unix::fs::{MetadataExt as _, PermissionsExt as _},
     };
+
+    use rustls::pki_types::{CertificateDer, pem::PemObject as _};
 
     use super::*;
     use crate::access::peer::Peer;
@@ -512,7 +528,7 @@ mod tests {
             Err(PkiError::NoUse)
         ));
         let missing = tmp.path().join("none");
-        assert!(matches!(issue(&server(&missing)), Err(PkiError::Ca(TlsError::Read { .. }))));
+        assert!(matches!(issue(&server(&missing)), Err(PkiError::NoCa(_))));
 
         fs::set_permissions(dir.join("ca.key"), fs::Permissions::from_mode(0o640)).unwrap();
         assert!(matches!(issue(&server(&dir)), Err(PkiError::Ca(TlsError::LooseKey { .. }))));

@@ -205,6 +205,12 @@ pub(crate) fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, 
     }
 }
 
+/// The first certificate of a file.
+pub(crate) fn first_certificate(path: &Path) -> Result<CertificateDer<'static>, TlsError> {
+    let first = certificates(path)?.into_iter().next();
+    first.ok_or_else(|| TlsError::NoCertificate(path.into()))
+}
+
 /// The revocation lists of a file: PEM, or one in DER.
 pub(super) fn lists(path: &Path) -> Result<Vec<CertificateRevocationListDer<'static>>, TlsError> {
     let (content, _) = read(path, MAX_LIST)?;

@@ -126,7 +126,8 @@ impl OperatorService for Operators {
         let found = self.controller.audit(AuditQuery::Number(number)).await?.pop();
         let entry = found.ok_or_else(|| {
             let sentence = format!("the audit has no entry A{number}: it was never written, or is pruned");
-            let about = [("reference", format!("A{number}"))];
+            // Not `reference`: that is the code of this refusal, if it has one.
+            let about = [("code", format!("A{number}"))];
             answer::status(tonic::Code::NotFound, "UNKNOWN_AUDIT_ENTRY", about, &sentence)
         })?;
         Ok(Response::new(v1::GetAuditEntryResponse {

@@ -112,6 +112,7 @@ fn remedy(reason: &str) -> &'static str {
         "STALE_POLICY_REVISION" | "UNKNOWN_POLICY_REVISION" => "see `lazaret policy progress` for the revision in force",
         "POLICY_KEY_REQUIRED" | "POLICY_KEY_UNKNOWN" | "POLICY_KEY_EXPIRED" => "`lazaret policy offer` gives a new key",
         "NOTHING_PUBLISHED" => "`lazaret policy publish` does that",
+        "UNKNOWN_AUDIT_ENTRY" => "`lazaret audit list` has the last ones",
         "STORE_UNAVAILABLE" => "see `lazaret status` and the room on the disk",
         _ => "",
     }
@@ -190,18 +191,26 @@ impl Client {
     pub(crate) fn failure(&self, status: &Status) -> Failure {
         let info = status.get_details_error_info();
         let message = status.message().to_owned();
+        // Who looked for a code is not sent to look for another one.
+        let referenced = |info: &tonic_types::ErrorInfo| match info.reason.as_str() {
+            "UNKNOWN_AUDIT_ENTRY" | "UNKNOWN_REFUSAL" => message.clone(),
+            _ => referenced(&message, &info.metadata),
+        };
         match (status.code(), info) {
             (Code::PermissionDenied, Some(info))
                 if matches!(info.reason.as_str(), "FINGERPRINT_MISMATCH" | "POLICY_KEY_UNKNOWN") =>
             {
                 Failure::Refused {
+                    message: referenced(&info),
                     reason: info.reason,
-                    message: referenced(message, &info.metadata),
                 }
             }
-            (Code::PermissionDenied | Code::Unauthenticated, _) => Failure::Denied { message },
+            (Code::PermissionDenied | Code::Unauthenticated, Some(info)) => Failure::Denied {
+                message: referenced(&info),
+            },
+            (Code::PermissionDenied | Code::Unauthenticated, None) => Failure::Denied { message },
             (_, Some(info)) => Failure::Refused {
-                message: referenced(message, &info.metadata),
+                message: referenced(&info),
                 reason: info.reason,
             },
             (Code::DeadlineExceeded, None) => Failure::Deadline(self.deadline),
@@ -219,10 +228,10 @@ impl Client {
 }
 
 /// With the code under which a refusal stands in the audit.
-fn referenced(message: String, metadata: &HashMap<String, String>) -> String {
+fn referenced(message: &str, metadata: &HashMap<String, String>) -> String {
     match metadata.get("reference") {
         Some(code) => format!("{message} (reference {code}: lazaret why --reference {code})"),
-        None => message,
+        None => message.to_owned(),
     }
 }
 

@@ -50,7 +50,11 @@ pub(super) fn addresses(page: &mut Page, addresses: &[v1::Address]) {
     let row = |a: &v1::Address| {
         vec![
             Cell::from(&a.address),
-            or_none(&a.home_pool),
+            if a.home_pool.is_empty() {
+                toned("in no pool", Tone::Warn)
+            } else {
+                Cell::from(&a.home_pool)
+            },
             or_none(&a.current_pool),
             number(a.session_id),
             Cell::from(&a.device_id),
@@ -147,6 +151,7 @@ pub(super) fn device(page: &mut Page, d: &v1::Device) {
     page.pair("gateway URI", &d.gateway_uri);
     page.pair("common names", aliases.common_names.join(" "));
     page.pair("certificates", aliases.certificate_sha256.join(" "));
+    page.pair("VPN keys", aliases.vpn_public_keys.join(" "));
     page.pair("revision", d.revision);
     if d.sessions.is_empty() {
         page.line("no live session");

@@ -7,10 +7,9 @@ use std::{
 };
 
 use rcgen::KeyPair;
-use rustls::pki_types::{CertificateDer, pem::PemObject as _};
 use x509_parser::prelude::{FromDer as _, GeneralName, X509Certificate};
 
-use super::{IssueArgs, Made, PkiError, ca, certified, files};
+use super::{IssueArgs, Made, PkiError, ca, certified, files, is_absent};
 use crate::{
     access::{
         peer::Peer,
@@ -46,13 +45,11 @@ pub struct RenewArgs {
 /// # Errors
 /// See [`PkiError`]. The old pair is whole, whatever happens.
 pub fn renew(args: &RenewArgs) -> Result<Made, PkiError> {
-    let pem = tls::read_certificate(&args.certificate)?;
-    let garbage = |problem: &dyn std::fmt::Display| TlsError::Garbage {
+    let der = tls::first_certificate(&args.certificate)?;
+    let (_, old) = X509Certificate::from_der(&der).map_err(|e| TlsError::Garbage {
         path: args.certificate.clone(),
-        problem: problem.to_string(),
-    };
-    let der = CertificateDer::from_pem_slice(&pem).map_err(|e| garbage(&e))?;
-    let (_, old) = X509Certificate::from_der(&der).map_err(|e| garbage(&e))?;
+        problem: e.to_string(),
+    })?;
     signed_by(&old, args)?;
     let asked = asked(&old, &der, args)?;
     let (params, role) = certified(&asked)?;
@@ -82,6 +79,9 @@ pub fn renew(args: &RenewArgs) -> Result<Made, PkiError> {
 /// A certificate that nobody trusted has signed says nothing.
 fn signed_by(old: &X509Certificate<'_>, args: &RenewArgs) -> Result<(), PkiError> {
     let file = args.from_ca.clone().unwrap_or_else(|| args.dir.join("ca.pem"));
+    if args.from_ca.is_none() && is_absent(&file) {
+        return Err(PkiError::NoCa(args.dir.clone()));
+    }
     for der in tls::certificates(&file)? {
         if let Ok((_, ca)) = X509Certificate::from_der(&der)
             && ca.is_ca()
@@ -215,6 +215,8 @@ fn keep(file: &Path, name: &Path, cut_off: bool) -> Result<bool, PkiError> {
 
 #[cfg(test)]
 mod tests {
+    use rustls::pki_types::{CertificateDer, pem::PemObject as _};
+
     use super::{
         super::{InitArgs, init, issue},
         *,

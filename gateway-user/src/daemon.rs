@@ -62,7 +62,7 @@ async fn serve(config: Arc<Config>, opened: Opened) -> Result<()> {
     });
     let live = Live::open(&config).inspect_err(|_| stay_closed(&config))?;
     // Ends after the controller, with its last entries.
-    let _audit_log =
+    let audit_log =
         AuditLog::start(&config.paths.state, config.keep.audit_log.clone()).context("the audit log cannot be started")?;
     if config.mode == Mode::Observe {
         warn!("mode = \"observe\": everything is judged and counted, NOTHING IS DENIED, and the floor is open");
@@ -84,7 +84,10 @@ async fn serve(config: Arc<Config>, opened: Opened) -> Result<()> {
     let watching = tokio::spawn(watching);
     let start = Start {
         config: Arc::clone(&config),
-        loaded: loading.join().map_err(|_| anyhow!("reading the store has failed"))??,
+        loaded: loading
+            .join()
+            .map_err(|_| anyhow!("reading the store has failed"))??
+            .with_audit_log(audit_log.health()),
         kernel: Box::new(live),
         clock: Box::new(SystemClock::new()?),
         links: links.borrow().clone(),

@@ -3,6 +3,7 @@
 //! (`arrival`), policy keys (`keys`), what releases (`proof`, `exception`), what restricts (`restriction`), registering (`registration`).
 
 mod arrival;
+mod carry;
 mod exception;
 mod keys;
 mod policies;
@@ -15,6 +16,7 @@ use std::{sync::Arc, time::Duration};
 
 pub use self::{
     arrival::{deadline_end, may_arrive},
+    carry::{Taken, tightened, unregistered},
     policies::Policies,
     proof::{FUTURE_TOLERANCE_MS, by_exception, full_service, held_back, release_end, released_for, released_to, window_open},
     registration::{Directory, Registration, register},

@@ -1,7 +1,8 @@
 //! `lazaret check`: what is wrong with a configuration, what may not be meant, and what it says in short. Reads; changes nothing.
 
-use std::path::Path;
+use std::{fs, os::unix::fs::MetadataExt as _, path::Path};
 
+use nix::unistd::{User, geteuid};
 use serde_json::json;
 
 use super::{
@@ -10,7 +11,10 @@ use super::{
     client::Failure,
     table::{Cell, Page, Tone, toned, write_out},
 };
-use crate::config::{Allow, Config, ConfigError, ConfigErrors, InterfacePattern, InterfaceRole, InterfaceRule};
+use crate::{
+    config::{Allow, Config, ConfigError, ConfigErrors, InterfacePattern, InterfaceRole, InterfaceRule},
+    store,
+};
 
 pub(super) fn run(args: &CheckArgs) -> Result<Outcome, Failure> {
     let (config, mut errors) = match Config::load(&args.file) {
@@ -20,7 +24,9 @@ pub(super) fn run(args: &CheckArgs) -> Result<Outcome, Failure> {
     let mut warnings = Vec::new();
     if let Some(config) = &config {
         errors.extend(beyond_the_file(&args.file, config).iter().map(ToString::to_string));
+        errors.extend(state(&args.file, config).iter().map(ToString::to_string));
         warnings = config.warnings();
+        warnings.extend(audit_log(config));
         warnings.extend(on_this_host(config));
     }
     let good = errors.is_empty();
@@ -89,6 +95,56 @@ fn beyond_the_file(file: &Path, config: &Config) -> Vec<ConfigError> {
         errors.push(ConfigError::at_key(file, "policy", "rule", e.to_string(), ""));
     }
     errors
+}
+
+/// The database's directory and files, if they are there: the daemon refuses loose ones, when it has closed the floor.
+fn state(file: &Path, config: &Config) -> Option<ConfigError> {
+    let user = daemon(config).map_or(0, |user| user.uid.as_raw());
+    let owners = [geteuid().as_raw(), 0, user];
+    let e = store::fit(&config.paths.state, &owners).err()?;
+    Some(ConfigError::at_key(file, "paths", "state", e.to_string(), ""))
+}
+
+/// Whether the file can be written that gets the audit's entries. Without it the daemon runs, and `status` warns.
+fn audit_log(config: &Config) -> Option<String> {
+    let log = config.keep.audit_log.as_ref()?;
+    let directory = log.parent()?;
+    let problem = match (fs::metadata(directory), fs::symlink_metadata(log)) {
+        (Err(e), _) => format!("{}: {e}: make it, for the daemon to write in", directory.display()),
+        (Ok(d), _) if !d.is_dir() => format!("{} is not a directory", directory.display()),
+        (_, Ok(f)) if !f.is_file() => format!("{} is not a plain file", log.display()),
+        (Ok(d), f) => {
+            let user = daemon(config)?;
+            let may = |m: &fs::Metadata, bits: u32| {
+                let shift = if m.uid() == user.uid.as_raw() {
+                    6
+                } else if m.gid() == user.gid.as_raw() {
+                    3
+                } else {
+                    0
+                };
+                (m.mode() >> shift) & bits == bits
+            };
+            let kept = [(directory, Some(&d), 3), (log.as_path(), f.as_ref().ok(), 6)];
+            let (path, found) = kept
+                .into_iter()
+                .find_map(|(path, m, bits)| m.filter(|m| !may(m, bits)).map(|m| (path, m)))?;
+            format!(
+                "{} belongs to uid {}, mode {:04o}: {} cannot write there, without capabilities that it gives up",
+                path.display(),
+                found.uid(),
+                found.mode() & 0o7777,
+                user.name
+            )
+        }
+    };
+    Some(format!("[store] audit_log is not going to be written: {problem}"))
+}
+
+/// Who the daemon is going to be.
+fn daemon(config: &Config) -> Option<User> {
+    let named = config.user.as_deref().unwrap_or("root");
+    User::from_name(named).ok().flatten()
 }
 
 /// What is not there yet, in this network namespace.

@@ -53,7 +53,8 @@ fn check(args: &StoreCheckArgs) -> Result<Outcome, Failure> {
 
 fn backup(args: &BackupArgs) -> Result<Outcome, Failure> {
     let copied = open(&args.database)?.backup(&args.file, now()?).map_err(stored)?;
-    print(&args.file.display().to_string(), &copied)
+    written(copy(&args.file.display().to_string(), &copied).print())?;
+    Ok(Outcome::Done)
 }
 
 fn restore(args: &RestoreArgs) -> Result<Outcome, Failure> {
@@ -66,21 +67,27 @@ fn restore(args: &RestoreArgs) -> Result<Outcome, Failure> {
         )),
         e => stored(e),
     })?;
-    print(&directory.display().to_string(), &restored)
+    let mut page = copy(&directory.display().to_string(), &restored);
+    if let Some(kept) = &restored.kept {
+        page.pair("the old one", kept.display());
+    }
+    page.pair("taken over", restored.carried.to_string());
+    page.line("every device needs fresh proof, and live sessions a new report, once the daemon runs");
+    if let Some(forgotten) = &restored.forgotten {
+        page.line(toned(forgotten, Tone::Bad));
+        page.line("block and retire again what has to be, and publish the policy in force, also if it is the same: until then `lazaret status` warns");
+    }
+    written(page.print())?;
+    Ok(Outcome::Done)
 }
 
-fn print(place: &str, copied: &Copied) -> Result<Outcome, Failure> {
+fn copy(place: &str, copied: &Copied) -> Page {
     let mut page = Page::new();
     page.pair("database", place);
     page.pair("devices", copied.devices);
     page.pair("revision", copied.revision);
     page.pair("audit head", copied.audit_head);
-    if let Some(kept) = &copied.kept {
-        page.pair("the old one", kept.display());
-        page.line("every device needs fresh proof, and live sessions a new report, once the daemon runs");
-    }
-    written(page.print())?;
-    Ok(Outcome::Done)
+    page
 }
 
 fn now() -> Result<WallTime, Failure> {

@@ -112,6 +112,9 @@ impl Writer {
         set.devices.keys().for_each(|id| self.registry.stamp(id, revision));
         self.requests.committed(&set.requests);
         self.audit.log_committed(&set.audit, revision);
+        if set.acknowledged {
+            self.forgotten = None;
+        }
         for mut uri in set.uris {
             uri.revision = revision;
             // Nobody listening is fine.
@@ -127,6 +130,7 @@ struct Before {
     uris: usize,
     publication: Option<Publication>,
     restore_done: bool,
+    acknowledged: bool,
 }
 
 impl Before {
@@ -139,6 +143,7 @@ impl Before {
             uris: waiting.uris.len(),
             publication: waiting.publication.clone(),
             restore_done: waiting.restore_done,
+            acknowledged: waiting.acknowledged,
         }
     }
 
@@ -155,6 +160,7 @@ impl Before {
         set.uris.truncate(self.uris);
         set.publication = self.publication;
         set.restore_done = self.restore_done;
+        set.acknowledged = self.acknowledged;
         set
     }
 }

@@ -20,6 +20,10 @@ pub struct Figures {
     pub audit_head: Head,
     /// The kernel has refused something, and it has not been put right yet.
     pub kernel_problem: bool,
+    /// The file that gets the audit's entries cannot be written.
+    pub audit_log_problem: bool,
+    /// Entries that were pruned before they could be written to it.
+    pub audit_log_lost: u64,
     /// By how much the clock is behind the last commit, milliseconds.
     pub clock_behind_ms: u64,
     /// How long transactions took.
@@ -54,6 +58,7 @@ impl Writer {
         let now = self.clock.now().wall;
         let behind = self.clock_behind.map_or(0, |last| last.0.saturating_sub(now.0));
         let states = DeviceState::ALL.into_iter().zip(self.registry.states());
+        let log = self.audit_log.state();
         let mut by_state = DeviceState::ALL.map(|s| (s, 0));
         by_state.iter_mut().zip(states).for_each(|(to, from)| *to = from);
         Ok(Figures {
@@ -66,6 +71,8 @@ impl Writer {
             },
             audit_head: self.audit_head,
             kernel_problem: self.kernel_problem.is_some(),
+            audit_log_problem: log.problem.is_some(),
+            audit_log_lost: log.lost,
             clock_behind_ms: u64::try_from(behind).unwrap_or(0),
             meters: self.meters.clone(),
         })

@@ -10,6 +10,7 @@ use super::{
     Surroundings, batch::Settled, upkeep::States, writer::Writer,
 };
 use crate::{
+    audit::rfc3339,
     config::{Config, InterfaceRole, Mode, PoolKind},
     kernel::{Assignment, HookPoint, InterfaceState, Link, Losses, ProgramReading, ReadBack},
     model::{
@@ -155,6 +156,14 @@ impl Writer {
     }
 
     /// With how interfaces and floor stand.
+    /// What a restore may have lost, until a policy is published.
+    pub(super) fn forgetful(&self) -> Option<String> {
+        let since = rfc3339(self.forgotten?);
+        Some(format!(
+            "a backup took the database's place, and what was blocked, retired, restricted and published since {since} is forgotten: block and retire              again what has to be, then publish the policy in force (lazaret policy publish), also if it is the same"
+        ))
+    }
+
     pub(super) fn status(&self, (interfaces, floor): (States, String)) -> Status {
         let interfaces = interfaces.map_err(|e| e.to_string());
         let mut warnings = Vec::new();
@@ -186,6 +195,20 @@ impl Writer {
             warnings.push(format!(
                 "the clock is {} s behind the last commit: set it right: until it has passed it no release of an earlier boot holds, and proof dated rightly is refused (CLOCK_BEHIND) but for a final key of a policy that is offered anew; if it is right and had run ahead: lazaret store restore --help",
                 last.0.saturating_sub(self.clock.now().wall.0) / 1000
+            ));
+        }
+        warnings.extend(self.forgetful());
+        let log = self.audit_log.state();
+        if let Some(problem) = &log.problem {
+            warnings.push(format!(
+                "the audit log is not written: {problem}; entries wait in the database until it is, the last {} of them at most",
+                self.config.keep.audit
+            ));
+        }
+        if log.lost > 0 {
+            warnings.push(format!(
+                "{} entries of the audit were pruned before the audit log could be written: it lacks them",
+                log.lost
             ));
         }
         let drift = self.drift();

@@ -5,7 +5,7 @@ use std::{collections::HashSet, fmt};
 use crate::{
     config::Config,
     model::{Device, PolicyRevision},
-    store::{Snapshot, Store, StoreError},
+    store::{LogHealth, Snapshot, Store, StoreError},
     transition::{self, Policies},
 };
 
@@ -15,6 +15,7 @@ pub struct Loaded {
     pub(super) snapshot: Snapshot,
     /// By id. What they have in common is the same memory.
     pub(super) devices: Vec<Device>,
+    pub(super) audit_log: LogHealth,
 }
 
 impl Loaded {
@@ -38,7 +39,14 @@ impl Loaded {
             store,
             snapshot,
             devices,
+            audit_log: LogHealth::default(),
         })
+    }
+
+    /// With the word of whoever writes the audit log, for `status` and metrics.
+    #[must_use]
+    pub fn with_audit_log(self, audit_log: LogHealth) -> Self {
+        Self { audit_log, ..self }
     }
 }
 

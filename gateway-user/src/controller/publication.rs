@@ -57,7 +57,10 @@ impl Writer {
                 rate,
                 paused: same.is_some_and(|p| p.paused),
             };
-            if before.as_ref() != Some(&publication) {
+            // Published again, a policy at least says that what a restore has forgotten is known.
+            let forgotten = self.forgotten.is_some();
+            if before.as_ref() != Some(&publication) || forgotten {
+                self.batch.changes.acknowledged |= forgotten;
                 self.publish(
                     publication.clone(),
                     [words(before.as_ref()), words(Some(&publication))],

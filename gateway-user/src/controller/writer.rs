@@ -32,7 +32,7 @@ use crate::{
     kernel::{Kernel, Link},
     model::{BootTime, DeviceId, Now, SourceName, UriChange, WallTime},
     reconcile::Op,
-    store::{ChangeSet, Request, Store},
+    store::{ChangeSet, LogHealth, Request, Store},
     transition::{Context, Directory as _, Policies, Signal},
 };
 
@@ -112,6 +112,10 @@ pub(super) struct Writer {
     pub(super) audit_head: Head,
     /// Wall clock of the last commit.
     pub(super) committed_at: Option<WallTime>,
+    /// See [`crate::store::Snapshot::forgotten`].
+    pub(super) forgotten: Option<WallTime>,
+    /// How the file stands that gets the audit's entries.
+    pub(super) audit_log: LogHealth,
     pub(super) requests: Requests,
     pub(super) given: mpsc::Receiver<Given>,
     /// Answers that the next commit takes along.
@@ -176,6 +180,7 @@ impl Writer {
             store,
             mut snapshot,
             mut devices,
+            audit_log,
         } = loaded;
         let restored = snapshot.restored.is_some();
         let policies = Policies::new(std::mem::take(&mut snapshot.publications));
@@ -185,6 +190,8 @@ impl Writer {
             audit: Trail::new(snapshot.audit_head),
             audit_head: snapshot.audit_head.unwrap_or(Head::NONE),
             committed_at: snapshot.committed_at,
+            forgotten: snapshot.forgotten,
+            audit_log,
             registry: Registry::new(snapshot),
             policies,
             clock_behind,
@@ -234,6 +241,9 @@ impl Writer {
                 behind_ms = last.0.saturating_sub(now.wall.0),
                 "the clock is behind the last commit: no release of an earlier boot holds until it has passed it"
             );
+        }
+        if let Some(warning) = writer.forgetful() {
+            warn!("{warning}");
         }
         let (mut steps, taken_over) = if restored {
             (Vec::new(), Vec::new())

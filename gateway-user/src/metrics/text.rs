@@ -298,6 +298,21 @@ impl Sample {
             ),
             [(vec![("head", head)], 1_u64)],
         )?;
+        page.gauge(
+            (
+                "audit_log_problem",
+                "1: the audit log cannot be written, and entries wait in the database.",
+                None,
+            ),
+            u64::from(f.audit_log_problem),
+        )?;
+        page.counter(
+            (
+                "audit_log_lost",
+                "Entries that were pruned before the audit log could be written.",
+            ),
+            f.audit_log_lost,
+        )?;
         page.counter(
             ("drift_compared", "Addresses compared between memory and kernel."),
             f.drift.compared,

@@ -6,7 +6,10 @@ use std::{
     io::{self, BufRead as _, BufReader, Read as _, Seek as _, SeekFrom, Write as _},
     os::unix::fs::OpenOptionsExt as _,
     path::{Path, PathBuf},
-    sync::mpsc::{self, RecvTimeoutError},
+    sync::{
+        Arc, Mutex, PoisonError,
+        mpsc::{self, RecvTimeoutError},
+    },
     thread::{self, JoinHandle},
     time::{Duration, Instant},
 };
@@ -35,6 +38,32 @@ const POSITION: &str = "audit-log.position";
 pub struct AuditLog {
     stop: Option<mpsc::Sender<()>>,
     thread: Option<JoinHandle<()>>,
+    health: LogHealth,
+}
+
+/// How the audit log stands, as its thread has last told it. Clones are the same; without a thread all is well.
+#[derive(Clone, Debug, Default)]
+pub struct LogHealth(Arc<Mutex<LogState>>);
+
+/// See [`LogHealth`].
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct LogState {
+    /// Why entries wait in the database; `None`: they are written as they come.
+    pub problem: Option<String>,
+    /// Entries that were pruned from the database before they could be written, since the thread started: the file lacks them for good.
+    pub lost: u64,
+}
+
+impl LogHealth {
+    /// As it stands now.
+    #[must_use]
+    pub fn state(&self) -> LogState {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn change(&self, change: impl FnOnce(&mut LogState)) {
+        change(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner));
+    }
 }
 
 impl AuditLog {
@@ -44,6 +73,7 @@ impl AuditLog {
     /// No thread.
     pub fn start(directory: &Path, file: Option<PathBuf>) -> io::Result<Self> {
         let (stop, stopped) = mpsc::channel();
+        let health = LogHealth::default();
         let mut work = Work {
             directory: directory.to_owned(),
             reader: None,
@@ -52,6 +82,7 @@ impl AuditLog {
             told_at: None,
             complained: false,
             file,
+            health: health.clone(),
         };
         let thread = thread::Builder::new().name("audit-log".to_owned()).spawn(move || {
             loop {
@@ -65,7 +96,14 @@ impl AuditLog {
         Ok(Self {
             stop: Some(stop),
             thread: Some(thread),
+            health,
         })
+    }
+
+    /// How it stands.
+    #[must_use]
+    pub fn health(&self) -> LogHealth {
+        self.health.clone()
     }
 }
 
@@ -86,20 +124,26 @@ struct Work {
     told: Head,
     told_at: Option<Instant>,
     complained: bool,
+    health: LogHealth,
 }
 
 impl Work {
     fn look(&mut self, last: bool) {
         match self.pass(last) {
             Ok(()) => {
+                self.health.change(|state| state.problem = None);
                 if std::mem::take(&mut self.complained) {
                     info!("the audit log is written again");
                 }
             }
             Err(e) => {
                 self.reader = None;
+                self.health.change(|state| state.problem = Some(e.to_string()));
                 if !std::mem::replace(&mut self.complained, true) {
-                    error!(error = %e, "the audit log cannot be written; it is tried again, and nothing is left out");
+                    error!(
+                        error = %e,
+                        "the audit log cannot be written; it is tried again, and nothing is left out but what the database prunes meanwhile"
+                    );
                 }
             }
         }
@@ -115,7 +159,11 @@ impl Work {
             let position = self.directory.join(POSITION);
             let written = match &mut self.written {
                 Some(written) => written,
-                empty => empty.insert(resume(file, &position, reader, head, anchor)?),
+                empty => {
+                    let resumed = resume(file, &position, reader, head, anchor)?;
+                    // A log that begins now lacks nothing.
+                    empty.insert(if resumed == Head::NONE { anchor } else { resumed })
+                }
             };
             if written.number < anchor.number {
                 warn!(
@@ -123,6 +171,9 @@ impl Work {
                     to = anchor.number,
                     "entries of the audit were pruned before they could be logged"
                 );
+                let lost = anchor.number - written.number;
+                self.health.change(|state| state.lost += lost);
+                *written = anchor;
             }
             while written.number < head.number {
                 let entries = reader.audit(&AuditQuery::After {
@@ -310,5 +361,13 @@ fn note(position: &Path, reached: Head) -> Result<(), StoreError> {
 }
 
 fn failed(file: &Path, error: &io::Error) -> StoreError {
-    StoreError::Io(format!("{}: {error}", file.display()))
+    let remedy = match error.kind() {
+        io::ErrorKind::NotFound => "; make its directory",
+        io::ErrorKind::PermissionDenied => "; its directory must be the daemon's own",
+        io::ErrorKind::ReadOnlyFilesystem => {
+            "; systemd's unit lets the daemon write below LogsDirectory= and ReadWritePaths= only"
+        }
+        _ => "",
+    };
+    StoreError::Io(format!("{}: {error}{remedy}", file.display()))
 }

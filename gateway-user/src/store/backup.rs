@@ -1,8 +1,9 @@
 //! A copy of the live database, made beside its daemon, and the way back. Whoever comes from a copy has forgotten what was restricted
-//! since: a copy carries the mark of it from the beginning, so that one that is put in place by hand has it, too.
+//! since: a copy carries the mark of it from the beginning, so that one that is put in place by hand has it, too. What tightens is taken over
+//! from the database that is replaced, where that can be read ([`super::carry`]).
 
 use std::{
-    fs,
+    fmt, fs,
     io::ErrorKind,
     path::{Path, PathBuf},
     time::Duration,
@@ -11,7 +12,7 @@ use std::{
 use rusqlite::{Connection, OpenFlags, backup::Backup, params};
 
 use super::{
-    StoreError, check,
+    Carried, StoreError, carry, check,
     failure::{Failure, map},
     files, read,
     reader::Reader,
@@ -38,6 +39,29 @@ pub struct Copied {
     pub audit_head: Head,
     /// Of a restored one: where the database that it replaces is now.
     pub kept: Option<PathBuf>,
+    /// Of a restored one: what was taken over from the database that it replaces.
+    pub carried: Carried,
+    /// Of a restored one: what may be lost; `None`: nothing is.
+    pub forgotten: Option<Forgotten>,
+}
+
+/// Restrictions and publications that are in no database any more that is known here.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Forgotten {
+    /// Those from then on.
+    pub since: WallTime,
+    /// Why they could not be taken over.
+    pub why: String,
+}
+
+impl fmt::Display for Forgotten {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (since, why) = (rfc3339(self.since), &self.why);
+        write!(
+            f,
+            "{why}: blocks, retirements, restrictions and publications since {since} are forgotten"
+        )
+    }
 }
 
 impl Reader {
@@ -82,16 +106,30 @@ pub fn restore(directory: &Path, from: &Path, by: &str, now: WallTime, clock_was
     files::directory(directory)?;
     let place = directory.join(sqlite::FILE);
     let _lock = files::lock(directory, sqlite::LOCK, Duration::ZERO)?.ok_or_else(|| StoreError::Busy(place.clone()))?;
-    let draft = files::beside(&place, "restoring");
+    let (draft, older) = (files::beside(&place, "restoring"), files::beside(&place, "carrying"));
     files::discard(&draft);
+    files::discard(&older);
     let old = Old::of(&place);
+    let mut taken = (Carried::default(), None);
     let made = source
         .copy(&draft)
-        .and_then(|c| finish(c, &draft, |c| revive(c, &old, from, (by, now), clock_was_ahead)))
+        .and_then(|c| {
+            finish(c, &draft, |c| {
+                let source = old.source(&place, &older);
+                taken = revive(c, &old, source, from, (by, now), clock_was_ahead)?;
+                Ok(())
+            })
+        })
         .and_then(|mut copied| {
             copied.kept = old.make_way(&place, now)?;
             files::replace(&draft, &place).map(|()| copied)
         });
+    files::discard(&older);
+    let made = made.map(|copied| Copied {
+        carried: taken.0,
+        forgotten: taken.1,
+        ..copied
+    });
     if made.is_err() {
         files::discard(&draft);
     }
@@ -126,6 +164,8 @@ fn finish(
             devices: health.devices,
             audit_head: health.audit.head,
             kept: None,
+            carried: Carried::default(),
+            forgotten: None,
         })
     };
     let copied = whole().map_err(|e| e.at(draft))?;
@@ -135,19 +175,22 @@ fn finish(
 }
 
 fn mark(copy: &mut Connection, now: WallTime) -> Result<(), Failure> {
-    copy.execute("UPDATE meta SET restored = ?1", [now.0])?;
+    let text = "UPDATE meta SET restored = ?1, forgotten = coalesce(min(forgotten, ?1), ?1)";
+    copy.execute(text, [now.0])?;
     Ok(())
 }
 
-/// Makes a copy the database: no revision and no session number is given twice, no watcher goes on as if nothing had been, and the audit says
-/// what happened. Its chain goes on from the backup's; its next entry is that of the restore, which has the head of the chain that ends here.
+/// Makes a copy the database: no revision and no session number is given twice, no watcher goes on as if nothing had been, what tightens in
+/// the old one does so in the new one, and the audit says what happened. Its chain goes on from the backup's; its next entry is that of the restore,
+/// which has the head of the chain that ends here.
 fn revive(
     copy: &mut Connection,
     old: &Old,
+    source: Result<Connection, String>,
     from: &Path,
     (by, now): (&str, WallTime),
     clock_was_ahead: bool,
-) -> Result<(), Failure> {
+) -> Result<(Carried, Option<Forgotten>), Failure> {
     let snapshot = read::head(copy)?;
     let (revision, next_session) = match old.reached {
         Some((revision, next, _)) => (revision.max(snapshot.revision.0) + 1, next.max(snapshot.next_session)),
@@ -155,16 +198,36 @@ fn revive(
     };
     let head = snapshot.audit_head.unwrap_or(Head::NONE);
     let t = copy.transaction()?;
-    let mut reason = String::new();
+    // A copy that was not made by `backup` has no mark of its time.
+    let made = snapshot.restored.or(snapshot.committed_at);
+    let made = [snapshot.forgotten, made].into_iter().flatten().min().unwrap_or(WallTime(0));
+    let mut carried = carry::Done::default();
+    let (mut before, mut committed_at) = (None, snapshot.committed_at);
+    match source {
+        Ok(source) => {
+            carried = carry::carry(&t, &source, Revision(revision), (by, now))?;
+            if let Ok(last) = read::head(&source) {
+                before = last.forgotten;
+                committed_at = committed_at.max(last.committed_at);
+            }
+        }
+        Err(why) => carried.lost = Some(why),
+    }
+    let forgotten = carried.lost.map(|why| Forgotten {
+        since: before.map_or(made, |before| before.min(made)),
+        why,
+    });
+    let mut reason = vec![format!("taken over: {}", carried.carried)];
+    reason.extend(forgotten.iter().map(ToString::to_string));
     if clock_was_ahead {
         let set = t.execute("UPDATE devices SET restricted_at = ?1 WHERE restricted_at > ?1", [now.0])?;
-        t.execute("UPDATE meta SET committed_at = NULL", [])?;
-        let last = snapshot.committed_at.map_or_else(String::new, rfc3339);
-        reason =
-            format!("the clock had run ahead: the last commit of {last} and the restrictions of {set} device(s) count as of now");
+        let last = committed_at.take().map_or_else(String::new, rfc3339);
+        reason.push(format!(
+            "the clock had run ahead: the last commit of {last} and the restrictions of {set} device(s) count as of now"
+        ));
     }
     let entry = Entry {
-        number: head.number + 1,
+        number: 0,
         at: now,
         by: by.to_owned(),
         action: audit::RESTORE.to_owned(),
@@ -172,20 +235,35 @@ fn revive(
         subject: from.display().to_string(),
         before: old.reached.map_or_else(String::new, |(.., head)| head.to_string()),
         after: head.to_string(),
-        reason,
+        reason: reason.join("; "),
         request: String::new(),
         result: "done".to_owned(),
     };
+    let mut entries = vec![entry];
+    entries.append(&mut carried.entries);
+    for (entry, number) in entries.iter_mut().zip(head.number + 1..) {
+        entry.number = number;
+    }
     t.execute("DELETE FROM sessions", [])?;
     t.execute("DELETE FROM requests", [])?;
     t.execute("DELETE FROM uri_changes", [])?;
-    let head = trail::append(&t, head, &[entry], &mut LastEntries::default())?;
+    let head = trail::append(&t, head, &entries, &mut LastEntries::of(&entries))?;
     t.execute(
-        "UPDATE meta SET restored = ?1, revision = ?2, uri_floor = ?2, next_session = ?3, audit_number = ?4, audit_hash = ?5",
-        params![now.0, signed(revision), signed(next_session), signed(head.number), head.hash],
+        "UPDATE meta SET restored = ?1, revision = ?2, uri_floor = ?2, next_session = ?3, audit_number = ?4, audit_hash = ?5,
+         committed_at = ?6, forgotten = ?7",
+        params![
+            now.0,
+            signed(revision),
+            signed(next_session),
+            signed(head.number),
+            head.hash,
+            committed_at.map(|at| at.0),
+            // Nothing is lost by this restore; by one before it, perhaps.
+            forgotten.as_ref().map(|f| f.since).or(before).map(|at| at.0),
+        ],
     )?;
     t.commit()?;
-    Ok(())
+    Ok((carried.carried, forgotten))
 }
 
 /// The database that a backup replaces.
@@ -196,6 +274,29 @@ struct Old {
 }
 
 impl Old {
+    /// To be read, in this binary's schema: one of an earlier version is brought up to date in a copy, at `draft`. Otherwise why nothing can be
+    /// taken over.
+    fn source(&self, place: &Path, draft: &Path) -> Result<Connection, String> {
+        if !self.there {
+            return Err("there was no database in its place".to_owned());
+        }
+        let read = || -> Result<Connection, StoreError> {
+            let reader = Reader::open_any(place)?;
+            let found = schema::version(&reader.connection).map_err(|e| reader.error(e))?;
+            if found >= schema::VERSION {
+                return Ok(reader.connection);
+            }
+            let mut copy = reader.copy(draft)?;
+            let migrated = copy
+                .pragma_update_and_check(None, "journal_mode", "DELETE", |_| Ok(()))
+                .and_then(|()| copy.pragma_update(None, "foreign_keys", false))
+                .and_then(|()| schema::migrate(&mut copy, found));
+            migrated.map_err(|e| map(place, &e))?;
+            Ok(copy)
+        };
+        read().map_err(|e| format!("the database that was replaced cannot be read: {e}"))
+    }
+
     /// Its log is brought into it, if that can be done: then it is one file.
     fn of(place: &Path) -> Self {
         let read = || -> Result<(u64, u64, Head), Failure> {

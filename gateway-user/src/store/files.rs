@@ -161,19 +161,40 @@ pub(super) fn sync_name(file: &Path) -> Result<(), StoreError> {
     durable::synchronise_name(file).map_err(|e| io_error("write", file, &e))
 }
 
+/// Whether directory and files, as far as they are there, are such as [`prepare`] takes; for a daemon of another user than us. What we may not
+/// look at is left to it.
+pub(super) fn fit(directory: &Path, name: &str, owners: &[u32]) -> Result<(), StoreError> {
+    let there = |path: &Path| fs::symlink_metadata(path).is_ok();
+    if there(directory) {
+        check_for(directory, 0o700, true, owners)?;
+    }
+    for suffix in ["", "-wal", "-shm", "-journal"] {
+        let file = directory.join(format!("{name}{suffix}"));
+        if there(&file) {
+            check_for(&file, 0o600, false, owners)?;
+        }
+    }
+    Ok(())
+}
+
 fn check(path: &Path, wanted: u32, directory: bool) -> Result<(), StoreError> {
+    check_for(path, wanted, directory, &[nix::unistd::geteuid().as_raw()])
+}
+
+/// `owners`: who may own it; it ought to be the last.
+fn check_for(path: &Path, wanted: u32, directory: bool, owners: &[u32]) -> Result<(), StoreError> {
     let found = fs::symlink_metadata(path).map_err(|e| io_error("look at", path, &e))?;
     if found.file_type().is_dir() != directory || found.file_type().is_file() == directory {
         return Err(StoreError::NotPlain(path.to_owned()));
     }
-    let (mode, owner, euid) = (found.mode() & 0o7777, found.uid(), nix::unistd::geteuid().as_raw());
-    if mode & !wanted != 0 || owner != euid {
+    let (mode, owner) = (found.mode() & 0o7777, found.uid());
+    if mode & !wanted != 0 || !owners.contains(&owner) {
         return Err(StoreError::Loose {
             path: path.to_owned(),
             mode,
             owner,
             wanted,
-            euid,
+            euid: owners.last().copied().unwrap_or(0),
         });
     }
     Ok(())

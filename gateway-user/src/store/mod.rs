@@ -2,6 +2,7 @@
 
 mod audit_log;
 mod backup;
+mod carry;
 mod check;
 mod failure;
 mod files;
@@ -16,11 +17,12 @@ mod write;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    path::PathBuf,
+    path::{Path, PathBuf},
 };
 
-pub use audit_log::AuditLog;
-pub use backup::{Copied, restore};
+pub use audit_log::{AuditLog, LogHealth, LogState};
+pub use backup::{Copied, Forgotten, restore};
+pub use carry::Carried;
 pub use reader::{Health, Reader, Verified};
 pub use sqlite::SqliteStore;
 
@@ -138,6 +140,9 @@ pub struct Snapshot {
     pub committed_at: Option<WallTime>,
     /// When a backup took this database's place, until a commit says that what follows from it is done.
     pub restored: Option<WallTime>,
+    /// From when on what was blocked, retired, restricted and published is not in this database, though it may have been in one that a
+    /// backup has replaced; until a policy is published.
+    pub forgotten: Option<WallTime>,
     /// The audit's last entry; `None`: it has none.
     pub audit_head: Option<Head>,
 }
@@ -179,6 +184,8 @@ pub struct ChangeSet {
     pub audit: Vec<Entry>,
     /// What follows from a restored backup is done: every device needs fresh proof now, or has it.
     pub restore_done: bool,
+    /// A policy was published: [`Snapshot::forgotten`] has been taken note of.
+    pub acknowledged: bool,
 }
 
 impl ChangeSet {
@@ -193,6 +200,7 @@ impl ChangeSet {
             && self.requests.is_empty()
             && self.audit.is_empty()
             && !self.restore_done
+            && !self.acknowledged
     }
 
     /// Adds what happened after it.
@@ -205,7 +213,16 @@ impl ChangeSet {
         self.requests.extend(later.requests);
         self.audit.extend(later.audit);
         self.restore_done |= later.restore_done;
+        self.acknowledged |= later.acknowledged;
     }
+}
+
+/// Whether a state directory and the database in it, as far as they are there, are as tight as a daemon wants them that is one of `owners`.
+///
+/// # Errors
+/// [`StoreError::Loose`], [`StoreError::NotPlain`].
+pub fn fit(directory: &Path, owners: &[u32]) -> Result<(), StoreError> {
+    files::fit(directory, sqlite::FILE, owners)
 }
 
 /// Why the store did not do it.

@@ -39,11 +39,12 @@ pub(super) fn head(connection: &Connection) -> rusqlite::Result<Snapshot> {
             next_session: unsigned(r.get(1)?),
             committed_at: r.get::<_, Option<i64>>(2)?.map(WallTime),
             restored: r.get::<_, Option<i64>>(3)?.map(WallTime),
-            audit_head: Some(rows::head(r, 4)?).filter(|h| *h != Head::NONE),
+            forgotten: r.get::<_, Option<i64>>(4)?.map(WallTime),
+            audit_head: Some(rows::head(r, 5)?).filter(|h| *h != Head::NONE),
             ..Snapshot::default()
         })
     };
-    let text = "SELECT revision, next_session, committed_at, restored, audit_number, audit_hash FROM meta";
+    let text = "SELECT revision, next_session, committed_at, restored, forgotten, audit_number, audit_hash FROM meta";
     connection.query_row(text, [], of_meta)
 }
 
@@ -87,7 +88,8 @@ fn sessions(connection: &Connection) -> rusqlite::Result<Vec<Session>> {
     Ok(sessions)
 }
 
-fn publications(connection: &Connection) -> rusqlite::Result<Vec<Publication>> {
+/// Oldest first.
+pub(super) fn publications(connection: &Connection) -> rusqlite::Result<Vec<Publication>> {
     connection
         .prepare("SELECT revision, at, ceiling, rate, paused FROM publications ORDER BY number")?
         .query_map([], rows::publication)?

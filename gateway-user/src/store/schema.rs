@@ -202,6 +202,11 @@ pub(super) const STEPS: &[&str] = &["
     INSERT INTO uri_changes_3 SELECT number, revision, device, old, new, at, reason FROM uri_changes ORDER BY number;
     DROP TABLE uri_changes;
     ALTER TABLE uri_changes_3 RENAME TO uri_changes;
+", "
+    -- From when on restrictions and publications are not in here that a database may have had which a backup has replaced; NULL: never, or
+    -- a policy was published since.
+    ALTER TABLE meta ADD COLUMN forgotten INTEGER;
+    UPDATE meta SET forgotten = restored;
 "];
 
 /// The version that this binary writes.

@@ -1,6 +1,8 @@
 //! The database: what it keeps, and what it refuses.
 
+mod audit_log;
 mod backup;
+mod carry;
 mod migration;
 mod speed;
 mod trail;

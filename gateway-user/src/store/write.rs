@@ -52,7 +52,7 @@ pub(super) fn commit(
     let next = changes.opened.last_key_value().map_or(0, |(id, _)| id.0 + 1);
     t.prepare_cached(
         "UPDATE meta SET revision = ?1, next_session = max(next_session, ?2), committed_at = ?3, audit_number = ?4, audit_hash = ?5,
-         restored = iif(?6, NULL, restored)",
+         restored = iif(?6, NULL, restored), forgotten = iif(?7, NULL, forgotten)",
     )?
     .execute(params![
         signed(revision.0),
@@ -60,7 +60,8 @@ pub(super) fn commit(
         at.0,
         signed(audit_head.number),
         audit_head.hash,
-        changes.restore_done
+        changes.restore_done,
+        changes.acknowledged
     ])?;
     // Dropped without it, or failing in it, the transaction is rolled back.
     t.commit()?;
@@ -97,7 +98,13 @@ impl Aliases {
     }
 }
 
-fn devices(t: &Transaction<'_>, changes: &ChangeSet, revision: Revision, last: &mut LastEntries<'_>) -> rusqlite::Result<()> {
+/// The change's devices, with their aliases.
+pub(super) fn devices(
+    t: &Transaction<'_>,
+    changes: &ChangeSet,
+    revision: Revision,
+    last: &mut LastEntries<'_>,
+) -> rusqlite::Result<()> {
     let mut old = t.prepare_cached("SELECT common_names, certificates, vpn_keys, last_audit FROM devices WHERE id = ?1")?;
     let mut remove = t.prepare_cached("DELETE FROM aliases WHERE kind = ?1 AND alias = ?2")?;
     let mut upsert = t.prepare_cached(&UPSERT)?;

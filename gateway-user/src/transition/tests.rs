@@ -1,6 +1,7 @@
 //! Each rule, a walk over random sequences of signals, and the table in the documentation.
 
 mod behind;
+mod carry;
 mod clock;
 mod exception;
 mod keys;

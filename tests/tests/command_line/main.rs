@@ -3,6 +3,8 @@
 #![allow(clippy::unwrap_used, reason = "a test ends at what it does not expect")]
 
 mod gateway;
+mod mistakes;
+mod restore;
 
 use std::{fs, time::Instant};
 

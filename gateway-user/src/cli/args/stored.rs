@@ -61,8 +61,10 @@ Example:
   lazaret store backup /var/backups/lazaret-$(date +%F).db";
 
 const RESTORE_EXAMPLES: &str = "\
-The database that is replaced stays beside the new one. What was restricted since the backup is not known to it, so no device is released
-until the MDM reports anew that its policy is applied; live sessions are not taken over, and return with the VPN server's next list.
+The database that is replaced stays beside the new one. What tightens is taken over from it: publications, retirements, blocks, restrictions, narrower
+enrolments, withdrawn names, certificates and keys, removals; nothing that loosens is. Where it is not there, damaged, or of another gateway, the output,
+the audit and `lazaret status` say what is forgotten, until a policy is published. No device is released until the MDM reports anew that its policy is
+applied; live sessions are not taken over, and return with the VPN server's next list.
 
 A clock that ran ahead leaves restrictions dated ahead, which make each proof a STALE_SIGNAL, and a last commit that the clock stays behind. Set it
 right, stop the daemon, back the database up, and restore it with --clock-was-ahead.

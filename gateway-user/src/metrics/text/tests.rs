@@ -115,6 +115,8 @@ fn figures() -> Figures {
             hash: [0xab; 32],
         },
         kernel_problem: false,
+        audit_log_problem: true,
+        audit_log_lost: 12,
         clock_behind_ms: 1500,
         meters,
     }
@@ -265,6 +267,8 @@ fn figures_are_shown_with_their_labels() {
     holds("lazaret_clock_behind_seconds", 1.5);
     holds("lazaret_audit_head_number", 77.0);
     holds(&format!(r#"lazaret_audit_head_info{{head="77:{}"}}"#, "ab".repeat(32)), 1.0);
+    holds("lazaret_audit_log_problem", 1.0);
+    holds("lazaret_audit_log_lost_total", 12.0);
     holds("lazaret_drift_found_total", 2.0);
     holds("lazaret_commit_seconds_count", 1.0);
     holds("lazaret_commit_seconds_sum", 0.002);

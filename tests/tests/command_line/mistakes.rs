@@ -1,0 +1,154 @@
+//! What an administrator mistypes: every message names the cause and what to do, and every exit code says what happened.
+
+use std::{fs, os::unix::fs::PermissionsExt as _};
+
+use super::gateway::{CONFIG, Gateway, Ran, lazaret};
+
+/// It failed so, and says all of this on standard error.
+fn fails(ran: &Ran, code: i32, words: &[&str]) {
+    assert_eq!(ran.code, code, "{}{}", ran.out, ran.err);
+    for word in words {
+        assert!(ran.err.contains(word), "{word:?} is not in: {}", ran.err);
+    }
+}
+
+#[test]
+fn a_code_that_stands_for_nothing_does_not_lead_to_itself() {
+    let g = Gateway::new("cli-code");
+    for (code, words) in [("A99999999", "audit list"), ("R99999999", "many have come since")] {
+        let ran = g.run(&["why", "--reference", code]);
+        fails(&ran, 1, &[code, words]);
+        assert!(!ran.err.contains("--reference"), "{}", ran.err);
+    }
+}
+
+#[test]
+fn vpn_keys_are_shown() {
+    let g = Gateway::new("cli-keys");
+    let key = "BwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwc=";
+    let registered = g.ok(&["device", "register", "phone", "--pool", "staff", "--vpn-key", key]);
+    assert!(registered.contains(key), "{registered}");
+    assert!(g.ok(&["device", "show", "phone"]).contains(key));
+}
+
+#[test]
+fn an_address_of_no_pool_is_said_to_be_in_none() {
+    let g = Gateway::new("cli-no-pool");
+    assert!(g.ok(&["addresses", "192.0.2.1"]).contains("in no pool"));
+    assert!(!g.ok(&["addresses", "10.66.0.9"]).contains("in no pool"));
+}
+
+#[test]
+fn check_looks_at_what_the_daemon_will_find() {
+    let g = Gateway::new("cli-check-state");
+    let state = g.path("other-state");
+    let config = |more: &str| {
+        let state = state.display();
+        g.file("state.toml", &format!("{CONFIG}[paths]\nstate = \"{state}\"\n{more}"))
+    };
+    let mode = |mode| fs::set_permissions(&state, fs::Permissions::from_mode(mode)).unwrap();
+    let file = config("");
+    assert_eq!(lazaret(&["check", &file]).code, 0, "one that is not there is made");
+    fs::create_dir(&state).unwrap();
+    mode(0o755);
+    let loose = lazaret(&["check", &file]);
+    assert_eq!(loose.code, 1, "{}", loose.out);
+    let place = format!("{file}:33: paths.state: ");
+    assert!(
+        loose.out.starts_with(&place) && loose.out.contains("chmod 0700"),
+        "{}",
+        loose.out
+    );
+    mode(0o700);
+    fs::write(state.join("lazaret.db"), "").unwrap();
+    fs::set_permissions(state.join("lazaret.db"), fs::Permissions::from_mode(0o644)).unwrap();
+    assert!(lazaret(&["check", &file]).out.contains("chmod 0600"));
+    fs::remove_file(state.join("lazaret.db")).unwrap();
+    assert_eq!(lazaret(&["check", &file]).code, 0);
+
+    // Without its audit log the daemon runs: a warning.
+    let directory = g.path("logs");
+    let log = format!("[store]\naudit_log = \"{}\"\n", directory.join("audit.jsonl").display());
+    let file = config(&log);
+    let said = || {
+        let ran = lazaret(&["check", &file]);
+        assert_eq!(ran.code, 0, "{}", ran.out);
+        ran.out
+    };
+    assert!(
+        said().contains("audit_log is not going to be written") && said().contains("make it"),
+        "{}",
+        said()
+    );
+    fs::write(&directory, "").unwrap();
+    assert!(said().contains("is not a directory"));
+    fs::remove_file(&directory).unwrap();
+    fs::create_dir(&directory).unwrap();
+    assert!(!said().contains("audit_log"), "{}", said());
+    fs::set_permissions(&directory, fs::Permissions::from_mode(0o500)).unwrap();
+    assert!(said().contains("cannot write there"), "{}", said());
+}
+
+#[test]
+fn certificates_by_the_wrong_files() {
+    let g = Gateway::new("cli-pki-wrong");
+    let (ca, none) = (g.path("ca").display().to_string(), g.path("none").display().to_string());
+    let config = g.file("lazaret.toml", CONFIG);
+    assert_eq!(lazaret(&["pki", "init", "--dir", &ca]).code, 0);
+    let issue = |dir: &str| lazaret(&["pki", "issue", "--dir", dir, "--role", "mdm", "--name", "m"]);
+    fails(&issue(&none), 1, &[&none, "lazaret pki init --dir"]);
+    let renew = |dir: &str, file: &str| lazaret(&["pki", "renew", "--dir", dir, file]);
+    fails(
+        &renew(&ca, &config),
+        1,
+        &[&config, "has no certificate (PEM, BEGIN CERTIFICATE)"],
+    );
+    assert_eq!(issue(&ca).code, 0);
+    let made = g.path("ca/m.pem").display().to_string();
+    fails(&renew(&none, &made), 1, &[&none, "lazaret pki init --dir"]);
+    fails(
+        &renew(&ca, &g.path("ca/m.key").display().to_string()),
+        1,
+        &["has no certificate"],
+    );
+}
+
+#[test]
+fn what_pki_prints_for_the_configuration_can_stand_there() {
+    let g = Gateway::new("cli-pki-out");
+    let ca = g.path("ca");
+    assert_eq!(lazaret(&["pki", "init", "--dir", &ca.display().to_string()]).code, 0);
+    let out = g.path("out");
+    fs::create_dir(&out).unwrap();
+    let ran = std::process::Command::new(lazaret_tests::gateway::binary())
+        .current_dir(&out)
+        .args([
+            "pki",
+            "issue",
+            "--dir",
+            "../ca",
+            "--server",
+            "--name",
+            "server",
+            "--ip",
+            "127.0.0.1",
+            "--out",
+            ".",
+        ])
+        .output()
+        .unwrap();
+    let text = String::from_utf8(ran.stdout).unwrap();
+    let api: Vec<&str> = text.lines().map(str::trim).filter(|l| l.contains(" = \"")).collect();
+    assert_eq!(api.len(), 3, "{text}");
+    // As printed.
+    let file = g.file(
+        "printed.toml",
+        &format!(
+            "{CONFIG}[paths]\nstate = \"{}\"\n[api]\nlisten = \"127.0.0.1:9443\"\n{}\n",
+            g.path("state3").display(),
+            api.join("\n")
+        ),
+    );
+    let checked = lazaret(&["check", &file]);
+    assert_eq!(checked.code, 0, "{}", checked.out);
+}

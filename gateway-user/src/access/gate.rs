@@ -20,7 +20,7 @@ use tower::Layer;
 
 use super::{
     answer::status,
-    listen::Caller,
+    connection::Caller,
     peer::Peer,
     refusals::{Refusals, Who},
     roles::{self, Rpc, allowed},

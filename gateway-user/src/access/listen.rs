@@ -1,33 +1,23 @@
 //! The listeners. Both are bound before anything else is touched. A connection reaches HTTP/2 only after its handshake and the client's
 //! connection preface, within a time limit; how many may be under way, and how many open, is bounded.
 
-use std::{
-    convert::Infallible,
-    future::Future,
-    io,
-    net::SocketAddr,
-    pin::{Pin, pin},
-    sync::Arc,
-    task::{Context, Poll},
-    time::{Duration, SystemTime},
-};
+use std::{convert::Infallible, future::Future, io, net::SocketAddr, pin::pin, sync::Arc, time::Duration};
 
+use nix::sys::socket::{self as sockets, Backlog, getsockopt, sockopt::PeerCredentials};
 use tokio::{
-    io::{AsyncRead, AsyncReadExt as _, AsyncWrite, ReadBuf},
+    io::{AsyncRead, AsyncReadExt as _, AsyncWrite},
     net::{TcpListener, UnixListener},
-    sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch},
-    time::Sleep,
+    sync::{Semaphore, mpsc, watch},
 };
 use tokio_rustls::TlsAcceptor;
 use tokio_stream::{StreamExt as _, wrappers::ReceiverStream};
-use tonic::{
-    service::Routes,
-    transport::{Server, server::Connected},
-};
+use tonic::{service::Routes, transport::Server};
 
 use super::{
-    connections::{Activity, Place},
+    connection::{Connection, PREFACE},
+    connections::Place,
     gate::Gate,
+    handshakes::{Handshakes, Origin},
     live::Access,
     peer::Peer,
     refusals::Refusals,
@@ -57,6 +47,8 @@ const LOCAL: Limits = Limits {
     streams: 128,
     handshake: Duration::from_secs(5),
 };
+/// Of these, those of one user who is not root: the operator's tools and the VPN server's hook find places.
+const LOCAL_OF_ONE_USER: usize = 64;
 /// A local connection without a call for so long is closed.
 const LOCAL_IDLE: Duration = Duration::from_secs(15 * 60);
 
@@ -129,6 +121,8 @@ impl Listeners {
                     error,
                 };
                 let listener = std::net::TcpListener::bind(api.listen).map_err(failed)?;
+                // A longer queue than the library's 128: who waits in it has no place that others could be given.
+                sockets::listen(&listener, Backlog::MAXALLOWABLE).map_err(|e| failed(e.into()))?;
                 listener.set_nonblocking(true).map_err(failed)?;
                 let address = listener.local_addr().map_err(failed)?;
                 let limits = Limits {
@@ -231,7 +225,7 @@ async fn serve_unix(
         let access = access.clone();
         async move {
             let peer = groups.peer(&stream)?;
-            let enter = Box::new(move |peer: &Peer| access.enter_local(peer, LOCAL_IDLE)) as Enter;
+            let enter = Box::new(move |peer: &Peer| access.enter_local(peer, LOCAL_OF_ONE_USER, LOCAL_IDLE)) as Enter;
             Ok((stream, peer, enter))
         }
     };
@@ -248,6 +242,7 @@ trait Accept {
     /// As it comes.
     type Stream;
     fn accept(&self) -> impl Future<Output = io::Result<Self::Stream>> + Send;
+    fn origin(stream: &Self::Stream) -> Origin;
 }
 
 impl Accept for TcpListener {
@@ -255,12 +250,18 @@ impl Accept for TcpListener {
     async fn accept(&self) -> io::Result<Self::Stream> {
         TcpListener::accept(self).await
     }
+    fn origin((_, remote): &Self::Stream) -> Origin {
+        Origin::of(remote.ip())
+    }
 }
 
 impl Accept for UnixListener {
     type Stream = tokio::net::UnixStream;
     async fn accept(&self) -> io::Result<Self::Stream> {
         UnixListener::accept(self).await.map(|(stream, _)| stream)
+    }
+    fn origin(stream: &Self::Stream) -> Origin {
+        Origin::user(getsockopt(stream, PeerCredentials).map_or(u32::MAX, |c| c.uid()))
     }
 }
 
@@ -311,7 +312,7 @@ where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     // Two bounds, so that peers that have shown nothing cannot hold the places of those that have.
-    let under_way = Arc::new(Semaphore::new(limits.connections));
+    let under_way = Handshakes::new(limits.connections);
     let open = Arc::new(Semaphore::new(limits.connections));
     // Peers without a role only hear that they have none; a few of them at a time are enough.
     let strangers = Arc::new(Semaphore::new((limits.connections / 8).max(1)));
@@ -329,143 +330,59 @@ where
                 continue;
             }
         };
-        let Ok(place) = under_way.clone().try_acquire_owned() else {
-            tracing::warn!(
-                most = limits.connections,
-                "too many handshakes are under way; a connection is closed"
-            );
-            continue;
-        };
+        let origin = A::origin(&stream);
+        let mut place = under_way.begin(origin);
         let (shaken, open, strangers, made) = (handshake(stream), open.clone(), strangers.clone(), made.clone());
+        let under_way = under_way.clone();
         tokio::spawn(async move {
-            let _place = place;
-            let ready = async {
-                let (mut stream, peer, enter) = shaken.await?;
-                let mut preface = [0; PREFACE.len()];
-                stream.read_exact(&mut preface).await?;
-                if &preface == PREFACE {
-                    Ok((stream, peer, enter))
-                } else {
-                    Err(io::Error::other("not HTTP/2"))
-                }
+            let ready = tokio::time::timeout(limits.handshake, ready(shaken));
+            let ready = tokio::select! {
+                biased;
+                ready = ready => ready.unwrap_or_else(|_| Err(io::Error::other("the handshake took too long"))),
+                () = place.lost() => Err(io::Error::other("too many handshakes are under way, and this one's network has most of them")),
             };
-            let (stream, peer, enter) = match tokio::time::timeout(limits.handshake, ready).await {
-                Ok(Ok(ready)) => ready,
-                Ok(Err(error)) => return tracing::info!(%error, "a connection failed"),
-                Err(_) => return tracing::info!("a handshake took too long; the connection is cut"),
+            let (stream, peer, enter) = match ready {
+                Ok(ready) => ready,
+                Err(error) => return failed(&under_way, false, &error),
             };
-            let places = if matches!(peer, Peer::Refused { .. }) {
-                strangers
-            } else {
-                open
-            };
+            drop(place);
+            let known = matches!(peer, Peer::Known { .. });
+            let places = if known { open } else { strangers };
             // An error: the server has stopped.
             let Ok(general) = places.try_acquire_owned() else {
-                let most = limits.connections;
-                return tracing::warn!(peer = peer.name(), most, "too many connections; one is closed");
+                let problem = format!("{}: there are too many connections", peer.name());
+                return failed(&under_way, known, &io::Error::other(problem));
             };
-            match enter(&peer) {
-                Some(own) => drop(made.send(Connection::new(stream, peer, own, general)).await),
-                None => tracing::warn!(
-                    peer = peer.name(),
-                    "a connection is closed: its client has as many as it may, or is no longer trusted"
-                ),
+            let Some(own) = enter(&peer) else {
+                let problem = "its client has as many connections as it may, or is no longer trusted";
+                return failed(&under_way, known, &io::Error::other(format!("{}: {problem}", peer.name())));
+            };
+            if known {
+                under_way.know(origin);
             }
+            // An error: the server has stopped.
+            let _ = made.send(Connection::new(stream, peer, own, general)).await;
         });
     }
 }
 
-/// What an HTTP/2 client sends first (RFC 9113, section 3.4).
-const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
-
-/// A connection with its peer, whose preface has been read and is given to the server again. It breaks when the peer's certificate ends,
-/// and when it is cut, so that a stream that was opened in time does not go on for ever.
-#[derive(Debug)]
-struct Connection<S> {
-    stream: S,
-    preface_read: usize,
-    caller: Caller,
-    end: Option<Pin<Box<Sleep>>>,
-    place: Place,
-    cut: Option<&'static str>,
-    _general: OwnedSemaphorePermit,
-}
-
-/// What each call of a connection is told.
-#[derive(Clone, Debug)]
-pub(super) struct Caller {
-    /// Who is at the other end.
-    pub(super) peer: Peer,
-    /// Of the connection.
-    pub(super) activity: Activity,
-}
-
-impl<S> Connection<S> {
-    fn new(stream: S, peer: Peer, place: Place, general: OwnedSemaphorePermit) -> Self {
-        let end = peer
-            .lifetime(SystemTime::now())
-            .map(|left| Box::pin(tokio::time::sleep(left)));
-        let activity = place.activity.clone();
-        Self {
-            stream,
-            preface_read: 0,
-            caller: Caller { peer, activity },
-            end,
-            place,
-            cut: None,
-            _general: general,
-        }
-    }
-
-    /// Whether it goes on. Asked before each reading and each writing: a peer that does not read would keep HTTP/2 from reading, too.
-    fn check(&mut self, cx: &mut Context<'_>) -> io::Result<()> {
-        if self.end.as_mut().is_some_and(|end| end.as_mut().poll(cx).is_ready()) {
-            return Err(io::Error::new(io::ErrorKind::TimedOut, "the peer's certificate has expired"));
-        }
-        if self.cut.is_none()
-            && let Poll::Ready(Ok(why)) = Pin::new(&mut self.place.cut).poll(cx)
-        {
-            self.cut = Some(why);
-        }
-        self.cut
-            .map_or(Ok(()), |why| Err(io::Error::new(io::ErrorKind::ConnectionAborted, why)))
+/// Whose handshake is done, and who has begun to speak HTTP/2.
+async fn ready<S: AsyncRead + Unpin>(shaken: impl Future<Output = io::Result<(S, Peer, Enter)>>) -> io::Result<(S, Peer, Enter)> {
+    let (mut stream, peer, enter) = shaken.await?;
+    let mut preface = [0; PREFACE.len()];
+    stream.read_exact(&mut preface).await?;
+    if &preface == PREFACE {
+        Ok((stream, peer, enter))
+    } else {
+        Err(io::Error::other("not HTTP/2"))
     }
 }
 
-impl<S> Connected for Connection<S> {
-    type ConnectInfo = Caller;
-    fn connect_info(&self) -> Caller {
-        self.caller.clone()
-    }
-}
-
-impl<S: AsyncRead + Unpin> AsyncRead for Connection<S> {
-    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        self.check(cx)?;
-        let left = &PREFACE[self.preface_read..];
-        if left.is_empty() {
-            return Pin::new(&mut self.stream).poll_read(cx, buffer);
-        }
-        let n = left.len().min(buffer.remaining());
-        buffer.put_slice(&left[..n]);
-        self.preface_read += n;
-        Poll::Ready(Ok(()))
-    }
-}
-
-/// Not vectored: HTTP/2 then copies a message of up to 1 KiB behind its headers, so that an answer with its trailers is one TLS record and
-/// one system call, not two.
-impl<S: AsyncWrite + Unpin> AsyncWrite for Connection<S> {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, data: &[u8]) -> Poll<io::Result<usize>> {
-        self.check(cx)?;
-        Pin::new(&mut self.stream).poll_write(cx, data)
-    }
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.check(cx)?;
-        Pin::new(&mut self.stream).poll_flush(cx)
-    }
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(cx)
+fn failed(handshakes: &Handshakes, has_role: bool, error: &io::Error) {
+    match handshakes.may_say(has_role) {
+        Some(left_out) if has_role => tracing::warn!(%error, left_out, "a connection is closed"),
+        Some(left_out) => tracing::info!(%error, left_out, "a connection came to nothing"),
+        None => {}
     }
 }
 

@@ -24,7 +24,7 @@ use super::{
 };
 use crate::{
     config::{Api, Config},
-    model::{Fingerprint, Identity},
+    model::{Fingerprint, Identity, Role},
 };
 
 /// How often files, connections and ends are looked at. A change is taken once it has not gone on for so long.
@@ -231,11 +231,17 @@ impl Access {
         Some(place)
     }
 
-    /// Takes a local connection in.
-    pub(super) fn enter_local(&self, peer: &Peer, idle: Duration) -> Option<Place> {
+    /// Takes a local connection in; of a user other than root at most so many. `None`: that many are open.
+    pub(super) fn enter_local(&self, peer: &Peer, of_one_user: usize, idle: Duration) -> Option<Place> {
+        let client = match peer {
+            Peer::Known { identity, .. } if identity.role != Role::Operator => {
+                Some((format!("local {}", identity.client).into(), of_one_user))
+            }
+            Peer::Known { .. } | Peer::Refused { .. } => None,
+        };
         let entry = Entry {
             name: peer.name().to_owned(),
-            client: None,
+            client,
             chain: Vec::new(),
             seen: None,
             idle,

@@ -4,8 +4,10 @@
 pub mod answer;
 pub mod certificate;
 pub mod clients;
+mod connection;
 mod connections;
 pub mod gate;
+mod handshakes;
 pub mod listen;
 pub mod live;
 pub mod peer;

@@ -2,6 +2,7 @@
 
 use std::{
     fs,
+    io::{Read as _, Write as _},
     os::unix::{
         fs::{MetadataExt as _, PermissionsExt as _},
         net::{UnixListener, UnixStream},
@@ -207,6 +208,41 @@ async fn one_group_gets_the_file() {
         Listeners::bind(&config),
         Err(BindError::Socket(SocketError::UnknownGroup(_)))
     ));
+}
+
+/// A reader who opens connections until there is no place left keeps neither the operator nor the VPN server's hook out.
+#[tokio::test]
+async fn one_user_does_not_have_all_places() {
+    require!(Root);
+    let viewer = Group::from_name(VIEWER).unwrap().unwrap().gid.as_raw();
+    let pki = Pki::new("one-user");
+    fs::set_permissions(pki.scratch.path(), fs::Permissions::from_mode(0o755)).unwrap();
+    let gateway = Gateway::with(pki, |c| c.socket.viewer_group = Some(VIEWER.into())).await;
+    let mut held = Vec::new();
+    for _ in 0..300 {
+        let mut stream = connect_as(&gateway.socket, NOBODY, NOBODY, &[viewer]).unwrap();
+        // It begins as HTTP/2 does, with empty settings.
+        let begun = stream.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0");
+        begun.unwrap();
+        held.push(stream);
+        tokio::task::yield_now().await;
+    }
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    assert_eq!(pools(UnixStream::connect(&gateway.socket).unwrap()).await.unwrap(), 2, "root");
+    let open = held.iter_mut().filter_map(|stream| {
+        stream.set_nonblocking(true).unwrap();
+        let mut bytes = [0; 256];
+        // The settings of the other side, and then nothing, not its end.
+        loop {
+            match stream.read(&mut bytes) {
+                Ok(0) => return None,
+                Ok(_) => {}
+                Err(e) => return (e.kind() == std::io::ErrorKind::WouldBlock).then_some(()),
+            }
+        }
+    });
+    assert_eq!(open.count(), 64);
+    gateway.stop().await;
 }
 
 fn second_certificate(pki: &Pki) -> gateway_user::pki::Made {

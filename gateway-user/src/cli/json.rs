@@ -22,6 +22,7 @@ pub(super) fn status(s: &v1::GetStatusResponse) -> Value {
         "devices": s.devices,
         "sessions": s.sessions,
         "started_at": time(s.started_at.as_ref()),
+        "looked_at": time(s.looked_at.as_ref()),
         "interfaces": s.interfaces.iter().map(interface).collect::<Vec<_>>(), "interfaces_unknown": s.interfaces_unknown,
         "warnings": s.warnings,
         "events_suppressed": s.events_suppressed, "events_lost": s.events_lost, "events_repeated": s.events_repeated,

@@ -2,7 +2,7 @@
 
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 
-use super::{Counters, DriftView, Refusal, Status, upkeep::States, writer::Writer};
+use super::{Counters, DriftView, Refusal, Status, upkeep::Standing, writer::Writer};
 use crate::{audit::Head, model::DeviceState};
 
 /// What metrics show of the controller. Histograms count on while they are shown.
@@ -54,7 +54,7 @@ impl Default for Meters {
 }
 
 impl Writer {
-    pub(super) fn figures(&self, standing: (States, String)) -> Result<Figures, Refusal> {
+    pub(super) fn figures(&self, standing: &Standing) -> Result<Figures, Refusal> {
         let now = self.clock.now().wall;
         let behind = self.clock_behind.map_or(0, |last| last.0.saturating_sub(now.0));
         let states = DeviceState::ALL.into_iter().zip(self.registry.states());

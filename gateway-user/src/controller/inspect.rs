@@ -7,7 +7,7 @@ use tokio::sync::broadcast;
 
 use super::{
     AddressEnforcement, AddressView, CounterView, Counters, DeviceView, EndView, PlaceView, Refusal, SessionView, Status,
-    Surroundings, batch::Settled, upkeep::States, writer::Writer,
+    Surroundings, batch::Settled, upkeep::Standing, writer::Writer,
 };
 use crate::{
     audit::rfc3339,
@@ -155,7 +155,6 @@ impl Writer {
         Ok((kept.ok_or(too_old)?, live))
     }
 
-    /// With how interfaces and floor stand.
     /// What a restore may have lost, until a policy is published.
     pub(super) fn forgetful(&self) -> Option<String> {
         let since = rfc3339(self.forgotten?);
@@ -164,8 +163,9 @@ impl Writer {
         ))
     }
 
-    pub(super) fn status(&self, (interfaces, floor): (States, String)) -> Status {
-        let interfaces = interfaces.map_err(|e| e.to_string());
+    /// With how interfaces and floor stand.
+    pub(super) fn status(&self, standing: &Standing) -> Status {
+        let (interfaces, floor) = (standing.interfaces.clone(), standing.floor.clone());
         let mut warnings = Vec::new();
         // What is not known is not told as enforced.
         let mode = self.kernel.mode().unwrap_or_else(|e| {
@@ -228,12 +228,14 @@ impl Writer {
             let problems = i.hooks.iter().filter(|h| !h.problem.is_empty());
             warnings.extend(problems.map(|h| format!("interface {}, {}: {}", i.name, hook_name(h.hook), h.problem)));
         }
+        let age = i64::try_from(standing.since.elapsed().as_millis()).unwrap_or(i64::MAX);
         let since = self.clock.now().wall.0.saturating_sub(CONFLICTS_SHOWN_MS);
         let conflicts = self.conflicts.iter().filter(|(at, _)| at.0 >= since);
         Status {
             mode,
             floor,
             interfaces,
+            looked_at: WallTime(self.clock.now().wall.0.saturating_sub(age)),
             revision: self.registry.revision,
             store: self.store_problem.clone().unwrap_or_else(|| "ok".to_owned()),
             devices: self.registry.device_count(),

@@ -75,7 +75,7 @@ impl Controller {
     pub async fn status(&self) -> Result<Status, Refusal> {
         // In a thread of its own: whoever holds the kernel's lock of interfaces or rules holds up nobody but this caller.
         let standing = self.keeper.standing().await;
-        self.ask(|w| w.status(standing)).await
+        self.ask(move |w| w.status(&standing)).await
     }
 
     /// Figures for metrics.
@@ -84,7 +84,7 @@ impl Controller {
     /// [`Refusal::Kernel`], [`Refusal::Busy`].
     pub async fn figures(&self) -> Result<Figures, Refusal> {
         let standing = self.keeper.standing().await;
-        self.ask(|w| w.figures(standing)).await?
+        self.ask(move |w| w.figures(&standing)).await?
     }
 
     /// One, or those of live sessions after a session, whole sessions, until there are `limit` or more; and the last of these sessions, if

@@ -364,6 +364,8 @@ pub struct Status {
     pub floor: String,
     /// Interfaces, or why it is not known how they stand.
     pub interfaces: Result<Vec<InterfaceState>, String>,
+    /// When interfaces and floor were looked at.
+    pub looked_at: WallTime,
     /// The store's revision.
     pub revision: Revision,
     /// "ok", or what is wrong.

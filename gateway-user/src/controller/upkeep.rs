@@ -26,6 +26,8 @@ const GRACE: Duration = Duration::from_millis(5);
 const SLICE: Duration = Duration::from_millis(1);
 /// How long it is waited for at all.
 const PATIENCE: Duration = Duration::from_secs(1);
+/// For so long one look answers all who ask how interfaces and floor stand: it takes a process, and keeps interfaces waiting meanwhile.
+const ONE_LOOK: Duration = Duration::from_millis(500);
 /// How long someone waits who asks how interfaces and floor stand. A hung `nft` is given up later: what is asked then is not known.
 const ANSWER: Duration = Duration::from_secs(4);
 
@@ -33,6 +35,34 @@ const ANSWER: Duration = Duration::from_secs(4);
 type Found = Result<Box<dyn Attached>, KernelError>;
 /// See [`Places::interfaces`].
 pub(super) type States = Result<Vec<InterfaceState>, KernelError>;
+
+/// How interfaces and floor stood.
+pub(super) struct Standing {
+    /// When they were looked at.
+    pub(super) since: Instant,
+    /// Or why it is not known.
+    pub(super) interfaces: Result<Vec<InterfaceState>, String>,
+    /// See [`Places::floor`].
+    pub(super) floor: String,
+}
+
+impl Standing {
+    fn look(places: &dyn Places) -> Self {
+        Self {
+            since: Instant::now(),
+            interfaces: places.interfaces().map_err(|e| e.to_string()),
+            floor: places.floor(),
+        }
+    }
+
+    fn unknown() -> Self {
+        Self {
+            since: Instant::now(),
+            interfaces: Err(KernelError::Late.to_string()),
+            floor: "not known: the kernel does not answer".to_owned(),
+        }
+    }
+}
 
 /// The threads, as the controller's has them. They end with it, or as soon as the kernel lets them.
 pub(super) struct Upkeep {
@@ -59,6 +89,7 @@ pub(super) struct Keeper(Sender<Errand>);
 enum Errand {
     Keep,
     Tell(Question),
+    Stand(oneshot::Sender<Arc<Standing>>),
 }
 
 /// What is asked of what is there; it answers by itself.
@@ -223,11 +254,15 @@ impl Keeper {
         told.ok().and_then(Result::ok).unwrap_or(Err(KernelError::Late))
     }
 
-    /// The same, and the floor.
-    pub(super) async fn standing(&self) -> (States, String) {
-        let told = timeout(ANSWER, self.tell(|places| (places.interfaces(), places.floor()))).await;
-        let unknown = || (Err(KernelError::Late), "not known: the kernel does not answer".to_owned());
-        told.ok().and_then(Result::ok).unwrap_or_else(unknown)
+    /// The same, and the floor, as they were half a second ago at most: however many ask.
+    pub(super) async fn standing(&self) -> Arc<Standing> {
+        let (tell, told) = oneshot::channel();
+        // Without the thread the sender is dropped here.
+        drop(self.0.send(Errand::Stand(tell)));
+        let told = timeout(ANSWER, told).await;
+        told.ok()
+            .and_then(Result::ok)
+            .unwrap_or_else(|| Arc::new(Standing::unknown()))
     }
 
     fn tell<T: Send + 'static>(&self, ask: impl FnOnce(&dyn Places) -> T + Send + 'static) -> oneshot::Receiver<T> {
@@ -262,17 +297,94 @@ impl Drop for Waiting {
     }
 }
 
-/// Runs errands in turn, until nobody is left to send any.
+/// Runs errands in turn, until nobody is left to send any; but interfaces are looked after first, whoever asks, and however often.
 fn keep(places: &dyn Places, next: &Mutex<Option<Vec<Link>>>, errands: &Receiver<Errand>) {
+    let mut last: Option<Arc<Standing>> = None;
     while let Ok(errand) = errands.recv() {
-        match errand {
-            Errand::Keep => {
-                let links = next.lock().unwrap_or_else(PoisonError::into_inner).take();
-                if let Some(links) = links {
-                    places.set_links(&links);
-                }
-            }
-            Errand::Tell(tell) => tell(places),
+        let links = next.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(links) = links {
+            places.set_links(&links);
+            // It says nothing of what that has changed.
+            last = None;
         }
+        match errand {
+            Errand::Keep => {}
+            Errand::Tell(tell) => tell(places),
+            // Whoever has stopped waiting costs nothing.
+            Errand::Stand(to) if to.is_closed() => {}
+            Errand::Stand(to) => {
+                let known = last.take().filter(|s| s.since.elapsed() < ONE_LOOK);
+                let standing = known.unwrap_or_else(|| Arc::new(Standing::look(places)));
+                drop(to.send(Arc::clone(&standing)));
+                last = Some(standing);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Notes in which order it is asked, and takes its time over the first.
+    #[derive(Default)]
+    struct Slow {
+        calls: Mutex<Vec<&'static str>>,
+        free: Mutex<()>,
+    }
+
+    impl Slow {
+        fn note(&self, call: &'static str) {
+            drop(self.free.lock());
+            self.calls.lock().unwrap().push(call);
+        }
+    }
+
+    impl Places for Slow {
+        fn set_links(&self, _: &[Link]) {
+            self.note("keep");
+        }
+        fn interfaces(&self) -> Result<Vec<InterfaceState>, KernelError> {
+            self.note("look");
+            Ok(Vec::new())
+        }
+        fn floor(&self) -> String {
+            "closed".to_owned()
+        }
+        fn attached(&self) -> Found {
+            Err(KernelError::Late)
+        }
+    }
+
+    #[test]
+    fn a_flood_of_questions_is_answered_by_one_look_and_interfaces_do_not_wait_for_it() {
+        let places = Arc::new(Slow::default());
+        let upkeep = Upkeep::start(places.clone(), Hurry::default()).unwrap();
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(1)
+            .enable_all()
+            .build()
+            .unwrap();
+        let busy = places.free.lock().unwrap();
+        let keeper = upkeep.keeper();
+        let ask = || {
+            let keeper = keeper.clone();
+            runtime.spawn(async move { keeper.standing().await })
+        };
+        let asked: Vec<_> = (0..128).map(|_| ask()).collect();
+        thread::sleep(Duration::from_millis(50));
+        upkeep.keep(&[]);
+        drop(busy);
+        let told: Vec<_> = asked.into_iter().map(|answer| runtime.block_on(answer).unwrap()).collect();
+        assert!(told.iter().all(|s| s.floor == "closed" && s.interfaces.is_ok()));
+        // The first was under way; what was to be looked after comes next, and after it one look does for all others.
+        assert_eq!(*places.calls.lock().unwrap(), ["look", "keep", "look"]);
+        let looks = |i: usize| told.iter().filter(|s| Arc::ptr_eq(s, &told[i])).count();
+        let mut shared: Vec<usize> = (0..128).map(looks).collect();
+        shared.sort_unstable();
+        assert_eq!((shared[0], shared[127]), (1, 127));
+        thread::sleep(ONE_LOOK);
+        let later = runtime.block_on(keeper.standing());
+        assert!(told.iter().all(|s| !Arc::ptr_eq(s, &later)), "they are too old");
     }
 }

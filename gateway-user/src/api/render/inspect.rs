@@ -37,6 +37,7 @@ pub(in crate::api) fn gateway_status(s: Status) -> v1::GetStatusResponse {
         devices: s.devices,
         sessions: s.sessions,
         started_at: Some(timestamp(s.started_at)),
+        looked_at: Some(timestamp(s.looked_at)),
         warnings: s.warnings.iter().map(|w| escape(w)).collect(),
         not_durable: s.not_durable,
         events_suppressed: s.losses.suppressed,

@@ -59,6 +59,7 @@ fn figures() -> Figures {
             devices: 5,
             sessions: 4,
             started_at: WallTime(NOW.0 - 90_000),
+            looked_at: NOW,
             warnings: vec!["one".to_owned()],
             conflicts: Vec::new(),
             not_durable: 2,

@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-use crate::model::{DeviceId, PolicyRevision, RequestId, SessionId, SourceName, prefix::Shown};
+use crate::model::{DeviceId, InterfaceName, PolicyRevision, RequestId, SessionId, SourceName, prefix::Shown};
 
 /// Why a command was refused: what the API turns into a gRPC status.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -127,6 +127,24 @@ pub enum Refusal {
         /// Of which source.
         source_name: SourceName,
     },
+    /// Another source's interface, or none of those that this one lists.
+    #[error(
+        "source {source_name} has no sessions on interface {interface} ([[source]] interfaces, or another source's live sessions there)"
+    )]
+    SourceInterface {
+        /// Which.
+        interface: InterfaceName,
+        /// Who reports a session there.
+        source_name: SourceName,
+    },
+    /// Another source's address, or in none of the prefixes that this one lists.
+    #[error("source {source_name} has no sessions with {} ([[source]] prefixes)", Shown(*.address))]
+    SourcePrefix {
+        /// Which.
+        address: IpAddr,
+        /// Who reports a session with it.
+        source_name: SourceName,
+    },
     /// The device has as many live sessions as it may.
     #[error("device {device} already has {live} live session(s), the most that the configuration allows")]
     SessionLimit {
@@ -200,6 +218,8 @@ impl Refusal {
             Self::AddressOutsidePools(_) => "ADDRESS_OUTSIDE_POOLS",
             Self::AddressReserved(_) => "ADDRESS_RESERVED",
             Self::AddressTaken { .. } => "ADDRESS_TAKEN",
+            Self::SourceInterface { .. } => "SOURCE_INTERFACE",
+            Self::SourcePrefix { .. } => "SOURCE_PREFIX",
             Self::SessionLimit { .. } => "SESSION_LIMIT",
             Self::FingerprintMismatch(_) => "FINGERPRINT_MISMATCH",
             Self::TableFull => "TABLE_FULL",

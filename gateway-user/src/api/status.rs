@@ -10,6 +10,7 @@ use super::parse::Invalid;
 use crate::{
     access::answer::{escape, info, status},
     controller::{Refusal, Refused},
+    model::prefix::Shown,
 };
 
 /// A refused command.
@@ -117,6 +118,8 @@ fn entry(refusal: &Refusal) -> Entry {
         Refusal::AddressOutsidePools(a) => (Code::InvalidArgument, about("address", a)),
         Refusal::AddressReserved(a) => (Code::InvalidArgument, about("address", a)),
         Refusal::AddressTaken { session, .. } => (Code::AlreadyExists, about("session", session)),
+        Refusal::SourceInterface { interface, .. } => (Code::PermissionDenied, about("interface", interface)),
+        Refusal::SourcePrefix { address, .. } => (Code::PermissionDenied, about("address", &Shown(*address))),
         Refusal::SessionLimit { live, .. } => (Code::ResourceExhausted, about("live", live)),
         Refusal::FingerprintMismatch(d) => (Code::PermissionDenied, about("device", d)),
         Refusal::TableFull => (Code::ResourceExhausted, about("setting", &"tables.addresses")),
@@ -186,6 +189,22 @@ mod tests {
             ),
             (Refusal::AddressReserved(address), Code::InvalidArgument, "ADDRESS_RESERVED"),
             (taken, Code::AlreadyExists, "ADDRESS_TAKEN"),
+            (
+                Refusal::SourceInterface {
+                    interface: "tun0".parse().unwrap(),
+                    source_name: "vpn-2".parse().unwrap(),
+                },
+                Code::PermissionDenied,
+                "SOURCE_INTERFACE",
+            ),
+            (
+                Refusal::SourcePrefix {
+                    address,
+                    source_name: "vpn-2".parse().unwrap(),
+                },
+                Code::PermissionDenied,
+                "SOURCE_PREFIX",
+            ),
             (
                 Refusal::SessionLimit {
                     device: device(),

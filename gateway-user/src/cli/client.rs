@@ -103,6 +103,9 @@ fn remedy(reason: &str) -> &'static str {
         "UNKNOWN_DEVICE" => "see `lazaret devices`, or add it with `lazaret device register`",
         "ADDRESS_OUTSIDE_POOLS" | "ADDRESS_RESERVED" => "see `lazaret pools` for the prefixes",
         "ADDRESS_TAKEN" | "SESSION_LIMIT" => "see `lazaret sessions`; `lazaret session close` ends one",
+        "SOURCE_INTERFACE" | "SOURCE_PREFIX" => {
+            "see `lazaret sessions` and `lazaret status` for whose it is, and [[source]] in the configuration; `lazaret session close` ends a session"
+        }
         "UNKNOWN_POOL" => "see `lazaret pools`",
         "FINGERPRINT_MISMATCH" => "see `lazaret device show`, and register the new certificate if it is the device's",
         "ENROLMENT_CLOSED" | "ENROLMENT_NOT_OPEN" | "QUARANTINE_DEADLINE" => {
@@ -198,7 +201,10 @@ impl Client {
         };
         match (status.code(), info) {
             (Code::PermissionDenied, Some(info))
-                if matches!(info.reason.as_str(), "FINGERPRINT_MISMATCH" | "POLICY_KEY_UNKNOWN") =>
+                if matches!(
+                    info.reason.as_str(),
+                    "FINGERPRINT_MISMATCH" | "POLICY_KEY_UNKNOWN" | "SOURCE_INTERFACE" | "SOURCE_PREFIX"
+                ) =>
             {
                 Failure::Refused {
                     message: referenced(&info),

@@ -12,7 +12,7 @@ use super::{
     metrics::RawMetrics,
     raw::{RawApi, RawInterface, RawPolicy, RawPool, RawSettings, Word},
     read::{At, Notes, Section, Wrong},
-    values,
+    source, values,
 };
 use crate::model::PoolName;
 
@@ -46,6 +46,7 @@ pub(super) fn config(file: &Path, text: &str) -> Result<Config, ConfigErrors> {
     let policies: Vec<RawPolicy> = document.sections("policy", "policy").iter().map(RawPolicy::read).collect();
 
     life.check(&notes);
+    source::check(&notes, &life.sources, &interfaces, &pools);
     if let Some(metrics) = &metrics {
         metrics.check(&notes);
     }

@@ -1,13 +1,13 @@
-//! What the file says of a device's life: `[devices]`, `[proof]`, `[[source]]` and `[store]`, read, checked and built.
+//! What the file says of a device's life: `[devices]`, `[proof]` and `[store]`, read, checked and built; and where `[[source]]` stands.
 
-use std::{collections::HashMap, path::PathBuf, time::Duration};
+use std::{path::PathBuf, time::Duration};
 
 use super::{
     AfterDeadline, Devices, Keep, OutsideWindow, Proofs, Source, UnknownDevice,
     read::{At, Notes, Section, Wrong},
+    source::RawSource,
     values,
 };
-use crate::model::SourceName;
 
 const HOUR: u64 = 3600;
 const DAY: u64 = 24 * HOUR;
@@ -23,7 +23,7 @@ pub(super) struct RawLife {
     direct_signal: Option<At<bool>>,
     max_signal_age: Option<At<Duration>>,
     offer_ttl: Option<At<Duration>>,
-    sources: Vec<RawSource>,
+    pub(super) sources: Vec<RawSource>,
     requests: Option<At<Duration>>,
     audit: Option<At<u32>>,
     audit_log: Option<At<PathBuf>>,
@@ -75,17 +75,6 @@ impl RawLife {
     }
 
     pub(super) fn check(&self, notes: &Notes<'_>) {
-        let mut names: HashMap<&SourceName, usize> = HashMap::new();
-        for name in self.sources.iter().filter_map(|s| s.name.as_ref()) {
-            if let Some(first) = names.insert(&name.value, name.at) {
-                let problem = format!("{:?} stands twice, first in line {}", name.value.as_str(), notes.line(first));
-                notes.note(
-                    name.at,
-                    "source.name",
-                    Wrong::new(problem, "a source has one heartbeat: leave one out"),
-                );
-            }
-        }
         let off = self.deadline.as_ref().is_some_and(|d| d.value.is_none());
         if let Some(after) = self.after_deadline.as_ref().filter(|_| off) {
             let problem = "there is no deadline that could pass";
@@ -97,12 +86,6 @@ impl RawLife {
     /// `None`: a value that must be there is not.
     pub(super) fn build(self) -> Option<(Devices, Proofs, Vec<Source>, Keep)> {
         let (devices, proofs, keep) = (Devices::default(), Proofs::default(), Keep::default());
-        let source = |s: RawSource| {
-            Some(Source {
-                name: s.name?.value,
-                heartbeat: s.heartbeat?.value,
-            })
-        };
         Some((
             Devices {
                 unknown: or(self.unknown, devices.unknown),
@@ -117,36 +100,13 @@ impl RawLife {
                 max_signal_age: or(self.max_signal_age, proofs.max_signal_age),
                 offer_ttl: or(self.offer_ttl, proofs.offer_ttl),
             },
-            self.sources.into_iter().map(source).collect::<Option<_>>()?,
+            self.sources.into_iter().map(RawSource::build).collect::<Option<_>>()?,
             Keep {
                 requests: or(self.requests, keep.requests),
                 audit: self.audit.map_or(keep.audit, |n| u64::from(n.value)),
                 audit_log: self.audit_log.map(|p| p.value),
             },
         ))
-    }
-}
-
-/// `[[source]]`.
-struct RawSource {
-    name: Option<At<SourceName>>,
-    heartbeat: Option<At<Duration>>,
-}
-
-impl RawSource {
-    fn read(s: &Section<'_, '_>, heartbeat: impl Fn(&str) -> Result<Duration, Wrong>) -> Self {
-        s.require(
-            "name",
-            "write the source's name as its certificate or --source has it, name = \"vpn-1\"",
-        );
-        s.require(
-            "heartbeat",
-            "write heartbeat = \"5m\": how long its sessions stay without a list of them",
-        );
-        Self {
-            name: s.parsed("name", values::name),
-            heartbeat: s.parsed("heartbeat", heartbeat),
-        }
     }
 }
 

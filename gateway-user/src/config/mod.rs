@@ -1,6 +1,6 @@
 //! The configuration: typed, checked as a whole before anything is touched. `read` walks the TOML and notes every mistake with its place,
 //! `raw` is the schema, `values` parses single values, `check` compares them, `build` makes a [`Config`]; `life` does all of that for
-//! the keys of a device's life. `interface` and `pool` say what there is of these. `deploy/lazaret.toml` is the commented example.
+//! the keys of a device's life, `source` for those of VPN servers. `interface` and `pool` say what there is of these. `deploy/lazaret.toml` is the commented example.
 
 mod build;
 mod check;
@@ -11,6 +11,7 @@ mod metrics;
 mod pool;
 mod raw;
 mod read;
+mod source;
 pub(crate) mod special;
 #[cfg(test)]
 mod tests;
@@ -29,8 +30,9 @@ pub use self::{
     error::{ConfigError, ConfigErrors},
     interface::{InterfacePattern, InterfaceRole, InterfaceRule, Vlan, XdpMode},
     pool::{Allow, Deny, Policy, Pool, PoolKind, Protocol, Route, RouteTable, Rule, RuleDirection},
+    source::{NotIts, Source},
 };
-use crate::model::{InterfaceName, PoolId, PoolName, SourceName};
+use crate::model::{InterfaceName, PoolId, PoolName};
 
 /// A whole, checked configuration.
 #[derive(Clone, Debug)]
@@ -53,7 +55,7 @@ pub struct Config {
     pub devices: Devices,
     /// What releases them.
     pub proofs: Proofs,
-    /// VPN servers that have to go on reporting.
+    /// VPN servers of which something is said.
     pub sources: Vec<Source>,
     /// What the store keeps how long.
     pub keep: Keep,
@@ -343,15 +345,6 @@ impl Default for Proofs {
             offer_ttl: Duration::from_secs(15 * 60),
         }
     }
-}
-
-/// `[[source]]`: a VPN server that has to go on reporting.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Source {
-    /// Its name.
-    pub name: SourceName,
-    /// Longest time between two lists of all its sessions; after it they end.
-    pub heartbeat: Duration,
 }
 
 /// `[store]`: what is kept how long.

@@ -71,7 +71,7 @@ pub(super) const SCHEMA: &[(&str, &[&str])] = &[
         ],
     ),
     ("proof", &["direct_signal", "max_signal_age", "offer_ttl"]),
-    ("source", &["name", "heartbeat"]),
+    ("source", &["name", "heartbeat", "interfaces", "prefixes"]),
     ("store", &["request_memory", "audit_entries", "audit_log"]),
     ("tables", &["addresses", "buckets6", "denials_bytes", "fragments"]),
     ("interface", &["name", "role", "xdp", "pools", "vlans"]),

@@ -4,6 +4,7 @@ mod example;
 mod files;
 mod life;
 mod metrics;
+mod sources;
 mod verdict;
 mod warnings;
 
@@ -145,6 +146,8 @@ heartbeat = "30s"
 [[source]]
 name = "vpn-2"
 heartbeat = "1h"
+interfaces = ["tun2", "tun3*"]
+prefixes = ["10.66.1.0/24"]
 [store]
 request_memory = "2h"
 audit_entries = 5_000
@@ -188,9 +191,14 @@ fragments = 128
     let sources: Vec<_> = config
         .sources
         .iter()
-        .map(|s| (s.name.as_str(), s.heartbeat.as_secs()))
+        .map(|s| (s.name.as_str(), s.heartbeat.unwrap().as_secs()))
         .collect();
     assert_eq!(sources, [("vpn-1", 30), ("vpn-2", 3600)]);
+    let lists = config
+        .sources
+        .iter()
+        .map(|s| (s.interfaces.as_ref().map(Vec::len), s.prefixes.as_ref().map(Vec::len)));
+    assert_eq!(lists.collect::<Vec<_>>(), [(None, None), (Some(2), Some(1))]);
     let keep = Keep {
         requests: Duration::from_secs(7200),
         audit: 5000,

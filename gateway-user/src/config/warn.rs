@@ -35,6 +35,7 @@ pub(super) fn warnings(config: &Config) -> Vec<String> {
         }
     }
     life(config, &mut found);
+    sources(config, &mut found);
     if !config.pools.iter().any(|p| p.kind == PoolKind::FullService) {
         found.push("there is no pool of kind full-service: no device can be released".into());
     }
@@ -53,6 +54,22 @@ pub(super) fn warnings(config: &Config) -> Vec<String> {
         ));
     }
     found
+}
+
+/// One VPN server's word counts on another's interface where neither lists any.
+fn sources(config: &Config, found: &mut Vec<String>) {
+    let unlisted: Vec<&str> = config
+        .sources
+        .iter()
+        .filter(|s| s.interfaces.is_none())
+        .map(|s| s.name.as_str())
+        .collect();
+    if config.sources.len() > 1 && !unlisted.is_empty() {
+        found.push(format!(
+            "there are several sources, and {} list(s) no interfaces: an interface that nobody lists is whose first session is there",
+            unlisted.join(", ")
+        ));
+    }
 }
 
 /// Settings of a device's life that together say something else than each alone.

@@ -24,6 +24,7 @@ mod requests;
 mod review;
 mod sessions;
 mod signals;
+mod sources;
 mod synchronise;
 mod time;
 mod turns;

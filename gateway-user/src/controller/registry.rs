@@ -11,7 +11,8 @@ use std::{
 use super::Progress;
 use crate::{
     model::{
-        BootTime, Device, DeviceId, DeviceState, Fingerprint, Now, Revision, Session, SessionId, SourceName, VpnKey, prefix,
+        BootTime, Device, DeviceId, DeviceState, Fingerprint, InterfaceName, Now, Revision, Session, SessionId, SourceName,
+        VpnKey, prefix,
     },
     store::Snapshot,
     transition::Directory,
@@ -39,6 +40,8 @@ pub(super) struct Registry {
     singles: BTreeSet<IpAddr>,
     by_device: HashMap<DeviceId, BTreeSet<SessionId>>,
     by_source: HashMap<SourceName, BTreeSet<SessionId>>,
+    /// Whose sessions are on each interface, and how many.
+    by_interface: HashMap<InterfaceName, BTreeMap<SourceName, usize>>,
 }
 
 /// A device with what is kept beside it. There may be a million: it holds its id once.
@@ -256,7 +259,10 @@ impl Registry {
         if let Some(device) = &session.device {
             self.by_device.entry(device.clone()).or_default().insert(session.id);
         }
-        self.by_source.entry(session.source.clone()).or_default().insert(session.id);
+        if self.by_source.entry(session.source.clone()).or_default().insert(session.id) {
+            let on = self.by_interface.entry(session.interface.clone()).or_default();
+            *on.entry(session.source.clone()).or_default() += 1;
+        }
         self.sessions.insert(session.id, session);
     }
 
@@ -282,7 +288,23 @@ impl Registry {
                 self.by_source.remove(&session.source);
             }
         }
+        self.leave(&session.interface, &session.source);
         Some(session)
+    }
+
+    fn leave(&mut self, interface: &InterfaceName, source: &SourceName) {
+        let Some(on) = self.by_interface.get_mut(interface) else {
+            return;
+        };
+        if let Some(n) = on.get_mut(source) {
+            *n -= 1;
+            if *n == 0 {
+                on.remove(source);
+            }
+        }
+        if on.is_empty() {
+            self.by_interface.remove(interface);
+        }
     }
 
     /// The number that the next session will have.
@@ -404,6 +426,11 @@ impl Registry {
     /// Whether time has brought something to this device that it is not told of yet.
     pub(super) fn is_due(&self, id: &DeviceId, now: &Now) -> bool {
         self.devices.get(id).is_some_and(|d| d.0.due <= now.boot.0)
+    }
+
+    /// Sources that have live sessions on an interface.
+    pub(super) fn sources_on(&self, interface: &InterfaceName) -> impl Iterator<Item = &SourceName> {
+        self.by_interface.get(interface).into_iter().flat_map(BTreeMap::keys)
     }
 
     /// Sources that have live sessions.

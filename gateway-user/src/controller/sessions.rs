@@ -81,6 +81,7 @@ impl Writer {
         let id = match ask.again.then(|| self.opened_as(source, &report)).flatten() {
             Some(id) => id,
             None => {
+                self.may_report(&ask.context.by, source, &report)?;
                 self.settle_holders(&report.addresses);
                 let mut admitted = Admitted::default();
                 self.admit(&mut admitted, 0, source, report, &BTreeSet::new(), ask.cause())?;

@@ -154,14 +154,12 @@ impl Writer {
         for (index, report) in slice {
             // What is left of this source's sessions is in the list: it is not ended for another line of the same list.
             let name = report.device_name.clone();
-            if let Err(refusal) = self.admit(
-                &mut admitted,
-                index,
-                &list.source,
-                report,
-                &list.kept,
-                Cause::of(&list.context, ACTION),
-            ) {
+            let cause = Cause::of(&list.context, ACTION);
+            let admit = |w: &mut Self| {
+                w.may_report(&list.context.by, &list.source, &report)?;
+                w.admit(&mut admitted, index, &list.source, report, &list.kept, cause)
+            };
+            if let Err(refusal) = admit(self) {
                 let refused = self.refuse_report(refusal, &list.context, &list.source, Some(name));
                 list.refused.push((index, refused));
             }

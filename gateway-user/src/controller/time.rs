@@ -94,8 +94,8 @@ impl Writer {
             .config
             .sources
             .iter()
-            .filter(|s| self.registry.has_sessions(&s.name) && self.silence(&s.name, s.heartbeat) <= now.boot)
-            .map(|s| (s.name.clone(), s.heartbeat))
+            .filter_map(|s| Some((s.name.clone(), s.heartbeat?)))
+            .filter(|(source, heartbeat)| self.registry.has_sessions(source) && self.silence(source, *heartbeat) <= now.boot)
             .collect();
         for (source, heartbeat) in silent {
             let sessions: Vec<SessionId> = self
@@ -111,7 +111,7 @@ impl Writer {
 
     fn next_silence(&self) -> Option<BootTime> {
         let sources = self.config.sources.iter().filter(|s| self.registry.has_sessions(&s.name));
-        sources.map(|s| self.silence(&s.name, s.heartbeat)).min()
+        sources.filter_map(|s| Some(self.silence(&s.name, s.heartbeat?))).min()
     }
 
     /// When a source has been silent for too long.

@@ -254,7 +254,9 @@ impl Writer {
         if restored {
             steps = writer.all_steps(Signal::Restored, &now);
         }
-        let closing = writer.homeless();
+        let mut closing = writer.homeless();
+        let misplaced = writer.misplaced();
+        closing.extend(misplaced.into_iter().filter(|id| !closing.contains(id)).collect::<Vec<_>>());
         writer.batch.changes.restore_done = restored;
         writer.batch.restrictions.restore_done = restored;
         // Until all is compared, the programs look at every lease.

@@ -19,3 +19,4 @@ mod roles;
 mod scope;
 mod shares;
 mod socket;
+mod sources;

@@ -35,7 +35,8 @@ fn open(source: &str, name: &str, prefix: &str) -> v1::OpenSessionRequest {
         session: Some(v1::SessionReport {
             device_name: name.into(),
             prefixes: vec![prefix.into()],
-            interface: "tun0".into(),
+            // An interface is one source's.
+            interface: if source == "vpn-1" { "tun0" } else { "tun1" }.into(),
             ..Default::default()
         }),
     }

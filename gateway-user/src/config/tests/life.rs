@@ -67,11 +67,6 @@ fn wrong_values_are_named_with_what_would_be_right() {
     }
     at(&head("[source]\nname = \"a\"\n"), 1, &["source", "[[source]]"]);
     at(
-        &head("[[source]]\nname = \"a\"\n"),
-        1,
-        &["source.heartbeat", "[source] has no heartbeat", "heartbeat = \"5m\""],
-    );
-    at(
         &head("[[source]]\nheartbeat = \"5m\"\n"),
         1,
         &["source.name", "name = \"vpn-1\""],

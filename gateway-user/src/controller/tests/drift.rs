@@ -125,7 +125,9 @@ async fn a_source_that_falls_silent_loses_its_sessions_and_others_do_not() {
     let mut config = config();
     config.sources = vec![Source {
         name: "vpn-1".parse().unwrap(),
-        heartbeat: Duration::from_mins(5),
+        heartbeat: Some(Duration::from_mins(5)),
+        interfaces: None,
+        prefixes: None,
     }];
     let mut g = Gateway::with(config).await;
     g.register("one", "office").await;
@@ -158,7 +160,9 @@ async fn an_old_list_again_is_no_sign_of_life() {
     let mut config = config();
     config.sources = vec![Source {
         name: "vpn-1".parse().unwrap(),
-        heartbeat: Duration::from_mins(5),
+        heartbeat: Some(Duration::from_mins(5)),
+        interfaces: None,
+        prefixes: None,
     }];
     let g = Gateway::with(config).await;
     g.register("one", "office").await;

@@ -10,5 +10,6 @@ mod record;
 mod restart;
 mod sessions;
 mod signals;
+mod sources;
 mod turns;
 mod watch;

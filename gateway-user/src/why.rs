@@ -1,12 +1,15 @@
 //! Why a device is in its state: what is known about it, as an answer that fits on one screen. Pure: it reads no clock, decides nothing, and
 //! says of each thing that a release takes what was found.
 
-use std::time::{Duration, UNIX_EPOCH};
+use std::{
+    borrow::Cow,
+    time::{Duration, UNIX_EPOCH},
+};
 
 use crate::{
-    config::Config,
+    config::{AfterDeadline, Config, PoolKind},
     controller::{Dossier, SessionView},
-    model::{Device, DeviceState, ExceptionKind, StateReason, Trust, WallTime},
+    model::{Device, DeviceState, ExceptionKind, PolicyRevision, StateReason, Trust, WallTime},
 };
 
 /// The answer.
@@ -57,17 +60,25 @@ fn summary(device: &Device, now: WallTime) -> String {
         device.id,
         device.state.as_str(),
         time(device.state_since),
-        because(device.state_reason)
+        because(device)
     )
 }
 
-const fn because(reason: StateReason) -> &'static str {
-    match reason {
+fn because(device: &Device) -> Cow<'static, str> {
+    let text = match device.state_reason {
         StateReason::Registered => "it was registered, and has never connected",
         StateReason::Connected => "it has connected, and its policy is not applied yet",
         StateReason::PolicyOffered => "a policy is offered to it, and not yet acknowledged or applied",
-        StateReason::PolicyApplied => "the MDM has seen its policy applied",
+        StateReason::PolicyApplied => {
+            let revision = device.policy_revision.as_ref();
+            return revision.map_or("its policy was reported as applied".into(), |r| {
+                format!("policy revision {r} was reported as applied").into()
+            });
+        }
         StateReason::PolicyRevoked => "the MDM says that its policy no longer holds",
+        StateReason::PolicyStale if device.state == DeviceState::PolicyPending => {
+            "its wave of a newer policy revision has come, and a policy is offered to it"
+        }
         StateReason::PolicyStale => "its wave of a newer policy revision has come",
         StateReason::LeaseEnded => "its lease ended without being renewed",
         StateReason::DeadlinePassed => "its deadline in quarantine has passed",
@@ -79,7 +90,8 @@ const fn because(reason: StateReason) -> &'static str {
         StateReason::PoolRemoved => "the configuration no longer has its full-service pool",
         StateReason::Restored => "the store was restored from a backup: every device needs fresh proof",
         StateReason::Retired => "it is no longer managed",
-    }
+    };
+    text.into()
 }
 
 fn requirements(dossier: &Dossier, config: &Config, now: WallTime) -> Vec<Requirement> {
@@ -99,9 +111,31 @@ fn requirements(dossier: &Dossier, config: &Config, now: WallTime) -> Vec<Requir
     add("registration", "a registration".into(), managed.into(), !retired);
     let (found, open) = window(device, now);
     add("window", "enrolled, or its enrolment window open".into(), found, open);
+    if config
+        .pool(&device.full_service_pool)
+        .is_none_or(|p| p.kind != PoolKind::FullService)
+    {
+        let required = format!("its full-service pool {} in the configuration", device.full_service_pool);
+        add("pool", required, "no such pool".into(), false);
+    }
+    if let Some(last) = dossier.clock_behind {
+        let found = format!("{} behind", span(last.0.saturating_sub(now.0)));
+        let required = format!("a clock past the last commit, {}", time(last));
+        add("clock", required, found, false);
+    }
+    if let Some(at) = dated_ahead(device, now).filter(|_| dossier.clock_behind.is_none()) {
+        let found = format!(
+            "it is {} now: a clock has run ahead, the source's or this gateway's",
+            time(now)
+        );
+        add("date", format!("proof seen after {}", time(at)), found, false);
+    }
     if let Some(end) = view.deadline_at {
-        let late = end <= now;
-        let found = if late {
+        let passed = end <= now;
+        let late = passed && config.devices.after_deadline == AfterDeadline::Block;
+        let found = if passed && !late {
+            format!("passed at {}, which is only reported", time(end))
+        } else if late {
             format!("passed at {}", time(end))
         } else {
             format!("{} left, until {}", span(end.0 - now.0), time(end))
@@ -188,6 +222,12 @@ fn next(dossier: &Dossier, now: WallTime) -> Vec<(WallTime, String)> {
     let mut next = Vec::new();
     if let Some((at, what)) = dossier.next {
         let sentence = match what {
+            "exception_ended" if device.release.proved.is_some() => {
+                "the exception ends; the device stays released by what it has proved, if that is still good, or is quarantined"
+            }
+            "exception_ended" if view.deadline_at.is_some_and(|end| end <= at) => {
+                "the exception ends; the device is past its deadline"
+            }
             "exception_ended" => "the exception ends; the device is quarantined",
             "deadline_passed" => "the deadline in quarantine passes; the device is blocked",
             _ => "the lease ends unless the MDM renews it; the device is quarantined",
@@ -233,16 +273,42 @@ fn advice(dossier: &Dossier, config: &Config, now: WallTime) -> Vec<String> {
     } else {
         format!("let the MDM offer its policy{revision}, have it acknowledged and applied, and reported with the final key")
     };
+    let unfit = config
+        .pool(&device.full_service_pool)
+        .is_none_or(|p| p.kind != PoolKind::FullService);
+    if unfit && device.state != DeviceState::Retired {
+        advice.push(format!(
+            "register it with a pool of kind full-service that the configuration has: lazaret device register {id} --pool NAME"
+        ));
+    }
+    if dossier.clock_behind.is_some() && !matches!(device.state, DeviceState::Released | DeviceState::Retired) {
+        advice.push(
+            "the wall clock is behind the last commit: set it right; until it has passed it, proof dated rightly is refused, but for the final key of a policy that is offered anew"
+                .to_owned(),
+        );
+    }
+    if let Some(at) = dated_ahead(device, now).filter(|_| dossier.clock_behind.is_none()) {
+        advice.push(format!(
+            "proof is refused until {}, since the last restriction is dated then; if this gateway's clock had run ahead: lazaret store restore --help",
+            time(at)
+        ));
+    }
     match device.state {
         DeviceState::Released if dossier.held_back => advice.push(
             "the wall clock is behind the last commit, so that the release waits: set the clock right, or let the MDM offer the policy anew, have it acknowledged, and report it with the final key, which needs no date"
                 .to_owned(),
         ),
         DeviceState::Released if dossier.awaits_wave => {
-            let newer = dossier.publication.as_ref().map_or_else(String::new, |p| format!(" {}", p.revision));
+            let publication = dossier.publication.as_ref();
+            let newer = publication.map_or_else(String::new, |p| format!(" {}", p.revision));
             advice.push(format!(
                 "a newer policy revision{newer} is published: the device becomes stale when its wave comes, unless it proves it first"
             ));
+            if view.sessions.is_empty() && publication.is_some_and(|p| p.ceiling > 0 || p.rate > 0) {
+                advice.push("it is not connected: its wave comes when it is".to_owned());
+            } else {
+                advice.extend(dossier.standstill.as_ref().map(|why| format!("its wave does not come now: {why}")));
+            }
         }
         DeviceState::Released => {}
         DeviceState::Retired => advice.push("register the device under a new id".to_owned()),
@@ -252,9 +318,7 @@ fn advice(dossier: &Dossier, config: &Config, now: WallTime) -> Vec<String> {
         }),
         _ if closed => advice.push(renew_window),
         DeviceState::Registered => advice.push(format!("connect the device; {proof}")),
-        DeviceState::PolicyPending => advice.push(
-            "the device has to acknowledge the policy that is offered before its key ends; then the MDM reports it applied".to_owned(),
-        ),
+        DeviceState::PolicyPending => advice.push(handed_over(dossier, now).unwrap_or(proof)),
         DeviceState::Quarantined | DeviceState::Stale => advice.push(proof),
     }
     for session in view.sessions.iter().filter(|s| s.below_min_trust) {
@@ -267,6 +331,30 @@ fn advice(dossier: &Dossier, config: &Config, now: WallTime) -> Vec<String> {
         advice.push("the device is not connected here; its release applies when it connects".to_owned());
     }
     advice
+}
+
+/// When its last restriction is dated, if that is yet to come. A source's clock may be ahead by a little.
+fn dated_ahead(device: &Device, now: WallTime) -> Option<WallTime> {
+    let retired = device.state == DeviceState::Retired;
+    device.release.restricted_at.filter(|at| *at > now && !retired)
+}
+
+/// How a policy that is offered goes on; `None`: it has to be offered anew, at the revision that is required.
+fn handed_over(dossier: &Dossier, now: WallTime) -> Option<String> {
+    let keys = &dossier.device.device.keys;
+    let required = |revision: &PolicyRevision| dossier.required.as_ref().is_none_or(|r| r == revision);
+    if let Some(offer) = &keys.offer {
+        let holds = dossier.device.offer_ends_at.is_some_and(|end| end > now);
+        return (holds && required(&offer.revision)).then(|| {
+            "the device has to acknowledge the policy that is offered before its key ends; then the MDM reports it applied"
+                .to_owned()
+        });
+    }
+    let key = keys.final_key.as_ref().filter(|k| required(&k.revision))?;
+    Some(format!(
+        "the device has acknowledged revision {}: the MDM reports it applied, with the final key",
+        key.revision
+    ))
 }
 
 fn sessions(all: &[SessionView]) -> String {

@@ -92,7 +92,8 @@ pub(super) fn publication(p: &v1::Publication) -> Value {
     json!({
         "policy_revision": p.policy_revision, "published_at": time(p.published_at.as_ref()), "ceiling": p.ceiling,
         "rate_per_minute": p.rate_per_minute, "urgent": p.urgent, "paused": p.paused, "done": p.done, "waiting": p.waiting,
-        "stale": p.stale, "excepted": p.excepted,
+        "waiting_connected": p.waiting_connected, "stale": p.stale, "stale_counted": p.stale_counted, "excepted": p.excepted,
+        "ceiling_full_since": time(p.ceiling_full_since.as_ref()), "standstill": p.standstill,
     })
 }
 

@@ -383,6 +383,8 @@ impl Writer {
                     if let Some(old) = old {
                         self.put(*old);
                     }
+                    // It may wait for its wave again, as the only one.
+                    self.wave_now();
                 }
                 Undo::Policies(old) => {
                     self.policies = *old;

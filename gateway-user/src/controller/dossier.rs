@@ -1,9 +1,9 @@
 //! What is known about a device and what was done: for those who explain it. It explains nothing itself.
 
-use super::{Dossier, Refusal, inspect::on_the_wall, writer::Writer};
+use super::{Dossier, Refusal, cause::START, inspect::on_the_wall, writer::Writer};
 use crate::{
     audit::{Head, Sealed},
-    model::{Device, DeviceId},
+    model::{Device, DeviceId, StateReason},
     store::AuditQuery,
     transition::{self, Context, Directory as _, Signal},
 };
@@ -22,9 +22,7 @@ impl Writer {
             limit: entries.max(LOOKED_AT),
         };
         let mut entries_found = self.audit_entries(&query)?;
-        let state = view.device.state.as_str();
-        let led_here = |s: &&Sealed| s.entry.after == state && s.entry.before != state && s.entry.result == "done";
-        let changed_by = entries_found.iter().find(led_here).map(|s| s.entry.by.clone());
+        let changed_by = brought_by(&view.device, &entries_found);
         entries_found.truncate(usize::try_from(entries).unwrap_or(usize::MAX));
         let now = self.clock.now();
         let context = self.context_of(id, now);
@@ -34,9 +32,11 @@ impl Writer {
             required: self.policies.required_of(device).cloned(),
             publication: self.policies.last().cloned(),
             awaits_wave: self.policies.awaits_wave(device),
+            standstill: self.publication().and_then(|p| p.standstill()),
             deadline_at: transition::deadline_end(device, &context).map(|at| on_the_wall(at, &now)),
             next,
             held_back: transition::held_back(device, &context),
+            clock_behind: context.clock_behind,
             device: view,
             changed_by: changed_by.unwrap_or_default(),
             entries: entries_found,
@@ -70,6 +70,51 @@ impl Writer {
             last = Some(&device.id);
         }
         last.filter(|_| seen == SLICE).cloned()
+    }
+}
+
+/// Who brought a device into its state for the reason that it has, by its entries, newest first. A state may get another reason while it lasts: who
+/// is released by an exception gives proof, who is quarantined is revoked.
+fn brought_by(device: &Device, entries: &[Sealed]) -> Option<String> {
+    let state = device.state.as_str();
+    let mut brought = None;
+    for entry in entries.iter().map(|s| &s.entry) {
+        if entry.after != state || entry.result != "done" {
+            continue;
+        }
+        let entered = entry.before != state;
+        if reasons(&entry.action).contains(&device.state_reason) || entered && brought.is_none() {
+            brought = Some(entry.by.clone());
+            // Of several exceptions the last is the one that holds.
+            if entry.action == GRANT {
+                break;
+            }
+        }
+        if entered {
+            break;
+        }
+    }
+    brought
+}
+
+/// An exception is granted.
+const GRANT: &str = "GrantException";
+
+/// The reasons that an action gives to a state that it leaves as it is.
+fn reasons(action: &str) -> &'static [StateReason] {
+    match action {
+        "ReportPolicyApplied" => &[StateReason::PolicyApplied],
+        "ReportPolicyRevoked" => &[StateReason::PolicyRevoked],
+        "OfferPolicy" => &[StateReason::PolicyOffered],
+        "DeadlinePassed" => &[StateReason::DeadlinePassed],
+        "ExceptionEnded" | "EndException" => &[
+            StateReason::ExceptionEnded,
+            StateReason::DeadlinePassed,
+            StateReason::OutsideWindow,
+        ],
+        GRANT => &[StateReason::ExceptionRelease, StateReason::ExceptionBlock],
+        START => &[StateReason::Restored, StateReason::PoolRemoved],
+        _ => &[],
     }
 }
 

@@ -211,6 +211,7 @@ impl Writer {
                 log.lost
             ));
         }
+        warnings.extend(self.publication_warning());
         let drift = self.drift();
         if drift.found > 0 {
             warnings.push(format!(

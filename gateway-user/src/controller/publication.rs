@@ -1,5 +1,6 @@
-//! The publication in force and its waves: which devices become stale, and when. No more than `ceiling` devices are stale at a time, and no
-//! more than `rate` become so in any minute.
+//! The publication in force and its waves: which devices become stale, and when. No wave leaves more than `ceiling` connected devices stale,
+//! and no more than `rate` become so in any minute. Who is not connected is left alone until it is: stale, it would load nobody now, and
+//! arrive together with all others like it. What is urgent has no limits, and takes everyone.
 
 use std::{collections::VecDeque, time::Duration};
 
@@ -15,7 +16,7 @@ use super::{
 };
 use crate::{
     model::{BootTime, Device, DeviceId, DeviceState, Now, PolicyRevision, Publication},
-    transition::{self, Signal, Step},
+    transition::{self, Context, Signal, Step},
 };
 
 /// Devices of one wave at most: what is urgent comes in many of them, with everyone else's turn in between.
@@ -26,16 +27,20 @@ const LOOKED_AT: usize = 20_000;
 const MINUTE: Duration = Duration::from_secs(60);
 /// How often a wave comes that is limited.
 const EVERY: Duration = Duration::from_secs(1);
+/// After what time without a wave that is said in the status. DM clients ask again every 15 minutes.
+const STANDS_STILL: Duration = Duration::from_secs(30 * 60);
 
 /// Where the waves stand.
 #[derive(Debug, Default)]
 pub(super) struct Waves {
-    /// Up to here all have been looked at.
+    /// Up to here an urgent publication has looked at all.
     cursor: Option<DeviceId>,
     /// Devices that became stale during the last minute, with when.
     recent: VecDeque<(BootTime, u32)>,
     /// When the next may come.
     next: Option<BootTime>,
+    /// See [`PublicationView::full_since`].
+    full_since: Option<Now>,
 }
 
 impl Writer {
@@ -104,7 +109,15 @@ impl Writer {
         Some(PublicationView {
             publication: self.policies.last()?.clone(),
             progress: self.registry.progress(),
+            full_since: self.waves.full_since,
         })
+    }
+
+    /// What an operator should know of it.
+    pub(super) fn publication_warning(&self) -> Option<String> {
+        let view = self.publication()?;
+        let since = later(view.full_since?.boot, STANDS_STILL);
+        view.standstill().filter(|_| since <= self.clock.now().boot)
     }
 
     /// The next wave, if it has come.
@@ -112,14 +125,13 @@ impl Writer {
         if self.reviewing.as_ref().is_some_and(|r| r.places) || self.waves.next.is_none_or(|at| at > now.boot) {
             return;
         }
-        let Some(publication) = self.policies.last().filter(|p| !p.paused).cloned() else {
+        let waits = self.registry.progress().waiting > 0;
+        let publication = self.policies.last().filter(|p| waits && !p.paused).cloned();
+        self.note_full(publication.as_ref(), now);
+        let Some(publication) = publication else {
             self.waves.next = None;
             return;
         };
-        if self.registry.progress().waiting == 0 {
-            self.waves.next = None;
-            return;
-        }
         let room = self.room(&publication, now);
         // A rate is spread over its minute.
         let at_once = if publication.rate == 0 {
@@ -127,7 +139,12 @@ impl Writer {
         } else {
             publication.rate.div_ceil(60) as usize
         };
-        let devices = self.next_of_wave(room.min(at_once).min(WAVE));
+        let most = room.min(at_once).min(WAVE);
+        let devices = if is_urgent(&publication) {
+            self.next_of_all(most)
+        } else {
+            self.registry.ready(most)
+        };
         // As restrictions they must not rest on what the batch only hopes for.
         self.settle_before(&devices, []);
         let steps: Vec<Step> = devices.iter().filter_map(|id| self.step(id, Signal::Stale).ok()).collect();
@@ -136,7 +153,12 @@ impl Writer {
             self.restrict(&steps, &[], Cause::gateway("PolicyWave").with(publication.revision.as_str()));
             self.waves.recent.push_back((now.boot, changed));
         }
-        let goes_on = publication.rate == 0 && (changed as usize) < room && self.waves.cursor.is_some();
+        let more = if is_urgent(&publication) {
+            self.waves.cursor.is_some()
+        } else {
+            changed > 0 && self.registry.progress().ready > 0
+        };
+        let goes_on = publication.rate == 0 && (changed as usize) < room && more;
         let wait = if goes_on { Duration::ZERO } else { EVERY };
         self.waves.next = Some(later(now.boot, wait));
     }
@@ -146,6 +168,19 @@ impl Writer {
         self.waves.next
     }
 
+    /// The next wave comes as soon as it can.
+    pub(super) fn wave_now(&mut self) {
+        self.waves.next = Some(self.clock.now().boot);
+    }
+
+    /// Whether there is no room under the ceiling for those whose wave could come, and since when.
+    fn note_full(&mut self, publication: Option<&Publication>, now: &Now) {
+        let progress = self.registry.progress();
+        let full = |p: &Publication| p.ceiling > 0 && progress.ready > 0 && progress.counted >= u64::from(p.ceiling);
+        let since = self.waves.full_since.unwrap_or(*now);
+        self.waves.full_since = publication.is_some_and(full).then_some(since);
+    }
+
     /// How many may become stale now.
     fn room(&mut self, publication: &Publication, now: &Now) -> usize {
         let minute = |at: BootTime| now.boot.0.saturating_sub(at.0) >= u64::try_from(MINUTE.as_nanos()).unwrap_or(u64::MAX);
@@ -153,19 +188,11 @@ impl Writer {
             self.waves.recent.pop_front();
         }
         let recent: u64 = self.waves.recent.iter().map(|(_, n)| u64::from(*n)).sum();
-        let limited = |limit: u32, used: u64| {
-            if limit == 0 {
-                u64::MAX
-            } else {
-                u64::from(limit).saturating_sub(used)
-            }
-        };
-        let room = limited(publication.ceiling, self.registry.progress().stale).min(limited(publication.rate, recent));
-        usize::try_from(room).unwrap_or(usize::MAX)
+        room(publication, self.registry.progress().counted, recent)
     }
 
-    /// The next devices whose wave is to come, in the order of their ids, from where the last wave ended.
-    fn next_of_wave(&mut self, most: usize) -> Vec<DeviceId> {
+    /// The next devices whose wave is to come, connected or not, in the order of their ids, from where the last wave ended.
+    fn next_of_all(&mut self, most: usize) -> Vec<DeviceId> {
         if most == 0 {
             return Vec::new();
         }
@@ -204,20 +231,26 @@ impl Writer {
     /// What is kept beside it.
     pub(super) fn standing(&self, device: &Device, now: &Now) -> Standing {
         let context = self.context_of(&device.id, *now);
+        let rank = self.rank(device, &context);
+        // Where that shuts nobody, it still ends what counts.
+        let deadline = || transition::deadline_end(device, &context).filter(|_| rank == Rank::Stale);
         Standing {
-            due: transition::due(device, &context).map(|(at, _)| at),
-            rank: self.rank(device),
+            due: transition::due(device, &context).map(|(at, _)| at).or_else(deadline),
+            rank,
         }
     }
 
-    fn rank(&self, device: &Device) -> Rank {
+    fn rank(&self, device: &Device, context: &Context<'_>) -> Rank {
         if self.policies.last().is_none() {
             return Rank::Other;
         }
+        let overdue = || transition::deadline_end(device, context).is_some_and(|end| end <= context.now.boot);
         match device.state {
             DeviceState::Released if transition::by_exception(device) => Rank::Excepted,
             DeviceState::Released if self.policies.awaits_wave(device) => Rank::Waiting,
             DeviceState::Released => Rank::Done,
+            DeviceState::Stale | DeviceState::PolicyPending if !device.is_stale() => Rank::Other,
+            DeviceState::Stale | DeviceState::PolicyPending if overdue() => Rank::Overdue,
             DeviceState::Stale | DeviceState::PolicyPending => Rank::Stale,
             DeviceState::Registered | DeviceState::Quarantined | DeviceState::Blocked | DeviceState::Retired => Rank::Other,
         }
@@ -227,7 +260,7 @@ impl Writer {
     pub(super) fn resume_waves(&mut self, now: &Now) {
         let minute = i64::try_from(MINUTE.as_millis()).unwrap_or(i64::MAX);
         let since = now.wall.0.saturating_sub(minute);
-        let recent = |d: &&Device| d.state == DeviceState::Stale && d.state_since.0 >= since;
+        let recent = |d: &&Device| d.is_stale() && d.state_since.0 >= since;
         let recent = self.registry.devices_after(None).filter(recent).count();
         if recent > 0 {
             self.waves
@@ -262,6 +295,52 @@ impl Writer {
             changed
         });
     }
+}
+
+impl PublicationView {
+    /// Why no wave comes now although devices wait for theirs, and what to do; `None`: one comes, or nobody waits.
+    #[must_use]
+    pub fn standstill(&self) -> Option<String> {
+        let (publication, progress) = (&self.publication, &self.progress);
+        let (revision, ceiling, rate) = (&publication.revision, publication.ceiling, publication.rate);
+        if progress.waiting == 0 {
+            return None;
+        }
+        if publication.paused {
+            return Some("the publication is paused: lazaret policy resume".to_owned());
+        }
+        if let Some(since) = self.full_since {
+            let (at, counted, twice) = (crate::audit::rfc3339(since.wall), progress.counted, ceiling.saturating_mul(2));
+            return Some(format!(
+                "no wave since {at}: the ceiling of {ceiling} is full: {counted} connected device(s) are stale and have not proved revision {revision} \
+                 (lazaret devices --state stale, --state policy-pending; lazaret why DEVICE); a place comes free when one proves it, disconnects or \
+                 passes its deadline in quarantine; or raise the ceiling: lazaret policy publish {revision} --ceiling {twice} --rate {rate}"
+            ));
+        }
+        (progress.ready == 0 && !is_urgent(publication)).then(|| {
+            format!(
+                "none of the {} device(s) that wait for their wave is connected: it comes when they are",
+                progress.waiting
+            )
+        })
+    }
+}
+
+const fn is_urgent(publication: &Publication) -> bool {
+    publication.ceiling == 0 && publication.rate == 0
+}
+
+/// How many may become stale, where so many count against the ceiling, and so many became stale within the last minute.
+fn room(publication: &Publication, counted: u64, recent: u64) -> usize {
+    let limited = |limit: u32, used: u64| {
+        if limit == 0 {
+            u64::MAX
+        } else {
+            u64::from(limit).saturating_sub(used)
+        }
+    };
+    let room = limited(publication.ceiling, counted).min(limited(publication.rate, recent));
+    usize::try_from(room).unwrap_or(usize::MAX)
 }
 
 pub(super) fn later(at: BootTime, wait: Duration) -> BootTime {

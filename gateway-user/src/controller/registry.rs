@@ -34,6 +34,8 @@ pub(super) struct Registry {
     leases: BTreeSet<(BootTime, DeviceId)>,
     timers: BTreeSet<(BootTime, DeviceId)>,
     progress: Progress,
+    /// Devices that wait for their wave and have a live session.
+    ready: BTreeSet<DeviceId>,
     sessions: BTreeMap<SessionId, Session>,
     by_address: HashMap<IpAddr, SessionId>,
     /// The IPv6 addresses that are held by themselves, so that those in a /64 are found.
@@ -117,6 +119,8 @@ pub(super) enum Rank {
     Done,
     Waiting,
     Stale,
+    /// Stale, and its deadline in quarantine has passed without shutting it.
+    Overdue,
     Excepted,
 }
 
@@ -157,9 +161,7 @@ impl Registry {
             let timers = self.timers_of(device.state);
             timers.remove(&(due, id.clone()));
         }
-        if let Some(count) = self.count(standing.rank) {
-            *count -= 1;
-        }
+        self.count(&device.id, standing.rank, false);
         self.states[device.state as usize] -= 1;
         Some(device)
     }
@@ -181,9 +183,7 @@ impl Registry {
         if let Some(due) = standing.due {
             self.timers_of(device.state).insert((due, device.id.clone()));
         }
-        if let Some(count) = self.count(standing.rank) {
-            *count += 1;
-        }
+        self.count(id, standing.rank, true);
         self.states[device.state as usize] += 1;
     }
 
@@ -198,21 +198,8 @@ impl Registry {
             standing.due.map(|due| timers.insert((due, id.clone())));
         }
         if old.rank != standing.rank {
-            self.count(old.rank).into_iter().for_each(|n| *n -= 1);
-            self.count(standing.rank).into_iter().for_each(|n| *n += 1);
-        }
-    }
-
-    /// Looks at a device again at another time.
-    pub(super) fn postpone(&mut self, id: &DeviceId, due: BootTime) {
-        if let Some(standing) = self.devices.get(id).map(|h| h.0.standing()) {
-            self.stand(
-                id,
-                Standing {
-                    due: Some(due),
-                    ..standing
-                },
-            );
+            self.count(id, old.rank, false);
+            self.count(id, standing.rank, true);
         }
     }
 
@@ -224,15 +211,42 @@ impl Registry {
         }
     }
 
-    const fn count(&mut self, rank: Rank) -> Option<&mut u64> {
+    /// Counts a device of this rank, or no longer.
+    fn count(&mut self, id: &DeviceId, rank: Rank, comes: bool) {
         let progress = &mut self.progress;
         match rank {
-            Rank::Other => None,
-            Rank::Done => Some(&mut progress.done),
-            Rank::Waiting => Some(&mut progress.waiting),
-            Rank::Stale => Some(&mut progress.stale),
-            Rank::Excepted => Some(&mut progress.excepted),
+            Rank::Other => {}
+            Rank::Done => tally(&mut progress.done, comes),
+            Rank::Waiting => tally(&mut progress.waiting, comes),
+            Rank::Stale | Rank::Overdue => tally(&mut progress.stale, comes),
+            Rank::Excepted => tally(&mut progress.excepted, comes),
         }
+        if self.connected(id) {
+            self.count_connected(id, rank, comes);
+        }
+    }
+
+    /// What counts of a device only while it has a live session.
+    fn count_connected(&mut self, id: &DeviceId, rank: Rank, comes: bool) {
+        match (rank, comes) {
+            (Rank::Waiting, true) => drop(self.ready.insert(id.clone())),
+            (Rank::Waiting, false) => drop(self.ready.remove(id)),
+            (Rank::Stale, _) => tally(&mut self.progress.counted, comes),
+            (Rank::Other | Rank::Done | Rank::Overdue | Rank::Excepted, _) => {}
+        }
+        self.progress.ready = self.ready.len() as u64;
+    }
+
+    /// Its first session has opened, or its last one ended.
+    fn count_session(&mut self, id: &DeviceId, comes: bool) {
+        if let Some(rank) = self.devices.get(id).map(|h| h.0.rank) {
+            self.count_connected(id, rank, comes);
+        }
+    }
+
+    /// The first devices, in the order of their ids, that wait for their wave and have a live session.
+    pub(super) fn ready(&self, most: usize) -> Vec<DeviceId> {
+        self.ready.iter().take(most).cloned().collect()
     }
 
     /// Devices by what the publication in force means to them.
@@ -257,7 +271,12 @@ impl Registry {
             }
         }
         if let Some(device) = &session.device {
-            self.by_device.entry(device.clone()).or_default().insert(session.id);
+            let all = self.by_device.entry(device.clone()).or_default();
+            let first = all.is_empty();
+            all.insert(session.id);
+            if first {
+                self.count_session(device, true);
+            }
         }
         if self.by_source.entry(session.source.clone()).or_default().insert(session.id) {
             let on = self.by_interface.entry(session.interface.clone()).or_default();
@@ -280,6 +299,7 @@ impl Registry {
             all.remove(&id);
             if all.is_empty() {
                 self.by_device.remove(device);
+                self.count_session(device, false);
             }
         }
         if let Some(all) = self.by_source.get_mut(&session.source) {
@@ -471,6 +491,14 @@ impl Directory for Registry {
     }
     fn connected(&self, id: &DeviceId) -> bool {
         self.by_device.contains_key(id)
+    }
+}
+
+const fn tally(count: &mut u64, comes: bool) {
+    if comes {
+        *count += 1;
+    } else {
+        *count -= 1;
     }
 }
 

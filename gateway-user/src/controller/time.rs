@@ -5,9 +5,9 @@ use std::time::Duration;
 
 use tracing::{error, info, warn};
 
-use super::{cause::Cause, publication::later, review::Review, writer::Writer};
+use super::{cause::Cause, publication::later, registry::Standing, review::Review, writer::Writer};
 use crate::{
-    model::{BootTime, Now, SessionId, SourceName, WallTime},
+    model::{BootTime, DeviceId, Now, SessionId, SourceName, WallTime},
     transition::{self, Directory as _, Signal},
 };
 
@@ -74,17 +74,44 @@ impl Writer {
             return;
         }
         self.settle_before(&over, []);
-        for id in over {
-            let step = self.registry.device(&id).and_then(|device| {
-                let context = self.context_of(&id, *now);
-                let (_, signal) = transition::due(device, &context).filter(|(end, _)| *end <= now.boot)?;
-                let name = action(signal);
-                transition::step(device, signal, &context).ok().map(|step| (name, step))
-            });
-            match step.filter(|(_, step)| step.changed) {
-                Some((name, step)) => drop(self.restrict(&[step], &[], Cause::gateway(name))),
-                None => self.registry.postpone(&id, later(now.boot, NOTHING_HAPPENED)),
-            }
+        over.iter().for_each(|id| self.end(id, now));
+    }
+
+    /// What time has brought to a device before anything else is decided of it: where much is over at once, it may not have been told yet.
+    pub(super) fn catch_up(&mut self, id: &DeviceId) {
+        let now = self.clock.now();
+        if self.registry.is_due(id, &now) {
+            self.settle_before([id], []);
+            self.end(id, &now);
+        }
+    }
+
+    fn end(&mut self, id: &DeviceId, now: &Now) {
+        let step = self.registry.device(id).and_then(|device| {
+            let context = self.context_of(id, *now);
+            let (_, signal) = transition::due(device, &context).filter(|(end, _)| *end <= now.boot)?;
+            let name = action(signal);
+            transition::step(device, signal, &context).ok().map(|step| (name, step))
+        });
+        match step.filter(|(_, step)| step.changed) {
+            Some((name, step)) => drop(self.restrict(&[step], &[], Cause::gateway(name))),
+            None => self.look_again(id, now),
+        }
+    }
+
+    /// Nothing came of its time but, perhaps, where it stands. If it is due all the same, it is looked at again later.
+    fn look_again(&mut self, id: &DeviceId, now: &Now) {
+        let standing = self.registry.device(id).map(|device| self.standing(device, now));
+        if let Some(standing) = standing {
+            let again = |due| {
+                if due <= now.boot {
+                    later(now.boot, NOTHING_HAPPENED)
+                } else {
+                    due
+                }
+            };
+            let due = standing.due.map(again);
+            self.registry.stand(id, Standing { due, ..standing });
         }
     }
 

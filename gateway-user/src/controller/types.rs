@@ -10,8 +10,8 @@ use crate::{
     config::{InterfaceRole, Mode},
     kernel::{AddressReading, HookState, InterfaceState, Link, Losses, ReadBack},
     model::{
-        Device, DeviceId, Fingerprint, Identity, InterfaceName, Place, PolicyRevision, PoolId, Publication, RequestId, Revision,
-        Salt, Session, VpnKey, WallTime,
+        Device, DeviceId, Fingerprint, Identity, InterfaceName, Now, Place, PolicyRevision, PoolId, Publication, RequestId,
+        Revision, Salt, Session, VpnKey, WallTime,
     },
 };
 
@@ -234,6 +234,8 @@ pub struct PublicationView {
     pub publication: Publication,
     /// Devices.
     pub progress: Progress,
+    /// Since when no wave comes because its ceiling is full.
+    pub full_since: Option<Now>,
 }
 
 /// Devices by what a publication means to them.
@@ -243,8 +245,12 @@ pub struct Progress {
     pub done: u64,
     /// Released by proof of another revision: their wave is to come.
     pub waiting: u64,
-    /// Stale, or offered a policy.
+    /// Of these, those that have a live session: a wave with limits takes no others.
+    pub ready: u64,
+    /// Stale, also those that have been offered the policy since.
     pub stale: u64,
+    /// Of these, those that count against the ceiling: with a live session, and their deadline in quarantine not passed.
+    pub counted: u64,
     /// Released by an exception: left alone until it ends.
     pub excepted: u64,
 }
@@ -301,6 +307,8 @@ pub struct Dossier {
     pub publication: Option<Publication>,
     /// Its wave is to come.
     pub awaits_wave: bool,
+    /// Why none comes now, although devices wait for theirs.
+    pub standstill: Option<String>,
     /// When its deadline in quarantine ends.
     pub deadline_at: Option<WallTime>,
     /// When time next changes its state by itself, and to what that leads, for programs: "lease_ended", "exception_ended",
@@ -308,6 +316,8 @@ pub struct Dossier {
     pub next: Option<(WallTime, &'static str)>,
     /// Its release is of an earlier boot, and held back until the clock has passed the last commit.
     pub held_back: bool,
+    /// The last commit, while the wall clock is behind it.
+    pub clock_behind: Option<WallTime>,
     /// Who brought it into its state; empty: none of its last 1,000 entries that the audit has says it.
     pub changed_by: String,
     /// Its last entries of the audit, newest first.

@@ -58,6 +58,20 @@ impl Device {
             revision: Revision(0),
         }
     }
+
+    /// Whether it is quarantined since its wave has come: stale, or offered the policy since.
+    #[must_use]
+    pub fn is_stale(&self) -> bool {
+        match self.state {
+            DeviceState::Stale => true,
+            DeviceState::PolicyPending => self.state_reason == StateReason::PolicyStale,
+            DeviceState::Registered
+            | DeviceState::Quarantined
+            | DeviceState::Released
+            | DeviceState::Blocked
+            | DeviceState::Retired => false,
+        }
+    }
 }
 
 /// State of a device; see `DeviceState` in types.proto.

@@ -15,7 +15,13 @@ pub(super) fn offer(device: &mut Device, key: KeyHash, revision: &PolicyRevision
         holds: lease(context.config.proofs.offer_ttl, context.now),
     });
     if device.state.quarantined() {
-        enter(device, DeviceState::PolicyPending, StateReason::PolicyOffered, &context.now);
+        // That it is a wave's stays known until it has proved the newer revision.
+        let reason = if device.is_stale() {
+            StateReason::PolicyStale
+        } else {
+            StateReason::PolicyOffered
+        };
+        enter(device, DeviceState::PolicyPending, reason, &context.now);
     }
     Ok(())
 }

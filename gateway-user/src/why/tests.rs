@@ -38,9 +38,11 @@ fn dossier(state: DeviceState, reason: StateReason) -> Dossier {
         required: None,
         publication: None,
         awaits_wave: false,
+        standstill: None,
         deadline_at: None,
         next: None,
         held_back: false,
+        clock_behind: None,
         entries: Vec::new(),
     }
 }
@@ -211,6 +213,82 @@ fn quarantine_its_deadline_and_the_keys() {
     assert!(a.advice[0].contains("reported with the final key"), "{:?}", a.advice);
 }
 
+/// A handshake that cannot come to a release by itself is not waited for.
+#[test]
+fn an_offer_that_leads_nowhere_has_to_be_made_anew() {
+    let advice = |change: &dyn Fn(&mut Dossier)| {
+        let mut d = connected(dossier(DeviceState::PolicyPending, StateReason::PolicyStale), false);
+        d.required = Some(revision("r2"));
+        d.device.offer_ends_at = Some(ahead(1));
+        d.device.device.keys.offer = Some(Offer {
+            key: KeyHash([0; 32]),
+            revision: revision("r2"),
+            holds: lease(),
+        });
+        change(&mut d);
+        let answer = of(&d);
+        assert!(
+            answer
+                .summary
+                .contains("its wave of a newer policy revision has come, and a policy is offered")
+        );
+        answer.advice.join("; ")
+    };
+    assert!(advice(&|_| ()).contains("has to acknowledge"));
+    let anew = "have its policy applied at revision r2";
+    assert!(
+        advice(&|d| d.device.offer_ends_at = Some(NOW)).starts_with(anew),
+        "its key has ended"
+    );
+    assert!(
+        advice(&|d| d.required = Some(revision("r3"))).contains("at revision r3"),
+        "it is too old"
+    );
+    let acknowledged = |r: &'static str| {
+        move |d: &mut Dossier| {
+            d.device.device.keys.offer = None;
+            d.device.device.keys.final_key = Some(FinalKey {
+                key: KeyHash([0; 32]),
+                revision: revision(r),
+                offered: None,
+            });
+        }
+    };
+    assert!(advice(&acknowledged("r2")).starts_with("the device has acknowledged revision r2"));
+    assert!(advice(&acknowledged("r1")).starts_with(anew), "its key proves an older one");
+}
+
+#[test]
+fn what_no_proof_gets_past() {
+    let mut d = dossier(DeviceState::Quarantined, StateReason::PolicyRevoked);
+    d.device.device.release.restricted_at = Some(ahead(-1));
+    assert!(
+        !of(&d)
+            .requirements
+            .iter()
+            .any(|r| ["date", "clock", "pool"].contains(&r.subject))
+    );
+    d.device.device.release.restricted_at = Some(ahead(24));
+    let a = of(&d);
+    let date = a.requirements.iter().find(|r| r.subject == "date").unwrap();
+    assert!(
+        !date.met && date.required == "proof seen after 2027-01-16T08:00:00Z",
+        "{a:#?}"
+    );
+    d.clock_behind = Some(ahead(2));
+    let a = of(&d);
+    assert_eq!(found(&a, "clock"), ("2h behind", false));
+    assert!(
+        a.advice[0].starts_with("the wall clock is behind") && a.advice.len() == 2,
+        "{a:#?}"
+    );
+    d.clock_behind = None;
+    d.device.device.full_service_pool = "gone".parse().unwrap();
+    let a = of(&d);
+    assert_eq!(found(&a, "pool"), ("no such pool", false));
+    assert!(a.advice[0].contains("lazaret device register phone --pool"), "{a:#?}");
+}
+
 #[test]
 fn what_is_released_and_what_may_end_it() {
     let mut d = connected(dossier(DeviceState::Released, StateReason::PolicyApplied), false);
@@ -223,6 +301,27 @@ fn what_is_released_and_what_may_end_it() {
     );
     d.awaits_wave = true;
     assert!(of(&d).advice[0].contains("becomes stale when its wave comes"));
+    d.standstill = Some("the ceiling is full".to_owned());
+    assert_eq!(of(&d).advice[1], "its wave does not come now: the ceiling is full");
+    // Under an exception lies the proof.
+    d.device.device.release.proved = Some(lease().given);
+    d.next = Some((ahead(1), "exception_ended"));
+    assert!(
+        of(&d).next[0].1.contains("stays released by what it has proved"),
+        "{:?}",
+        of(&d).next
+    );
+    d.next = Some((ahead(9), "lease_ended"));
+    let mut away = d.clone();
+    away.device.sessions.clear();
+    away.publication = Some(crate::model::Publication {
+        revision: revision("r2"),
+        at: NOW,
+        ceiling: 1,
+        rate: 1,
+        paused: false,
+    });
+    assert_eq!(of(&away).advice[1], "it is not connected: its wave comes when it is");
     d.held_back = true;
     assert!(
         of(&d).advice[0].contains("wall clock is behind"),

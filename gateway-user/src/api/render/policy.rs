@@ -87,6 +87,7 @@ pub(in crate::api) fn renewed_one(config: &Config, request: &RequestId, mut o: R
 
 /// A publication with how far it has got.
 pub(in crate::api) fn publication(v: PublicationView) -> v1::Publication {
+    let standstill = v.standstill().unwrap_or_default();
     let p = v.publication;
     v1::Publication {
         policy_revision: p.revision.into(),
@@ -99,5 +100,9 @@ pub(in crate::api) fn publication(v: PublicationView) -> v1::Publication {
         waiting: v.progress.waiting,
         stale: v.progress.stale,
         excepted: v.progress.excepted,
+        waiting_connected: v.progress.ready,
+        stale_counted: v.progress.counted,
+        ceiling_full_since: v.full_since.map(|since| timestamp(since.wall)),
+        standstill,
     }
 }

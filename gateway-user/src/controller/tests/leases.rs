@@ -6,7 +6,7 @@ use futures_util::FutureExt as _;
 
 use super::kit::*;
 use crate::{
-    controller::{Acknowledge, Enforcement, RenewOutcome, Renewal},
+    controller::{Acknowledge, Enforcement, Refusal, RenewOutcome, Renewal},
     kernel::fake::Call,
     model::{BootTime, DeviceState, Now, WallTime},
 };
@@ -250,4 +250,43 @@ async fn renewals_in_bulk_are_read_back_each() {
     fast.acknowledge = Acknowledge::Committed;
     let told = g.tell().renew_leases(fast, names).await.unwrap();
     assert_eq!(levels(told), [committed, None, committed, unseen]);
+}
+
+#[tokio::test]
+async fn a_proof_is_spent_when_its_lease_is_over_however_many_end_with_it() {
+    // More than end in one turn.
+    const DEVICES: usize = 300;
+    let g = Gateway::new().await;
+    let name = |n: usize| format!("phone-{n:03}");
+    let list = (0..DEVICES).map(|n| registration(&name(n), "lab")).collect();
+    g.tell().register(g.seen(0), list).await.unwrap();
+    for n in 0..DEVICES {
+        g.applied(&name(n)).await.unwrap();
+    }
+    let last = name(DEVICES - 1);
+    let (seen, go) = (g.seen(0), g.hold().await);
+    g.clock.advance_ms(LEASE_MS);
+    let controller = g.controller().clone();
+    let (device, renewing) = (id(&last), g.seen(0));
+    let again = tokio::spawn(async move {
+        let renewed = controller.renew_leases(renewing, vec![device.clone()]);
+        let proved = controller.policy_applied(seen, device, "rev-1".parse().unwrap(), None);
+        let (renewed, proved) = tokio::join!(renewed, proved);
+        let renewed = renewed.unwrap().first().unwrap().renewals.remove(0);
+        (
+            renewed.result.map(drop).map_err(|e| e.refusal),
+            proved.map(drop).map_err(|e| e.refusal),
+        )
+    });
+    tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+    go.send(()).unwrap();
+    assert_eq!(
+        again.await.unwrap(),
+        (Err(Refusal::NotReleased(id(&last))), Err(Refusal::StaleSignal))
+    );
+    assert_eq!(
+        g.applied(&last).await.unwrap().device.device.state,
+        DeviceState::Released,
+        "a later one is another"
+    );
 }

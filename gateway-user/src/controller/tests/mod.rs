@@ -13,3 +13,4 @@ mod signals;
 mod sources;
 mod turns;
 mod watch;
+mod waves;

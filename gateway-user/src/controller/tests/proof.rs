@@ -104,7 +104,9 @@ async fn a_wave_leaves_no_more_than_its_ceiling_stale() {
         progress(&g).await,
         Progress {
             stale: 3,
+            counted: 3,
             waiting: 7,
+            ready: 7,
             ..Progress::default()
         }
     );
@@ -123,7 +125,9 @@ async fn a_wave_leaves_no_more_than_its_ceiling_stale() {
         progress(&g).await,
         Progress {
             stale: 3,
+            counted: 3,
             waiting: 7,
+            ready: 7,
             ..Progress::default()
         }
     );
@@ -134,7 +138,9 @@ async fn a_wave_leaves_no_more_than_its_ceiling_stale() {
             == Progress {
                 done: 1,
                 stale: 3,
+                counted: 3,
                 waiting: 6,
+                ready: 6,
                 excepted: 0,
             }
     })
@@ -170,6 +176,7 @@ async fn a_wave_keeps_to_its_rate_pauses_and_can_be_urgent() {
         progress(g).await
             == Progress {
                 stale: 10,
+                counted: 10,
                 ..Progress::default()
             }
     })

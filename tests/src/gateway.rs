@@ -11,15 +11,18 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, bail, ensure};
+use lazaret_proto::v1::SignalResponse;
 use nix::{
     mount::{MsFlags, mount},
     sched::{CloneFlags, unshare},
 };
+use tonic::Status;
 
 use crate::{
-    api::{Client, Credentials},
+    api::{Answer, Client, Credentials},
     differential::random::Random,
     lossy::{Loss, Lossy, Lost},
+    netns::Namespace,
     process::{self, Process, until},
     scratch::Scratch,
     site::{self, Site},
@@ -236,6 +239,28 @@ impl Gateway {
         process::output(self.lazaret().args(words.split_whitespace()))
     }
 
+    /// Runs `lazaret` with these words and the MDM's certificate, and gives its output.
+    ///
+    /// # Errors
+    /// It does not succeed.
+    pub fn cli_as_mdm(&self, words: &str) -> Result<String> {
+        process::output(self.as_mdm().args(words.split_whitespace()))
+    }
+
+    /// `lazaret` as [`Gateway::lazaret`], which asks the network API with the MDM's certificate.
+    #[must_use]
+    pub fn as_mdm(&self) -> Command {
+        let mdm = self.credentials("mdm");
+        let mut command = self.lazaret();
+        command
+            .env("LAZARET_API", format!("{}:9443", site::GATEWAY))
+            .env("LAZARET_API_NAME", SERVER_NAME)
+            .env("LAZARET_API_CA", mdm.ca)
+            .env("LAZARET_API_CERTIFICATE", mdm.certificate)
+            .env("LAZARET_API_KEY", mdm.key);
+        command
+    }
+
     /// A local operator.
     ///
     /// # Errors
@@ -252,6 +277,23 @@ impl Gateway {
         self.remote("mdm")
     }
 
+    /// An MDM on the gateway's own host, over mTLS: whatever stands on its interfaces.
+    ///
+    /// # Errors
+    /// As [`Gateway::mdm`].
+    pub fn local_mdm(&self) -> Result<Client> {
+        self.from(&self.site.gw, "mdm")
+    }
+
+    /// The MDM reports a device's policy as applied, over a connection of its own.
+    ///
+    /// # Errors
+    /// The gateway's; UNAVAILABLE if there is no connection.
+    pub fn applied(&self, id: &str) -> Answer<SignalResponse> {
+        let mdm = self.local_mdm().map_err(|e| Status::unavailable(format!("{e:#}")))?;
+        mdm.applied(id)
+    }
+
     /// An operator, on the core side, over mTLS.
     ///
     /// # Errors
@@ -261,12 +303,11 @@ impl Gateway {
     }
 
     fn remote(&self, role: &str) -> Result<Client> {
-        Client::remote(
-            &self.site.core,
-            (site::GATEWAY, 9443).into(),
-            SERVER_NAME,
-            &self.credentials(role),
-        )
+        self.from(&self.site.core, role)
+    }
+
+    fn from(&self, place: &Namespace, role: &str) -> Result<Client> {
+        Client::remote(place, (site::GATEWAY, 9443).into(), SERVER_NAME, &self.credentials(role))
     }
 
     /// The certificate that was issued for a role.

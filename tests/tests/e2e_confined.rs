@@ -64,7 +64,7 @@ fn live(lab: &mut Lab, uid: u32, user: &str) {
     // Read back from what is attached now.
     lab.local.register("phone", "staff").unwrap();
     lab.local.open("lab", "phone", &["10.66.0.5"], "tun0").unwrap();
-    assert_eq!(lab.local.applied("phone").unwrap().enforcement(), Enforcement::Enforced);
+    assert_eq!(lab.gateway.applied("phone").unwrap().enforcement(), Enforcement::Enforced);
     assert_eq!(lab.local.revoked("phone").unwrap().enforcement(), Enforcement::Enforced);
 
     // An interface that comes anew, and a floor that was taken away.
@@ -83,7 +83,7 @@ fn live(lab: &mut Lab, uid: u32, user: &str) {
         Ok(local.status()?.floor == "closed" && listed.contains("lazaret"))
     });
     mended.unwrap_or_else(|e| panic!("{e}: {}", local.status().unwrap().floor));
-    local.applied("phone").unwrap();
+    lab.gateway.applied("phone").unwrap();
 
     // The twin is loaded when it is first asked.
     let explained = lab.gateway.cli(&format!(

@@ -56,7 +56,7 @@ fn a_release_is_not_enforced_where_a_foreign_program_holds_the_hook() {
     });
     gateway.daemon().unwrap().signal(SIGCONT).unwrap();
 
-    let released = local.applied("phone").unwrap();
+    let released = gateway.applied("phone").unwrap();
     assert_eq!(released.enforcement(), Enforcement::Committed, "{released:#?}");
     // The other one is a copy of ours on tables of its own, which say nothing of the device.
     let missing = |r: &lazaret_proto::v1::ReadBack| r.interface == "core0" && r.hook == "xdp" && !r.as_wanted;
@@ -75,7 +75,7 @@ fn a_release_is_not_enforced_where_a_foreign_program_holds_the_hook() {
     // The foreign program gone, ours is back by itself, and the same signal is answered as enforced.
     drop(foreign);
     gateway.attached("core0").unwrap();
-    assert_eq!(local.applied("phone").unwrap().enforcement(), Enforcement::Enforced);
+    assert_eq!(gateway.applied("phone").unwrap().enforcement(), Enforcement::Enforced);
 }
 
 #[test]
@@ -86,7 +86,7 @@ fn with_programs_detached_the_floor_denies() {
     let Lab { tun, local, gateway, .. } = &mut lab;
     local.register("phone", "staff").unwrap();
     local.open("lab", "phone", &["10.66.0.5"], "tun0").unwrap();
-    assert_eq!(local.applied("phone").unwrap().enforcement(), Enforcement::Enforced);
+    assert_eq!(gateway.applied("phone").unwrap().enforcement(), Enforcement::Enforced);
 
     let to_mail = |n: u8| packets::udp((site::DEVICE, 4000), (site::MAIL, 9999), &[n]);
     (0..50).for_each(|n| tun.send(&to_mail(n)).unwrap());
@@ -157,7 +157,7 @@ fn with_every_program_gone_nothing_gets_to_a_device() {
     lab.local.register("phone", "staff").unwrap();
     lab.local.open("lab", "phone", &["10.66.0.5"], "tun0").unwrap();
     assert_eq!(ways_in(&lab, &other), [false; 4], "quarantined");
-    assert_eq!(lab.local.applied("phone").unwrap().enforcement(), Enforcement::Enforced);
+    assert_eq!(lab.gateway.applied("phone").unwrap().enforcement(), Enforcement::Enforced);
     assert_eq!(ways_in(&lab, &other), [true; 4], "released");
 
     let folder = lab.gateway.folder().join(format!("bpf/lazaret/v{VERSION}/links"));

@@ -106,7 +106,7 @@ fn outside_its_window_a_device_is_refused_and_the_ledger_knows() {
 
     assert_eq!(refused(open("early", "10.66.0.5")), "ENROLMENT_NOT_OPEN");
     assert_eq!(refused(open("late", "10.66.0.7")), "ENROLMENT_CLOSED");
-    assert_eq!(refused(desk.local.applied("late")), "ENROLMENT_CLOSED", "nor by proof");
+    assert_eq!(refused(desk.gateway.applied("late")), "ENROLMENT_CLOSED", "nor by proof");
     assert!(desk.local.list_sessions().unwrap().is_empty());
     expect(&desk, site::MAIL, false);
     open("good", "10.66.0.8").unwrap();
@@ -142,12 +142,12 @@ fn outside_its_window_a_device_is_refused_and_the_ledger_knows() {
 
     // Its time comes; and another window is another enrolment.
     process::until(LIMIT, "the window opens", || Ok(open("early", "10.66.0.5").is_ok())).unwrap();
-    assert_eq!(desk.local.applied("early").unwrap().enforcement(), Enforcement::Enforced);
+    assert_eq!(desk.gateway.applied("early").unwrap().enforcement(), Enforcement::Enforced);
     expect(&desk, site::MAIL, true);
     register(&desk, "late --not-after 1h");
     open("late", "10.66.0.7").unwrap();
-    assert_eq!(desk.local.applied("late").unwrap().enforcement(), Enforcement::Enforced);
-    desk.local.applied("good").unwrap();
+    assert_eq!(desk.gateway.applied("late").unwrap().enforcement(), Enforcement::Enforced);
+    desk.gateway.applied("good").unwrap();
     let last = ledger(&desk);
     assert_eq!(last["expected"], ["spare", "waiting"], "{last:?}");
     assert_eq!(
@@ -178,7 +178,7 @@ fn outside_its_window_a_device_is_blocked_where_so_configured() {
     desk.local.close(session).unwrap();
     open("late", "10.66.0.5").unwrap();
     expect(&desk, site::DM, false);
-    let reason = refused(desk.local.applied("late"));
+    let reason = refused(desk.gateway.applied("late"));
     assert!(["ENROLMENT_CLOSED", "DEVICE_BLOCKED"].contains(&reason.as_str()), "{reason}");
     let why = desk.gateway.cli("why late").unwrap();
     assert!(why.contains("it arrived outside its enrolment window"), "{why}");
@@ -186,7 +186,7 @@ fn outside_its_window_a_device_is_blocked_where_so_configured() {
     register(&desk, "late --not-after 1h");
     expect(&desk, site::DM, true);
     expect(&desk, site::MAIL, false);
-    assert_eq!(desk.local.applied("late").unwrap().enforcement(), Enforcement::Enforced);
+    assert_eq!(desk.gateway.applied("late").unwrap().enforcement(), Enforcement::Enforced);
     expect(&desk, site::MAIL, true);
     assert_eq!(ledger(&desk)["outside"], ["early"]);
 }

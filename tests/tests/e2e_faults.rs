@@ -103,7 +103,7 @@ fn the_daemon_is_killed_and_started_under_traffic() {
 fn a_release_outlives_the_daemon() {
     require!(Root, Bpf, Tun);
     let mut lab = connected(|_| Ok(()));
-    assert_eq!(lab.local.applied("phone").unwrap().enforcement(), Enforcement::Enforced);
+    assert_eq!(lab.gateway.applied("phone").unwrap().enforcement(), Enforcement::Enforced);
     let mail = arrivals(&lab.site, site::MAIL);
     lab.gateway.kill().unwrap();
     (0..100).for_each(|n| lab.tun.send(&denied(n)).unwrap());
@@ -294,7 +294,7 @@ fn a_full_disk_refuses_a_release_and_never_a_restriction() {
     // A release is refused, and changes nothing. (A write may still fit into what the database has already; then the next does not.)
     let ballast = state.join("ballast");
     fill(&ballast);
-    let refused = (0..50).find_map(|_| match local.applied("phone") {
+    let refused = (0..50).find_map(|_| match gateway.applied("phone") {
         Ok(_) => local.revoked("phone").map(|_| None).unwrap_or(None),
         Err(status) => Some(status),
     });
@@ -309,7 +309,7 @@ fn a_full_disk_refuses_a_release_and_never_a_restriction() {
 
     // A restriction is in force at once, and durable later.
     let mail = arrivals(&site, site::MAIL);
-    let released = local.applied("phone").unwrap();
+    let released = gateway.applied("phone").unwrap();
     assert_eq!(released.enforcement(), Enforcement::Enforced, "{released:#?}");
     (0..50).for_each(|n| device.send(&denied(n)).unwrap());
     assert_eq!(mail.seen().len(), 50);
@@ -319,12 +319,12 @@ fn a_full_disk_refuses_a_release_and_never_a_restriction() {
         if revoked.enforcement() == Enforcement::EnforcedNotDurable {
             break;
         }
-        if local.applied("phone").is_ok() {
+        if gateway.applied("phone").is_ok() {
             revoked = local.revoked("phone").unwrap();
         } else {
             // Full now, and restricted: nothing is left to write. Room for exactly one release.
             fs::remove_file(&ballast).unwrap();
-            local.applied("phone").unwrap();
+            gateway.applied("phone").unwrap();
             fill(&ballast);
             revoked = local.revoked("phone").unwrap();
         }

@@ -6,10 +6,15 @@ use lazaret_tests::{
     process, require, site,
 };
 
-/// What a command that must be refused says.
+/// What a command that must be refused says, with the MDM's certificate.
 fn refused(desk: &Desk, words: &str) -> String {
-    let error = process::output(desk.gateway.lazaret().args(words.split_whitespace()));
-    format!("{:#}", error.expect_err(words))
+    format!("{:#}", desk.gateway.cli_as_mdm(words).expect_err(words))
+}
+
+/// What a command of an MDM's gives.
+fn mdm(desk: &Desk, words: &str) -> serde_json::Value {
+    let text = desk.gateway.cli_as_mdm(&format!("{words} --json")).unwrap();
+    serde_json::from_str(&text).unwrap()
 }
 
 fn mail(desk: &Desk, wanted: bool) {
@@ -31,22 +36,53 @@ fn keys_a_publication_and_exceptions() {
 
     desk.gateway.cli("policy publish r1 --ceiling 100 --rate 100").unwrap();
     // Only the final key releases, and the temporary one is taken once.
-    let temporary = desk.json("policy offer phone --revision r1").unwrap();
+    let temporary = mdm(&desk, "policy offer phone --revision r1");
     let temporary = temporary["temporary_key"].as_str().unwrap();
     assert!(why(&desk).contains("policy-pending"), "{}", why(&desk));
-    let release = format!("device release phone --policy-revision r1 --key {temporary}");
-    assert!(refused(&desk, &release).contains("POLICY_KEY_TEMPORARY"));
+    let applied = format!("policy applied phone --revision r1 --key {temporary}");
+    assert!(refused(&desk, &applied).contains("POLICY_KEY_TEMPORARY"));
     let acknowledge = format!("policy acknowledge phone --key {temporary}");
-    let key = desk.json(&acknowledge).unwrap();
+    let key = mdm(&desk, &acknowledge);
     let key = key["final_key"].as_str().unwrap();
     assert!(refused(&desk, &acknowledge).contains("POLICY_KEY_UNKNOWN"));
-    let other = format!("device release phone --policy-revision r9 --key {key}");
+    let other = format!("policy applied phone --revision r9 --key {key}");
     assert!(refused(&desk, &other).contains("POLICY_KEY_REVISION"));
     mail(&desk, false);
-    desk.gateway
-        .cli(&format!("device release phone --policy-revision r1 --key {key}"))
-        .unwrap();
+    // An operator proves nothing, not even with the key; by hand he releases for a time and with a reason alone.
+    let applied = format!("policy applied phone --revision r1 --key {key}");
+    let by_root = desk.gateway.lazaret().args(applied.split_whitespace()).output().unwrap();
+    let said = String::from_utf8_lossy(&by_root.stderr).into_owned();
+    assert_eq!(by_root.status.code(), Some(5), "{said}");
+    assert!(said.contains("--api") && said.contains("lazaret device release"), "{said}");
+    for incomplete in ["", "--for 1h", "--reason test"] {
+        let words = format!("device release phone {incomplete}");
+        let code = desk
+            .gateway
+            .lazaret()
+            .args(words.split_whitespace())
+            .output()
+            .unwrap()
+            .status
+            .code();
+        assert_eq!(code, Some(2), "{words}");
+    }
+    mail(&desk, false);
+    desk.gateway.cli("device release phone --for 1h --reason test").unwrap();
     mail(&desk, true);
+    let told = why(&desk);
+    assert!(
+        told.contains("an operator released it by an exception") && told.contains("uid:0"),
+        "{told}"
+    );
+    // The MDM's proof takes the exception's place, and that is told.
+    desk.gateway.cli_as_mdm(&applied).unwrap();
+    mail(&desk, true);
+    let told = why(&desk);
+    assert!(
+        told.contains("policy revision r1 was reported as applied") && told.contains("By mdm"),
+        "{told}"
+    );
+    assert!(!told.contains("an operator released"), "{told}");
 
     // A newer revision: what was proved is not enough.
     desk.gateway.cli("policy publish r2 --urgent").unwrap();
@@ -57,7 +93,7 @@ fn keys_a_publication_and_exceptions() {
         why.contains("r1") && why.contains("r2"),
         "what is required, and what was found: {why}"
     );
-    let refusal = refused(&desk, "device release phone --policy-revision r1");
+    let refusal = refused(&desk, "policy applied phone --revision r1");
     assert!(refusal.contains("STALE_POLICY_REVISION"), "{refusal}");
     let code = refusal.split(|c: char| !c.is_ascii_alphanumeric()).find(|word| {
         word.strip_prefix('A')
@@ -79,11 +115,11 @@ fn keys_a_publication_and_exceptions() {
     desk.gateway.cli("exception end phone").unwrap();
     mail(&desk, false);
     grant("block").unwrap();
-    assert!(refused(&desk, "device release phone --policy-revision r2").contains("DEVICE_BLOCKED"));
+    assert!(refused(&desk, "policy applied phone --revision r2").contains("DEVICE_BLOCKED"));
     desk.gateway.cli("exception end phone").unwrap();
-    desk.gateway.cli("device release phone --policy-revision r2").unwrap();
+    desk.gateway.cli_as_mdm("policy applied phone --revision r2").unwrap();
     mail(&desk, true);
-    assert!(desk.gateway.cli("renew phone").unwrap().contains("phone"));
+    assert!(desk.gateway.cli_as_mdm("renew phone").unwrap().contains("phone"));
     let progress = desk.json("policy progress").unwrap();
     assert_eq!(progress["policy_revision"], "r2", "{progress}");
     let drift = desk.gateway.cli("drift").unwrap();

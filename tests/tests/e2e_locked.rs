@@ -21,7 +21,7 @@ fn a_restriction_waits_for_nobody_who_holds_the_network_configuration() {
         let name = format!("phone-{i}");
         lab.local.register(&name, "staff").unwrap();
         lab.local.open("lab", &name, &[&address(i)], "tun0").unwrap();
-        assert_eq!(lab.local.applied(&name).unwrap().enforcement(), Enforcement::Enforced);
+        assert_eq!(lab.gateway.applied(&name).unwrap().enforcement(), Enforcement::Enforced);
     }
     let denied = packets::udp((site::DEVICE, 4001), (site::MAIL, 53), b"?");
     let mail = lab.arrivals(site::DEVICE, site::MAIL).unwrap();

@@ -51,7 +51,7 @@ fn a_collector_gets_the_figures_and_nobody_from_elsewhere() {
         lab.local.register(name, "staff").unwrap();
     }
     lab.local.open("lab", "phone", &["10.66.0.5"], "tun0").unwrap();
-    lab.local.applied("phone").unwrap();
+    lab.gateway.applied("phone").unwrap();
     for n in 0..7_u64 {
         lab.tun
             .send(&packets::udp((site::DEVICE, 4000), (site::MAIL, 53), &n.to_be_bytes()))

@@ -156,7 +156,7 @@ fn judge(peer: Option<&Peer>, path: &str, now: SystemTime) -> Result<(Identity, 
         Some(Peer::Known { identity, .. }) => {
             let refused = || {
                 let role = roles::name(identity.role);
-                let sentence = format!("the role {role} may not call this");
+                let sentence = format!("the role {role} may not call this; it is for {}", roles::may_call(path));
                 status(
                     Code::PermissionDenied,
                     "ROLE_NOT_ALLOWED",

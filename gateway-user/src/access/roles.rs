@@ -42,6 +42,8 @@ const fn restriction(path: &'static str, roles: &'static [Role]) -> Rpc {
     }
 }
 
+/// What a release stands on. An operator releases by an exception, with a reason and an end.
+const PROOF: &[Role] = &[Mdm];
 const MDM: &[Role] = &[Mdm, Operator];
 const VPN: &[Role] = &[Vpn, Operator];
 const DEVICE_READS: &[Role] = &[Mdm, Operator, Viewer];
@@ -56,7 +58,7 @@ pub const TABLE: &[Rpc] = &[
     rpc("/lazaret.v1.AccessService/GetAccess", READS),
     rpc("/lazaret.v1.AccessService/FinishRetirement", OPERATOR),
     rpc("/lazaret.v1.DeviceService/RegisterDevices", MDM),
-    rpc("/lazaret.v1.DeviceService/ReportPolicyApplied", MDM),
+    rpc("/lazaret.v1.DeviceService/ReportPolicyApplied", PROOF),
     restriction("/lazaret.v1.DeviceService/ReportPolicyRevoked", MDM),
     restriction("/lazaret.v1.DeviceService/RetireDevice", MDM),
     rpc("/lazaret.v1.DeviceService/GetDevice", DEVICE_READS),
@@ -84,11 +86,11 @@ pub const TABLE: &[Rpc] = &[
     rpc("/lazaret.v1.OperatorService/GetAuditEntry", READS),
     rpc("/lazaret.v1.OperatorService/GetRefusal", READS),
     rpc("/lazaret.v1.OperatorService/GetAuditHead", READS),
-    rpc("/lazaret.v1.PolicyService/OfferPolicy", MDM),
-    rpc("/lazaret.v1.PolicyService/AcknowledgePolicy", MDM),
-    rpc("/lazaret.v1.PolicyService/RenewLeases", MDM),
+    rpc("/lazaret.v1.PolicyService/OfferPolicy", PROOF),
+    rpc("/lazaret.v1.PolicyService/AcknowledgePolicy", PROOF),
+    rpc("/lazaret.v1.PolicyService/RenewLeases", PROOF),
     // It carries restrictions, too.
-    restriction("/lazaret.v1.PolicyService/ReportPolicy", MDM),
+    restriction("/lazaret.v1.PolicyService/ReportPolicy", PROOF),
     rpc("/lazaret.v1.PolicyService/PublishPolicyRevision", MDM),
     rpc("/lazaret.v1.PolicyService/PausePublication", MDM),
     rpc("/lazaret.v1.PolicyService/ResumePublication", MDM),
@@ -108,6 +110,13 @@ pub const TABLE: &[Rpc] = &[
 #[must_use]
 pub fn allowed(path: &str, role: Role) -> Option<&'static Rpc> {
     TABLE.iter().find(|rpc| rpc.path == path && rpc.roles.contains(&role))
+}
+
+/// The roles that may call the RPC at `path`, as words.
+#[must_use]
+pub fn may_call(path: &str) -> String {
+    let roles = TABLE.iter().find(|rpc| rpc.path == path).map_or(&[][..], |rpc| rpc.roles);
+    roles.iter().map(|r| name(*r)).collect::<Vec<_>>().join(", ")
 }
 
 /// Whether there is an RPC at `path` at all.
@@ -169,9 +178,18 @@ mod tests {
     }
 
     #[test]
-    fn an_operator_may_everything_and_a_viewer_changes_nothing() {
+    fn an_operator_may_everything_but_prove_and_a_viewer_changes_nothing() {
+        let proof = [
+            "ReportPolicyApplied",
+            "OfferPolicy",
+            "AcknowledgePolicy",
+            "RenewLeases",
+            "ReportPolicy",
+        ];
         for rpc in TABLE {
-            assert!(rpc.roles.contains(&Operator), "{}", rpc.path);
+            let proves = proof.contains(&rpc.method());
+            assert_eq!(rpc.roles.contains(&Operator), !proves, "{}", rpc.path);
+            assert!(!proves || rpc.roles == [Mdm], "{}", rpc.path);
             let method = rpc.path.rsplit('/').next().unwrap();
             let reads = ["Get", "List", "Watch", "Explain", "ServerReflectionInfo"]
                 .iter()

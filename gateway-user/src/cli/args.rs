@@ -9,8 +9,8 @@ use std::{net::IpAddr, path::PathBuf};
 use clap::{Args, Parser, Subcommand};
 
 pub(super) use self::life::{
-    AcknowledgeArgs, DriftArgs, EndArgs, ExceptionCommand, GrantArgs, Kind, LedgerArgs, OfferArgs, PolicyCommand, ProgressArgs,
-    PublishArgs, Reference, RenewArgs, WhyArgs,
+    AcknowledgeArgs, AppliedArgs, DriftArgs, EndArgs, ExceptionCommand, GrantArgs, Kind, LedgerArgs, OfferArgs, PolicyCommand,
+    ProgressArgs, PublishArgs, Reference, RenewArgs, WhyArgs,
 };
 pub(super) use self::seen::{CaptureArgs, CountersArgs, DenialsArgs, ExplainArgs, Protocol, ReasonArgs, Which};
 pub(super) use self::stored::{
@@ -37,7 +37,7 @@ const EXIT_CODES: &str = "\
 Examples:
   lazaret check /etc/lazaret/lazaret.toml
   lazaret status
-  lazaret device release phone-17
+  lazaret device release phone-17 --for 8h --reason 'the MDM is down, ticket 4711'
   lazaret why phone-17
   lazaret explain --from 10.66.0.5 --to 10.9.0.20 --proto tcp --port 25
   lazaret denials --follow --device phone-17
@@ -111,13 +111,13 @@ pub(super) enum Ask {
     /// Devices that are expected and have not come, came outside their window, or are stuck in quarantine
     #[command(after_help = life::LEDGER_EXAMPLES)]
     Ledger(LedgerArgs),
-    /// Policy keys and policy revisions: offer, acknowledge, publish, pause, resume, progress
+    /// Policy keys, proof and policy revisions: offer, acknowledge, applied, publish, pause, resume, progress
     #[command(subcommand)]
     Policy(PolicyCommand),
     /// Release or block a device by hand, for a time: grant, end
     #[command(subcommand)]
     Exception(ExceptionCommand),
-    /// Renew the leases of devices that are released by proof
+    /// Renew the leases of devices that are released by proof: for an MDM's certificate (--api)
     #[command(after_help = "Example:\n  lazaret renew phone-17 phone-18")]
     Renew(RenewArgs),
     /// Whether the kernel has what the store says: what was found to differ, and repaired
@@ -210,6 +210,29 @@ pub(super) struct Connection {
     /// Print JSON, with stable keys
     #[arg(long)]
     pub(super) json: bool,
+    #[command(flatten)]
+    pub(super) network: Network,
+}
+
+/// The network API, in place of the Unix socket.
+#[derive(Clone, Debug, Args)]
+#[command(next_help_heading = "Over the network, with the role of a certificate")]
+pub(super) struct Network {
+    /// Ask a gateway's network API, not the Unix socket
+    #[arg(long, value_name = "HOST:PORT", env = "LAZARET_API")]
+    pub(super) api: Option<String>,
+    /// The CA of the gateway's certificate, PEM
+    #[arg(long, value_name = "FILE", env = "LAZARET_API_CA")]
+    pub(super) api_ca: Option<PathBuf>,
+    /// The certificate to ask with, PEM
+    #[arg(long, value_name = "FILE", env = "LAZARET_API_CERTIFICATE")]
+    pub(super) api_certificate: Option<PathBuf>,
+    /// Its key, PEM
+    #[arg(long, value_name = "FILE", env = "LAZARET_API_KEY")]
+    pub(super) api_key: Option<PathBuf>,
+    /// The name in the gateway's certificate, if it is not HOST
+    #[arg(long, value_name = "NAME", env = "LAZARET_API_NAME")]
+    pub(super) api_name: Option<String>,
 }
 
 #[derive(Debug, Args)]
@@ -254,10 +277,8 @@ pub(super) enum DeviceCommand {
         after_help = "Example:\n  lazaret device register phone-17 --owner 'A. Person' --common-name a.person --not-after 2d"
     )]
     Register(RegisterArgs),
-    /// Release a device to its full-service pool, as the MDM does when policy is applied
-    #[command(
-        after_help = "Prints each address with the interface, hook and map where it was read back.\n\nExample:\n  lazaret device release phone-17"
-    )]
+    /// Release a device by hand, by an exception: for a time, and with a reason
+    #[command(after_help = RELEASE_EXAMPLES)]
     Release(ReleaseArgs),
     /// Put a device back into quarantine; its live connections are cut at the next packet
     #[command(after_help = "Example:\n  lazaret device quarantine phone-17 --reason 'reported stolen'")]
@@ -266,6 +287,15 @@ pub(super) enum DeviceCommand {
     #[command(after_help = "Example:\n  lazaret device retire phone-17")]
     Retire(DeviceArgs),
 }
+
+const RELEASE_EXAMPLES: &str = "\
+It is `lazaret exception grant --release`. It ends when its time is over, by `lazaret exception end`, and with the device's next proof or
+revocation. Proof is the MDM's to give: `lazaret policy applied`, with its certificate.
+
+Prints each address with the interface, hook and map where it was read back.
+
+Example:
+  lazaret device release phone-17 --for 8h --reason 'the MDM is down, ticket 4711'";
 
 #[derive(Debug, Args)]
 pub(super) struct DeviceArgs {
@@ -281,12 +311,12 @@ pub(super) struct ReleaseArgs {
     /// The device
     #[arg(value_name = "ID")]
     pub(super) device: model::DeviceId,
-    /// The version of the device policy that is applied
-    #[arg(long, value_name = "REVISION", default_value = "operator")]
-    pub(super) policy_revision: model::PolicyRevision,
-    /// The final policy key, 32 hexadecimal digits; needed where the configuration takes no direct signal
-    #[arg(long, value_name = "KEY")]
-    pub(super) key: Option<String>,
+    /// How long, like 8h or 2d
+    #[arg(long = "for", value_name = "TIME", value_parser = humantime::parse_duration)]
+    pub(super) length: std::time::Duration,
+    /// Why, for the audit
+    #[arg(long)]
+    pub(super) reason: String,
     #[command(flatten)]
     pub(super) connection: Connection,
 }

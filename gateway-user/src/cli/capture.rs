@@ -5,7 +5,6 @@ use std::{
     io::{self, BufWriter, IsTerminal as _, Write},
     os::unix::fs::OpenOptionsExt as _,
     path::Path,
-    time::Duration,
 };
 
 use lazaret_proto::v1;
@@ -13,7 +12,8 @@ use lazaret_proto::v1;
 use super::{
     Outcome,
     args::CaptureArgs,
-    client::{Client, Failure},
+    client::Failure,
+    commands::connect,
     pcapng::{ETHERNET, Packet, RAW, Writer},
 };
 
@@ -25,7 +25,7 @@ pub(super) async fn run(a: &CaptureArgs) -> Result<Outcome, Failure> {
             "standard output is a terminal: name a file, or pipe it, as in `lazaret capture --denied -w - | tshark -r -`".into(),
         ));
     }
-    let client = Client::connect(&a.connection.socket, Duration::from_secs(a.connection.timeout)).await?;
+    let client = connect(&a.connection).await?;
     let text = |o: Option<String>| o.unwrap_or_default();
     let request = v1::CaptureDeniedRequest {
         device_id: text(a.which.device.as_ref().map(ToString::to_string)),

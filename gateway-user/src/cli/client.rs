@@ -1,9 +1,10 @@
-//! The way to the daemon: gRPC over its Unix socket, a deadline on every call, and what can go wrong as exit codes.
+//! The way to the daemon: gRPC over its Unix socket or a connection that another made, a deadline on every call, and what can go wrong as exit
+//! codes.
 
 use std::{
     collections::HashMap,
     fmt, io,
-    path::{Path, PathBuf},
+    path::Path,
     time::{Duration, SystemTime},
 };
 
@@ -18,7 +19,7 @@ use tonic::{
     Code, Status,
     transport::{Channel, Endpoint},
 };
-use tonic_types::StatusExt as _;
+use tonic_types::{ErrorInfo, StatusExt as _};
 
 /// What went wrong, with its exit code; shown as one sentence.
 #[derive(Debug, PartialEq, Eq)]
@@ -38,7 +39,7 @@ pub(crate) enum Failure {
     /// There is no way to the daemon.
     Unreachable {
         /// Which way.
-        socket: PathBuf,
+        at: String,
         /// Why.
         why: String,
     },
@@ -71,17 +72,11 @@ impl fmt::Display for Failure {
                     remedy => write!(f, "; {remedy}"),
                 }
             }
-            Self::Denied { message } => {
+            Self::Denied { message } => f.write_str(message),
+            Self::Unreachable { at, why } => {
                 write!(
                     f,
-                    "{message}; the Unix socket takes root, and members of the groups that [socket] names"
-                )
-            }
-            Self::Unreachable { socket, why } => {
-                let socket = socket.display();
-                write!(
-                    f,
-                    "the daemon cannot be reached at {socket}: {why}; is it running? systemctl status lazaret"
+                    "the daemon cannot be reached at {at}: {why}; is it running? systemctl status lazaret"
                 )
             }
             Self::Deadline(after) => write!(
@@ -124,17 +119,17 @@ fn remedy(reason: &str) -> &'static str {
 /// Clients of the daemon's services.
 pub(crate) struct Client {
     channel: Channel,
-    socket: PathBuf,
+    at: String,
+    /// By the Unix socket, with the role of the process's user.
+    local: bool,
     deadline: Duration,
 }
 
 impl Client {
     /// Connects within the deadline, which then holds for each call.
     pub(crate) async fn connect(socket: &Path, deadline: Duration) -> Result<Self, Failure> {
-        let unreachable = |why: String| Failure::Unreachable {
-            socket: socket.to_owned(),
-            why,
-        };
+        let at = socket.display().to_string();
+        let unreachable = |why: String| Failure::Unreachable { at: at.clone(), why };
         // The authority is required by HTTP/2 and means nothing here.
         let endpoint = Endpoint::from_static("http://localhost").connect_timeout(deadline);
         let path = socket.to_owned();
@@ -146,15 +141,26 @@ impl Client {
         let channel = connected.map_err(|_| unreachable("no connection in time".into()))?;
         let refused = |e: tonic::transport::Error| match root_cause(&e) {
             cause if is_denied(cause) => Failure::Denied {
-                message: format!("{}: permission denied", socket.display()),
+                message: format!("{at}: permission denied; {LOCAL}"),
             },
             cause => unreachable(cause.to_string()),
         };
         Ok(Self {
             channel: channel.map_err(refused)?,
-            socket: socket.to_owned(),
+            at,
+            local: true,
             deadline,
         })
+    }
+
+    /// By a connection to the network API.
+    pub(crate) const fn over(channel: Channel, at: String, deadline: Duration) -> Self {
+        Self {
+            channel,
+            at,
+            local: false,
+            deadline,
+        }
     }
 
     pub(crate) fn devices(&self) -> DeviceServiceClient<Channel> {
@@ -211,10 +217,8 @@ impl Client {
                     reason: info.reason,
                 }
             }
-            (Code::PermissionDenied | Code::Unauthenticated, Some(info)) => Failure::Denied {
-                message: referenced(&info),
-            },
-            (Code::PermissionDenied | Code::Unauthenticated, None) => Failure::Denied { message },
+            (Code::PermissionDenied | Code::Unauthenticated, Some(info)) => self.denied(&referenced(&info), Some(&info)),
+            (Code::PermissionDenied | Code::Unauthenticated, None) => self.denied(&message, None),
             (_, Some(info)) => Failure::Refused {
                 message: referenced(&info),
                 reason: info.reason,
@@ -222,7 +226,7 @@ impl Client {
             (Code::DeadlineExceeded, None) => Failure::Deadline(self.deadline),
             // Without details it is the transport that speaks, not the daemon.
             (Code::Unavailable | Code::Cancelled | Code::Unknown, None) => Failure::Unreachable {
-                socket: self.socket.clone(),
+                at: self.at.clone(),
                 why: message,
             },
             (code, None) => Failure::Refused {
@@ -232,6 +236,28 @@ impl Client {
         }
     }
 }
+
+impl Client {
+    /// What the caller may not, and who may.
+    fn denied(&self, message: &str, info: Option<&ErrorInfo>) -> Failure {
+        let role = info.and_then(|i| i.metadata.get("role")).map(String::as_str);
+        // An operator may do all that is not an MDM's to prove.
+        let remedy = match role {
+            Some("operator") => {
+                "it takes an MDM's certificate: --api HOST:PORT, see lazaret policy applied --help; an operator releases by hand, for a time: \
+                 lazaret device release"
+            }
+            _ if self.local => LOCAL,
+            _ => "the certificate's role decides; lazaret pki issue --role gives one another",
+        };
+        Failure::Denied {
+            message: format!("{message}; {remedy}"),
+        }
+    }
+}
+
+/// Who may use the socket.
+const LOCAL: &str = "the Unix socket takes root, and members of the groups that [socket] names";
 
 /// With the code under which a refusal stands in the audit.
 fn referenced(message: &str, metadata: &HashMap<String, String>) -> String {
@@ -277,7 +303,8 @@ mod tests {
     fn client() -> Client {
         Client {
             channel: Endpoint::from_static("http://localhost").connect_lazy(),
-            socket: "/s".into(),
+            at: "/s".to_owned(),
+            local: true,
             deadline: Duration::from_secs(1),
         }
     }

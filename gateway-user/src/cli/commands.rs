@@ -9,11 +9,11 @@ use super::{
     Outcome,
     args::{
         AddressesArgs, Ask, CloseArgs, Connection, CountersArgs, DeviceArgs, DeviceCommand, DevicesArgs, OpenArgs,
-        QuarantineArgs, RegisterArgs, ReleaseArgs, SessionCommand, State,
+        QuarantineArgs, RegisterArgs, SessionCommand, State,
     },
     capture,
     client::{Client, Failure, context},
-    denials, explain, json, life, policy, show,
+    denials, explain, json, life, policy, remote, show,
     table::{Page, write_out},
 };
 use crate::model::{self, prefix::Shown};
@@ -35,7 +35,7 @@ pub(super) fn run(ask: &Ask) -> Result<Outcome, Failure> {
             Ask::Devices(a) => devices(a).await,
             Ask::Device(DeviceCommand::Show(a)) => device(a).await,
             Ask::Device(DeviceCommand::Register(a)) => register(a).await,
-            Ask::Device(DeviceCommand::Release(a)) => release(a).await,
+            Ask::Device(DeviceCommand::Release(a)) => life::release(a).await,
             Ask::Device(DeviceCommand::Quarantine(a)) => quarantine(a).await,
             Ask::Device(DeviceCommand::Retire(a)) => retire(a).await,
             Ask::Why(a) => life::why(a).await,
@@ -167,18 +167,6 @@ async fn registered(client: &Client, device: &model::DeviceId) -> Result<v1::Dev
         Err(Failure::Refused { reason, .. }) if reason == "UNKNOWN_DEVICE" => Ok(v1::Device::default()),
         Err(e) => Err(e),
     }
-}
-
-async fn release(a: &ReleaseArgs) -> Result<Outcome, Failure> {
-    let client = connect(&a.connection).await?;
-    let request = v1::ReportPolicyAppliedRequest {
-        context: Some(context(PREFIX)?),
-        device_id: a.device.to_string(),
-        policy_revision: a.policy_revision.to_string(),
-        policy_key: a.key.clone().unwrap_or_default(),
-    };
-    let answer = client.answer(client.devices().report_policy_applied(request)).await?;
-    signal(&a.connection, &answer)
 }
 
 async fn quarantine(a: &QuarantineArgs) -> Result<Outcome, Failure> {
@@ -325,7 +313,11 @@ pub(super) const PREFIX: &str = "cli";
 
 /// The daemon, within the deadline.
 pub(super) async fn connect(c: &Connection) -> Result<Client, Failure> {
-    Client::connect(&c.socket, Duration::from_secs(c.timeout)).await
+    let deadline = Duration::from_secs(c.timeout);
+    match remote::channel(&c.network, deadline).await? {
+        Some((channel, at)) => Ok(Client::over(channel, at, deadline)),
+        None => Client::connect(&c.socket, deadline).await,
+    }
 }
 
 /// Prints an answer as was asked.

@@ -1,17 +1,20 @@
 //! `why`, `ledger`, `exception`, `drift`: what a device's life looks like, and what an operator does about it.
 
+use std::time::Duration;
+
 use lazaret_proto::v1;
 use serde_json::json;
 
 use super::{
     Outcome,
-    args::{DriftArgs, EndArgs, ExceptionCommand, GrantArgs, Kind, LedgerArgs, Reference, WhyArgs},
+    args::{Connection, DriftArgs, EndArgs, ExceptionCommand, GrantArgs, Kind, LedgerArgs, Reference, ReleaseArgs, WhyArgs},
     client::{Failure, context},
     commands::{PAGE, PREFIX, connect, print, signal},
     json::{self, text_of},
     show,
     table::{Cell, Page, Tone, toned},
 };
+use crate::model::DeviceId;
 
 /// Why a device is in its state, or what a reference code stands for.
 pub(super) async fn why(a: &WhyArgs) -> Result<Outcome, Failure> {
@@ -267,21 +270,36 @@ pub(super) async fn exception(command: &ExceptionCommand) -> Result<Outcome, Fai
 }
 
 async fn grant(a: &GrantArgs) -> Result<Outcome, Failure> {
-    let client = connect(&a.connection).await?;
     let kind = if a.release {
         v1::ExceptionKind::Release
     } else {
         v1::ExceptionKind::Block
     };
+    granted(&a.connection, &a.device, kind, &a.reason, a.length).await
+}
+
+/// A device is released by hand.
+pub(super) async fn release(a: &ReleaseArgs) -> Result<Outcome, Failure> {
+    granted(&a.connection, &a.device, v1::ExceptionKind::Release, &a.reason, a.length).await
+}
+
+async fn granted(
+    connection: &Connection,
+    device: &DeviceId,
+    kind: v1::ExceptionKind,
+    reason: &str,
+    length: Duration,
+) -> Result<Outcome, Failure> {
+    let client = connect(connection).await?;
     let request = v1::GrantExceptionRequest {
         context: Some(context(PREFIX)?),
-        device_id: a.device.to_string(),
+        device_id: device.to_string(),
         kind: kind.into(),
-        reason: a.reason.clone(),
-        length_seconds: u32::try_from(a.length.as_secs()).unwrap_or(u32::MAX),
+        reason: reason.to_owned(),
+        length_seconds: u32::try_from(length.as_secs()).unwrap_or(u32::MAX),
     };
     let answer = client.answer(client.operators().grant_exception(request)).await?;
-    signal(&a.connection, &answer)
+    signal(connection, &answer)
 }
 
 async fn end(a: &EndArgs) -> Result<Outcome, Failure> {

@@ -1,4 +1,4 @@
-//! The command line: what can be typed, and what becomes of it. It asks the daemon over its Unix socket; only `run`, `floor` and `detach`
+//! The command line: what can be typed, and what becomes of it. It asks the daemon over its Unix socket, or its network API; only `run`, `floor` and `detach`
 //! touch the kernel, through the modules that do.
 
 mod access;
@@ -16,6 +16,7 @@ mod life;
 mod pcapng;
 mod policy;
 mod reason;
+mod remote;
 mod show;
 mod store;
 mod table;

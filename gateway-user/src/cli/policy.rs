@@ -1,4 +1,4 @@
-//! `policy` and `renew`: what the MDM does, by hand.
+//! `policy` and `renew`: what an MDM does, by hand. Proof takes its certificate.
 
 use std::io::{self, Write as _};
 
@@ -7,9 +7,9 @@ use serde_json::json;
 
 use super::{
     Outcome,
-    args::{AcknowledgeArgs, Connection, OfferArgs, PolicyCommand, ProgressArgs, PublishArgs, RenewArgs},
+    args::{AcknowledgeArgs, AppliedArgs, Connection, OfferArgs, PolicyCommand, ProgressArgs, PublishArgs, RenewArgs},
     client::{Failure, context},
-    commands::{PREFIX, connect, enforcement_name, print},
+    commands::{PREFIX, connect, enforcement_name, print, signal},
     json::{self, text_of},
     table::{Cell, Page, Tone, toned},
 };
@@ -19,6 +19,7 @@ pub(super) async fn run(command: &PolicyCommand) -> Result<Outcome, Failure> {
     match command {
         PolicyCommand::Offer(a) => offer(a).await,
         PolicyCommand::Acknowledge(a) => acknowledge(a).await,
+        PolicyCommand::Applied(a) => applied(a).await,
         PolicyCommand::Publish(a) => publish(a).await,
         PolicyCommand::Pause(c) => pause(c).await,
         PolicyCommand::Resume(c) => resume(c).await,
@@ -73,10 +74,22 @@ async fn acknowledge(a: &AcknowledgeArgs) -> Result<Outcome, Failure> {
         page.pair("proves revision", &answer.policy_revision);
         page.line("");
         page.line(format!(
-            "Next: lazaret device release {} --policy-revision {} --key {}",
+            "Next: lazaret policy applied {} --revision {} --key {}",
             a.device, answer.policy_revision, answer.final_key
         ));
     })
+}
+
+async fn applied(a: &AppliedArgs) -> Result<Outcome, Failure> {
+    let client = connect(&a.connection).await?;
+    let request = v1::ReportPolicyAppliedRequest {
+        context: Some(context(PREFIX)?),
+        device_id: a.device.to_string(),
+        policy_revision: a.revision.to_string(),
+        policy_key: a.key.clone().unwrap_or_default(),
+    };
+    let answer = client.answer(client.devices().report_policy_applied(request)).await?;
+    signal(&a.connection, &answer)
 }
 
 async fn publish(a: &PublishArgs) -> Result<Outcome, Failure> {
@@ -129,13 +142,20 @@ async fn progress(a: &ProgressArgs) -> Result<Outcome, Failure> {
             (p, true) => format!("{}\n", json!({ "publication": p.as_ref().map(json::publication) })),
             (None, false) => "no policy revision is published yet\n".to_owned(),
             (Some(p), false) => format!(
-                "{}{}: {} done, {} waiting, {} stale, {} excepted\n",
+                "{}{}: {} done, {} waiting ({} connected), {} stale ({} count), {} excepted{}\n",
                 super::escaped(&p.policy_revision),
                 if p.paused { " (paused)" } else { "" },
                 p.done,
                 p.waiting,
+                p.waiting_connected,
                 p.stale,
-                p.excepted
+                p.stale_counted,
+                p.excepted,
+                if p.ceiling_full_since.is_some() {
+                    "; the ceiling is full"
+                } else {
+                    ""
+                },
             ),
         };
         // A reader that goes away ends it.
@@ -160,7 +180,10 @@ fn show(page: &mut Page, p: &v1::Publication) {
     let terms = if p.urgent {
         "urgent: all at once".to_owned()
     } else {
-        format!("at most {} stale at a time, {} a minute", p.ceiling, p.rate_per_minute)
+        format!(
+            "at most {} connected and stale at a time, {} a minute",
+            p.ceiling, p.rate_per_minute
+        )
     };
     page.pair("terms", terms);
     if p.paused {
@@ -169,11 +192,24 @@ fn show(page: &mut Page, p: &v1::Publication) {
     page.pair("done", format!("{} released by it", p.done));
     page.pair(
         "waiting",
-        format!("{} released by an older one; their wave is to come", p.waiting),
+        format!(
+            "{} released by an older one, {} of them connected; their wave is to come",
+            p.waiting, p.waiting_connected
+        ),
     );
-    page.pair("stale", format!("{} quarantined until they prove it", p.stale));
+    page.pair(
+        "stale",
+        format!(
+            "{} quarantined until they prove it; {} count against the ceiling",
+            p.stale, p.stale_counted
+        ),
+    );
     if p.excepted > 0 {
         page.pair("excepted", format!("{} released by an exception", p.excepted));
+    }
+    // A pause is said above.
+    if !p.standstill.is_empty() && !p.paused {
+        page.pair("no wave", toned(&p.standstill, Tone::Warn));
     }
 }
 

@@ -199,7 +199,7 @@ impl<'a> Case<'a> {
         Some(match (helps, device.state) {
             (_, DeviceState::Retired) => format!("device {} is retired: nothing releases it any more", device.id),
             (true, _) => format!(
-                "releasing device {} ({state}): policy {} of pool {} allows it; `lazaret device release {}`, or the MDM's report",
+                "releasing device {} ({state}): policy {} of pool {} allows it; the MDM's report does that, or by hand, for a time, `lazaret device release {}`",
                 device.id, full.policy, full.name, device.id
             ),
             (false, _) => format!(

@@ -57,9 +57,13 @@ type Rubbish = (&'static str, &'static [(&'static str, &'static str)], Bytes);
 async fn every_error_of_every_rpc_has_its_details() {
     let gateway = Gateway::new("rubbish").await;
     // Not tonic's client, which keeps deadlines by itself.
-    let stream = TokioIo::new(raw::tls(&gateway, Role::Operator).await);
-    let (client, connection) = http2::handshake(TokioExecutor::new(), stream).await.unwrap();
-    let connection = tokio::spawn(connection);
+    let connected = async |role| {
+        let stream = TokioIo::new(raw::tls(&gateway, role).await);
+        let (client, connection) = http2::handshake(TokioExecutor::new(), stream).await.unwrap();
+        (client, tokio::spawn(connection))
+    };
+    let (client, connection) = connected(Role::Operator).await;
+    let (mdm, mdms_connection) = connected(Role::Mdm).await;
     let five_mib = vec![0; 5 << 20];
     let rubbish: [Rubbish; 10] = [
         ("nothing", &[], whole(&[])),
@@ -79,8 +83,9 @@ async fn every_error_of_every_rpc_has_its_details() {
     ];
     let (mut errors, mut wrong) = (BTreeMap::<String, usize>::new(), Vec::new());
     for rpc in TABLE {
+        let client = if rpc.roles.contains(&Role::Operator) { &client } else { &mdm };
         for (what, headers, body) in &rubbish {
-            let Some(e) = call(&client, rpc.path, headers, body.clone()).await else {
+            let Some(e) = call(client, rpc.path, headers, body.clone()).await else {
                 continue;
             };
             let info = e.get_details_error_info();
@@ -112,8 +117,9 @@ async fn every_error_of_every_rpc_has_its_details() {
         (unknown.code(), reason(&unknown).as_str()),
         (Code::Unimplemented, "UNKNOWN_METHOD")
     );
-    drop(client);
+    drop((client, mdm));
     connection.await.unwrap().unwrap();
+    mdms_connection.await.unwrap().unwrap();
     gateway.stop().await;
 }
 

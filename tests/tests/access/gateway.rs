@@ -70,14 +70,18 @@ impl Pki {
 
     /// A client's certificate and key.
     pub(crate) fn client(&self, role: Role) -> Identity {
-        let name = format!("{role:?}").to_lowercase();
+        self.named(role, &format!("{role:?}").to_lowercase())
+    }
+
+    /// The same of a client of this name.
+    pub(crate) fn named(&self, role: Role, name: &str) -> Identity {
         let (pem, key) = (self.ca.join(format!("{name}.pem")), self.ca.join(format!("{name}.key")));
         if !pem.exists() {
             let source = (role == Role::Vpn).then(|| SOURCE.parse().unwrap());
             pki::issue(&IssueArgs {
                 role: Some(role),
                 source: source.into_iter().collect(),
-                ..self.args(&name)
+                ..self.args(name)
             })
             .unwrap();
         }
@@ -252,6 +256,12 @@ impl Gateway {
 
     pub(crate) async fn channel(&self, role: Role) -> Channel {
         self.endpoint(Some(self.pki.client(role))).connect().await.unwrap()
+    }
+
+    /// An MDM that is another client than those of [`Gateway::channel`].
+    pub(crate) async fn other_mdm(&self) -> Channel {
+        let identity = self.pki.named(Role::Mdm, "mdm-2");
+        self.endpoint(Some(identity)).connect().await.unwrap()
     }
 }
 

@@ -113,7 +113,7 @@ async fn a_malformed_request_is_in_the_audit_and_a_flood_of_them_is_not() {
     let kept = recent(&mut operator, &reference(&e)).await;
     assert_eq!((kept.reason.as_str(), kept.audit_number), ("INVALID_ARGUMENT", 0));
     // A part of a stream, too.
-    let mut policy = PolicyServiceClient::new(gateway.channel(Role::Operator).await);
+    let mut policy = PolicyServiceClient::new(gateway.other_mdm().await);
     let nobody = v1::ReportPolicyRevokedRequest {
         context: context("part"),
         device_id: String::new(),

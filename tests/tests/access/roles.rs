@@ -17,7 +17,7 @@ const EXPECTED: &str = "
     /lazaret.v1.AccessService/GetAccess                                -   -   operator viewer
     /lazaret.v1.AccessService/FinishRetirement                         -   -   operator -
     /lazaret.v1.DeviceService/RegisterDevices                          mdm -   operator -
-    /lazaret.v1.DeviceService/ReportPolicyApplied                      mdm -   operator -
+    /lazaret.v1.DeviceService/ReportPolicyApplied                      mdm -   -        -
     /lazaret.v1.DeviceService/ReportPolicyRevoked                      mdm -   operator -
     /lazaret.v1.DeviceService/RetireDevice                             mdm -   operator -
     /lazaret.v1.DeviceService/GetDevice                                mdm -   operator viewer
@@ -26,10 +26,10 @@ const EXPECTED: &str = "
     /lazaret.v1.DeviceService/ExplainDevice                            mdm -   operator viewer
     /lazaret.v1.DeviceService/GetLedger                                mdm -   operator viewer
     /lazaret.v1.DeviceService/ListLedgerEntries                        mdm -   operator viewer
-    /lazaret.v1.PolicyService/OfferPolicy                              mdm -   operator -
-    /lazaret.v1.PolicyService/AcknowledgePolicy                        mdm -   operator -
-    /lazaret.v1.PolicyService/RenewLeases                              mdm -   operator -
-    /lazaret.v1.PolicyService/ReportPolicy                             mdm -   operator -
+    /lazaret.v1.PolicyService/OfferPolicy                              mdm -   -        -
+    /lazaret.v1.PolicyService/AcknowledgePolicy                        mdm -   -        -
+    /lazaret.v1.PolicyService/RenewLeases                              mdm -   -        -
+    /lazaret.v1.PolicyService/ReportPolicy                             mdm -   -        -
     /lazaret.v1.PolicyService/PublishPolicyRevision                    mdm -   operator -
     /lazaret.v1.PolicyService/PausePublication                         mdm -   operator -
     /lazaret.v1.PolicyService/ResumePublication                        mdm -   operator -

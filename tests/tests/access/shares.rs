@@ -305,6 +305,6 @@ async fn one_client_has_a_quarter_of_the_places_for_streams() {
     };
     let (held, most) = fill(async || signals(&mdm).await).await;
     assert_eq!((held.len(), most.as_str()), (16, "16"));
-    signals(&operator).await.unwrap();
+    signals(&gateway.other_mdm().await).await.unwrap();
     gateway.stop().await;
 }

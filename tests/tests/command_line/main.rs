@@ -74,9 +74,19 @@ fn an_operator_s_day() {
     assert_eq!(opened["gateway_uri"], "q.vpn.example");
     let session = opened["session"]["session_id"].to_string();
 
-    let released = g.ok(&["device", "release", "phone-1"]);
+    let by_hand = ["device", "release", "phone-1", "--for", "8h", "--reason", "the MDM is down"];
+    assert_eq!(g.run(&by_hand[..5]).code, 2, "a reason is needed");
+    assert_eq!(g.run(&by_hand[..3]).code, 2, "and an end");
+    let proof = g.run(&["policy", "applied", "phone-1", "--revision", "r1"]);
+    assert_eq!(proof.code, 5, "{}{}", proof.out, proof.err);
+    assert!(
+        proof.err.contains("it is for mdm") && proof.err.contains("lazaret device release"),
+        "{}",
+        proof.err
+    );
+    let released = g.ok(&by_hand);
     for part in [
-        "released (policy_applied)",
+        "released (exception_release)",
         "vpn.example",
         "in force",
         "10.66.0.2/32",
@@ -87,8 +97,8 @@ fn an_operator_s_day() {
     }
     let device = g.json(&["device", "show", "phone-1"]);
     assert_eq!(
-        (&device["state"], &device["policy_revision"]),
-        (&"released".into(), &"operator".into())
+        (&device["state"], &device["exception"]["reason"]),
+        (&"released".into(), &"the MDM is down".into())
     );
     assert_eq!(
         g.json(&["devices", "--state", "released"])["devices"][0]["device_id"],
@@ -147,7 +157,7 @@ fn exit_codes_say_what_happened() {
         kernel.stuck = true;
         kernel.detached.insert((3, HookPoint::TcIngress));
     }
-    let half = g.run(&["device", "release", "phone-1"]);
+    let half = g.run(&["device", "release", "phone-1", "--for", "8h", "--reason", "test"]);
     assert_eq!(half.code, 4, "{}{}", half.out, half.err);
     assert!(
         half.out.contains("NOT IN FORCE EVERYWHERE") && half.out.contains("not attached"),

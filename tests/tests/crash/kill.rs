@@ -15,7 +15,7 @@ use lazaret_tests::{differential::random::Random, lab::Lab, require};
 
 use super::{
     judge::{as_stored, dead, reaching, settle},
-    load::{Device, Done, work},
+    load::{Device, Done, Hands, work},
 };
 
 pub(super) const CLIENTS: usize = 4;
@@ -41,11 +41,7 @@ fn nothing_answered_is_lost_and_nothing_is_released_that_the_store_does_not_rele
         let stop = AtomicBool::new(false);
         thread::scope(|scope| {
             for (n, devices) in clients.iter_mut().enumerate() {
-                let client = if n % 2 == 0 {
-                    lab.gateway.local().unwrap()
-                } else {
-                    lab.gateway.operator().unwrap()
-                };
+                let client = Hands::new(&lab.gateway, n);
                 let mut random = Random::new(random.word());
                 let (stop, done) = (&stop, &done);
                 scope.spawn(move || work(&client, devices, &mut random, stop, done));

@@ -9,8 +9,30 @@ use lazaret_proto::v1::Enforcement;
 use lazaret_tests::{
     api::{Answer, Client},
     differential::random::Random,
+    gateway::Gateway,
 };
 use tonic::{Code, Status};
+
+/// A client: what only an MDM may, and all else.
+pub(super) struct Hands {
+    pub(super) operator: Client,
+    pub(super) mdm: Client,
+}
+
+impl Hands {
+    /// The n-th: operators by the Unix socket and by mTLS take turns.
+    pub(super) fn new(gateway: &Gateway, n: usize) -> Self {
+        let operator = if n.is_multiple_of(2) {
+            gateway.local()
+        } else {
+            gateway.operator()
+        };
+        Self {
+            operator: operator.unwrap(),
+            mdm: gateway.mdm().unwrap(),
+        }
+    }
+}
 
 /// What a client may do to a device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -110,7 +132,7 @@ pub(super) struct Done {
 }
 
 /// Changes devices until told to stop, or the daemon no longer answers.
-pub(super) fn work(client: &Client, devices: &mut [Device], random: &mut Random, stop: &AtomicBool, done: &Done) {
+pub(super) fn work(client: &Hands, devices: &mut [Device], random: &mut Random, stop: &AtomicBool, done: &Done) {
     while !stop.load(Ordering::Relaxed) {
         let device = &mut devices[random.below(devices.len())];
         let op = device.next(random);
@@ -131,41 +153,42 @@ pub(super) fn work(client: &Client, devices: &mut [Device], random: &mut Random,
 }
 
 /// Asks, and takes the answer for true.
-fn ask(client: &Client, device: &mut Device, op: Op) -> Answer<()> {
+fn ask(client: &Hands, device: &mut Device, op: Op) -> Answer<()> {
+    let Hands { operator, mdm } = client;
     match op {
         Op::Register(owner) => {
-            client.register_as(&device.id, "staff", &format!("owner {owner}"))?;
+            mdm.register_as(&device.id, "staff", &format!("owner {owner}"))?;
             device.owner = owner;
         }
         Op::Open => {
             let addresses = device.addresses.map(|a| a.to_string());
             let addresses: Vec<&str> = addresses.iter().map(String::as_str).collect();
-            let opened = client.open("lab", &device.id, &addresses, "tun0")?;
+            let opened = operator.open("lab", &device.id, &addresses, "tun0")?;
             device.unsure = unsure(opened.enforcement());
             device.session = Some(opened.session.ok_or_else(|| Status::internal("no session"))?.session_id);
         }
         Op::Close(id) => {
-            let closed = client.close(id)?;
+            let closed = operator.close(id)?;
             device.unsure = unsure(closed.enforcement());
             device.session = None;
         }
         Op::Release(by) => {
             let enforcement = match by {
-                By::Signal => client.applied(&device.id)?.enforcement(),
-                By::Stream => client.applied_by_stream(&device.id)?,
+                By::Signal => mdm.applied(&device.id)?.enforcement(),
+                By::Stream => mdm.applied_by_stream(&device.id)?,
                 By::Keys => {
-                    let key = client.offer(&device.id)?;
-                    let key = client.acknowledge(&device.id, key)?;
-                    client.applied_with(&device.id, key)?.enforcement()
+                    let key = mdm.offer(&device.id)?;
+                    let key = mdm.acknowledge(&device.id, key)?;
+                    mdm.applied_with(&device.id, key)?.enforcement()
                 }
-                By::Exception => client.excepted(&device.id)?.enforcement(),
+                By::Exception => operator.excepted(&device.id)?.enforcement(),
             };
             device.unsure = unsure(enforcement);
             device.released = true;
         }
-        Op::Renew => drop(client.renewed(&device.id)?),
+        Op::Renew => drop(mdm.renewed(&device.id)?),
         Op::Revoke => {
-            let revoked = client.revoked(&device.id)?;
+            let revoked = operator.revoked(&device.id)?;
             device.unsure = unsure(revoked.enforcement());
             device.released = false;
         }

@@ -24,7 +24,7 @@ use nix::sys::signal::Signal;
 use super::{
     judge::{as_stored, durable, reaching, settle},
     kill::{CLIENTS, DEVICES, number},
-    load::{Device, Done, work},
+    load::{Device, Done, Hands, work},
     moments::{each_once, lines},
 };
 
@@ -53,11 +53,7 @@ fn nothing_answered_is_lost_with_the_power() {
         let stop = AtomicBool::new(false);
         let lost = thread::scope(|scope| {
             for (n, devices) in clients.iter_mut().enumerate() {
-                let client = if n % 2 == 0 {
-                    lab.gateway.local().unwrap()
-                } else {
-                    lab.gateway.operator().unwrap()
-                };
+                let client = Hands::new(&lab.gateway, n);
                 let mut random = Random::new(random.word());
                 let (stop, done) = (&stop, &done);
                 scope.spawn(move || work(&client, devices, &mut random, stop, done));

@@ -94,7 +94,7 @@ fn a_device_s_way_to_a_server_in_one_command() {
     assert!(text(&e["changes"]).contains("from = [\\\"10.9.0.10/32\\\"]"), "{e:#}");
 
     // Released: the pool, the lease and what would end it.
-    stage.local.applied("phone").unwrap();
+    stage.gateway.applied("phone").unwrap();
     let e = stage.one(&format!("--from {DEVICE} --to {MAIL} --proto tcp --port 80"));
     assert_eq!(
         (&e["passes"], &e["reason"], &e["source"]["current_pool"]),
@@ -237,7 +237,7 @@ fn many_questions_at_once_are_bounded_and_do_not_hold_up_a_restriction() {
     require!(Root, Bpf);
     let stage = Stage::new();
     stage.open();
-    stage.local.applied("phone").unwrap();
+    stage.gateway.applied("phone").unwrap();
     let command = |words: &str| {
         let mut c = stage.gateway.lazaret();
         c.args(words.split_whitespace());

@@ -121,7 +121,7 @@ fn an_address_of_a_whole_64_is_explained_by_its_session() {
     let stage = stage();
     for (released, reason, pool) in [(false, "no_rule", "quarantine"), (true, "all", "staff")] {
         if released {
-            stage.local.applied("tablet").unwrap();
+            stage.gateway.applied("tablet").unwrap();
         }
         for from in INSIDE {
             // The packet, and its answer as it comes in and as it goes out.

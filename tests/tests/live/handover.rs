@@ -44,7 +44,7 @@ fn marked(from: &str, to: [IpAddr; 2], token: &Token) -> Vec<u8> {
 const MAIL: [IpAddr; 2] = [site::MAIL, site::MAIL6];
 
 fn release(lab: &Lab, device: &str) {
-    assert_eq!(lab.local.applied(device).unwrap().enforcement(), Enforcement::Enforced);
+    assert_eq!(lab.gateway.applied(device).unwrap().enforcement(), Enforcement::Enforced);
 }
 
 fn watch(lab: &Lab, token: Token) -> Watcher {

@@ -125,7 +125,7 @@ fn leases_end_in_the_kernel_with_the_daemon_dead() {
         Device::new(&lab, "second", ["10.66.0.6", "fd00:67::6"]),
     ];
     let release = |d: &Device| {
-        assert_eq!(lab.local.applied(d.name).unwrap().enforcement(), Enforcement::Enforced);
+        assert_eq!(lab.gateway.applied(d.name).unwrap().enforcement(), Enforcement::Enforced);
         d.end(&lab.local)
     };
     // The first is released, and a second later the other.

@@ -208,7 +208,7 @@ fn an_address_counts_only_on_its_own_interface() {
     // Released: on the session's interface alone, whatever the interface's pools.
     local.register("phone", "staff").unwrap();
     local.open("vpn", "phone", &["10.67.0.9", "fd00:66::9"], "tun0").unwrap();
-    assert_eq!(local.applied("phone").unwrap().enforcement(), Enforcement::Enforced);
+    assert_eq!(gateway.applied("phone").unwrap().enforcement(), Enforcement::Enforced);
     for (from, mail) in ["10.67.0.9", "fd00:66::9"].into_iter().zip(MAIL) {
         assert!(passes(&tun0, from, mail, 5001), "{from}: the session's interface");
         let before = refused();

@@ -29,7 +29,7 @@ fn connected(change: impl FnOnce(&mut Gateway) -> anyhow::Result<()>) -> Lab {
         lab.local.register(id, "staff").unwrap();
         lab.local.open("lab", id, &[address], "tun0").unwrap();
     }
-    let released = lab.local.applied("phone").unwrap();
+    let released = lab.gateway.applied("phone").unwrap();
     assert_eq!(released.enforcement(), Enforcement::Enforced);
     lab
 }
@@ -51,7 +51,7 @@ fn through(lab: &Lab, sent: usize) -> usize {
 /// The store cannot be written: what the specification says of it.
 fn holds_out(lab: &Lab) {
     assert_eq!(through(lab, 20), 20, "enforcement goes on");
-    let refused = lab.local.applied("tablet").unwrap_err();
+    let refused = lab.gateway.applied("tablet").unwrap_err();
     assert_eq!(refused.code(), tonic::Code::Unavailable, "{refused:?}");
     assert_eq!(reason(&refused), "STORE_UNAVAILABLE");
     assert_eq!(lab.local.address("10.66.0.6").unwrap().current_pool, "quarantine");
@@ -64,7 +64,7 @@ fn holds_out(lab: &Lab) {
     assert!(status.not_durable > 0 && status.store != "ok", "{status:?}");
     assert!(lab.gateway.cli("status").is_err(), "and the exit code says so");
     // Refused again while something waits: a release must not overtake it.
-    assert_eq!(reason(&lab.local.applied("phone").unwrap_err()), "STORE_UNAVAILABLE");
+    assert_eq!(reason(&lab.gateway.applied("phone").unwrap_err()), "STORE_UNAVAILABLE");
 }
 
 /// The cause is gone: no restart, nothing lost, and after one the same.
@@ -74,7 +74,7 @@ fn recovers(mut lab: Lab) {
         Ok(status.not_durable == 0 && status.store == "ok")
     })
     .unwrap();
-    assert_eq!(lab.local.applied("tablet").unwrap().enforcement(), Enforcement::Enforced);
+    assert_eq!(lab.gateway.applied("tablet").unwrap().enforcement(), Enforcement::Enforced);
     let check = format!("store check --config {}", lab.gateway.config().display());
     lab.gateway.cli(&check).unwrap();
     lab.restart().unwrap();
@@ -214,7 +214,7 @@ fn pages_that_are_damaged() {
     assert_eq!(lab.local.list_sessions().unwrap().len(), 0);
     lab.local.open("lab", "phone", &["10.66.0.5"], "tun0").unwrap();
     assert_eq!(through(&lab, 20), 0);
-    assert_eq!(lab.local.applied("phone").unwrap().enforcement(), Enforcement::Enforced);
+    assert_eq!(lab.gateway.applied("phone").unwrap().enforcement(), Enforcement::Enforced);
     assert_eq!(through(&lab, 20), 20);
     lab.gateway.cli(&format!("store check --config {config}")).unwrap();
     let listed = lab.gateway.cli(&format!("audit list --config {config} --limit 100")).unwrap();

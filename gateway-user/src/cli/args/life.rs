@@ -63,14 +63,17 @@ pub(in crate::cli) enum Kind {
 
 #[derive(Debug, Subcommand)]
 pub(in crate::cli) enum PolicyCommand {
-    /// Offer a policy to a device, as the MDM does: prints the temporary key
+    /// Offer a policy to a device: prints the temporary key. For an MDM's certificate (--api)
     #[command(after_help = "Example:\n  lazaret policy offer phone-17 --revision baseline-8")]
     Offer(OfferArgs),
-    /// Take the temporary key, as the MDM does when the device has the policy: prints the final key
+    /// Take the temporary key when the device has the policy: prints the final key. For an MDM's certificate (--api)
     #[command(
-        after_help = "The final key goes with the proof: lazaret device release phone-17 --policy-revision baseline-8 --key KEY\n\nExample:\n  lazaret policy acknowledge phone-17 --key 8f0e0c52cc1e4ab1a3a8c5b1d9c0f3d7"
+        after_help = "The final key goes with the proof: lazaret policy applied phone-17 --revision baseline-8 --key KEY\n\nExample:\n  lazaret policy acknowledge phone-17 --key 8f0e0c52cc1e4ab1a3a8c5b1d9c0f3d7"
     )]
     Acknowledge(AcknowledgeArgs),
+    /// Report a policy as applied, which releases the device. For an MDM's certificate (--api)
+    #[command(after_help = APPLIED_EXAMPLES)]
+    Applied(AppliedArgs),
     /// Require a policy revision; devices released by another become stale, in waves
     #[command(after_help = PUBLISH_EXAMPLES)]
     Publish(PublishArgs),
@@ -85,7 +88,17 @@ pub(in crate::cli) enum PolicyCommand {
     Progress(ProgressArgs),
 }
 
+const APPLIED_EXAMPLES: &str = "\
+Only an MDM can say so. An operator releases by hand, for a time: lazaret device release.
+
+Prints each address with the interface, hook and map where it was read back.
+
+Example:
+  lazaret policy applied phone-17 --revision baseline-8 --key KEY \
+    --api gw.example.org:9443 --api-ca ca.pem --api-certificate mdm.pem --api-key mdm.key";
+
 const PUBLISH_EXAMPLES: &str = "\
+A wave takes connected devices: who is not connected keeps a release that reaches nothing, until it connects and there is room.
 Published again, the revision in force gets other terms: that is how a ceiling is raised.
 
 Examples:
@@ -117,18 +130,33 @@ pub(in crate::cli) struct AcknowledgeArgs {
 }
 
 #[derive(Debug, Args)]
+pub(in crate::cli) struct AppliedArgs {
+    /// The device
+    #[arg(value_name = "DEVICE")]
+    pub(in crate::cli) device: model::DeviceId,
+    /// The version of the policy that is applied
+    #[arg(long, value_name = "REVISION")]
+    pub(in crate::cli) revision: model::PolicyRevision,
+    /// The final policy key, 32 hexadecimal digits; needed where the configuration takes no direct signal
+    #[arg(long, value_name = "KEY")]
+    pub(in crate::cli) key: Option<String>,
+    #[command(flatten)]
+    pub(in crate::cli) connection: Connection,
+}
+
+#[derive(Debug, Args)]
 #[command(group = ArgGroup::new("terms").required(true).multiple(true).args(["ceiling", "urgent"]))]
 pub(in crate::cli) struct PublishArgs {
     /// The version of the policy
     #[arg(value_name = "REVISION")]
     pub(in crate::cli) revision: model::PolicyRevision,
-    /// At most so many devices stale at a time, to spare the DM server
+    /// No wave leaves more than so many connected devices stale, to spare the DM server
     #[arg(long, value_name = "DEVICES", requires = "rate", conflicts_with = "urgent", value_parser = clap::value_parser!(u32).range(1..))]
     pub(in crate::cli) ceiling: Option<u32>,
     /// At most so many devices a minute become stale
     #[arg(long, value_name = "DEVICES", requires = "ceiling", conflicts_with = "urgent", value_parser = clap::value_parser!(u32).range(1..))]
     pub(in crate::cli) rate: Option<u32>,
-    /// All at once
+    /// All at once, connected or not
     #[arg(long)]
     pub(in crate::cli) urgent: bool,
     #[command(flatten)]

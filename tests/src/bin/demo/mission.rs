@@ -372,7 +372,10 @@ impl Stage {
             ),
             (
                 "release the device",
-                format!("{environment} {} device release {DEVICE}", name(lazaret.clone())),
+                format!(
+                    "{environment} {} device release {DEVICE} --for 1h --reason demo",
+                    name(lazaret.clone())
+                ),
             ),
             (
                 "the mail server, from the device",

@@ -50,12 +50,13 @@ pub struct InitArgs {
 
 /// `lazaret pki issue`: a key, and a certificate that the CA signs.
 #[derive(Clone, Debug, clap::Args)]
+#[command(group = clap::ArgGroup::new("use").required(true).args(["role", "server"]))]
 pub struct IssueArgs {
     /// Directory of the CA, as made by `lazaret pki init`.
     #[arg(long)]
     pub dir: PathBuf,
     /// A client's certificate, with this role: mdm, vpn, operator or viewer.
-    #[arg(long, value_parser = parse_role, required_unless_present = "server", conflicts_with = "server")]
+    #[arg(long, value_parser = parse_role)]
     pub role: Option<Role>,
     /// The gateway's own certificate, for `[api]`.
     #[arg(long)]
@@ -107,7 +108,9 @@ impl fmt::Display for Made {
 #[derive(Debug, thiserror::Error)]
 pub enum PkiError {
     /// Nothing is overwritten.
-    #[error("{0} exists already; nothing is overwritten")]
+    #[error(
+        "{0} exists already; nothing is overwritten: take another --name, --out or --dir; `lazaret pki renew` renews a certificate"
+    )]
     Exists(PathBuf),
     /// The CA's directory is open to others.
     #[error("the directory {path} has mode {mode:04o}; it must not be open to group or others: chmod 700 {path}")]
@@ -118,7 +121,7 @@ pub enum PkiError {
         mode: u32,
     },
     /// A file cannot be written.
-    #[error("cannot write {path}: {error}")]
+    #[error("cannot write {path}: {error}{}", made_first(error))]
     Write {
         /// Which.
         path: PathBuf,
@@ -161,6 +164,12 @@ pub enum PkiError {
     /// What is to be renewed says what this CA cannot say again.
     #[error("the certificate in {0} is not one as `lazaret pki issue` makes them; issue a new one")]
     NotOurs(PathBuf),
+    /// What is to be renewed is a CA.
+    #[error(
+        "{0} has a CA's certificate, which is not renewed: make another CA with `lazaret pki init`, and name the old one in [api] retiring_ca until \
+         its clients have certificates of the new one"
+    )]
+    IsCa(PathBuf),
     /// What is to be renewed gives nothing.
     #[error("the certificate gives no role: {0}")]
     NoGrant(String),
@@ -277,6 +286,13 @@ fn params(name: &CertificateName, days: u32) -> Result<CertificateParams, PkiErr
     serial[0] = serial[0] & 0x7f | 0x40;
     params.serial_number = Some(SerialNumber::from_slice(&serial));
     Ok(params)
+}
+
+fn made_first(error: &io::Error) -> &'static str {
+    match error.kind() {
+        io::ErrorKind::NotFound => "; make the directory first (mkdir -p -m 700)",
+        _ => "",
+    }
 }
 
 fn is_absent(file: &Path) -> bool {

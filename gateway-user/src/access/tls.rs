@@ -88,6 +88,9 @@ pub enum TlsError {
     /// Its extended key usage does not name servers.
     #[error("the certificate in {0} is not for servers (extended key usage serverAuth)")]
     NotForServers(PathBuf),
+    /// A CA's, by which clients take no server.
+    #[error("the certificate in {0} is a CA's, not the gateway's own: `lazaret pki issue --server` makes one")]
+    IsACa(PathBuf),
     /// A client CA that is none.
     #[error("{0} has a certificate that is not a CA's (basic constraints)")]
     NotACa(PathBuf),
@@ -125,6 +128,7 @@ impl TlsError {
             | Self::NoCertificate(path)
             | Self::NoKey(path)
             | Self::NotForServers(path)
+            | Self::IsACa(path)
             | Self::NoList(path)
             | Self::ForgedList(path)
             | Self::StaysAndRetires(path)
@@ -136,7 +140,12 @@ impl TlsError {
             Self::LooseKey { .. } | Self::KeyOwner { .. } | Self::NoKey(_) => "key",
             Self::NoList(_) | Self::ForgedList(_) => "crl",
             Self::StaysAndRetires(_) => "retiring_ca",
+            Self::NotACa(_) if !api.client_ca.contains(path) => "retiring_ca",
+            Self::NotACa(_) => "client_ca",
             _ if *path == api.certificate => "certificate",
+            // Only certificates are looked for.
+            Self::NoCertificate(_) if api.client_ca.contains(path) => "client_ca",
+            Self::NoCertificate(_) if api.retiring_ca.contains(path) => "retiring_ca",
             _ if *path == api.key => "key",
             _ if api.client_ca.contains(path) => "client_ca",
             _ if api.retiring_ca.contains(path) => "retiring_ca",
@@ -254,6 +263,9 @@ pub(super) fn check_server(path: &Path, chain: &[CertificateDer<'_>], now: Syste
         let end = check_dates(path, &certificate, now)?;
         first_end.get_or_insert(end);
         let usage = certificate.extended_key_usage().ok().flatten();
+        if i == 0 && certificate.is_ca() {
+            return Err(TlsError::IsACa(path.into()));
+        }
         if i == 0 && usage.is_some_and(|u| !u.value.server_auth && !u.value.any) {
             return Err(TlsError::NotForServers(path.into()));
         }

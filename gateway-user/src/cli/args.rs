@@ -241,7 +241,7 @@ pub(super) struct AddressesArgs {
     #[arg(value_name = "IP")]
     pub(super) address: Option<IpAddr>,
     /// At most so many
-    #[arg(long, default_value_t = 1000)]
+    #[arg(long, default_value_t = 1000, value_parser = clap::value_parser!(u32).range(1..))]
     pub(super) limit: u32,
     #[command(flatten)]
     pub(super) connection: Connection,

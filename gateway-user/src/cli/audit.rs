@@ -35,10 +35,19 @@ pub(super) fn run(command: &AuditCommand) -> Result<Outcome, Failure> {
 /// The database that the arguments name.
 pub(super) fn open(args: &DatabaseArgs) -> Result<Reader, Failure> {
     match &args.database {
-        Some(file) => Reader::open(file),
-        None => Reader::of_directory(&configuration(&args.config)?.paths.state),
+        Some(file) => Reader::open(file).map_err(stored),
+        None => {
+            let state = configuration(&args.config)?.paths.state;
+            Reader::of_directory(&state).map_err(|e| match e {
+                StoreError::Absent(file) => Failure::Local(format!(
+                    "there is no database {}: the daemon makes it when it first runs with {}; --database names another file",
+                    file.display(),
+                    args.config.display()
+                )),
+                e => stored(e),
+            })
+        }
     }
-    .map_err(stored)
 }
 
 pub(super) fn configuration(file: &Path) -> Result<Config, Failure> {
@@ -47,7 +56,13 @@ pub(super) fn configuration(file: &Path) -> Result<Config, Failure> {
 
 /// A store's error as the command's.
 pub(super) fn stored(error: StoreError) -> Failure {
-    Failure::Local(error.to_string())
+    let text = error.to_string();
+    let remedy = if text.contains("Permission denied") && !nix::unistd::geteuid().is_root() {
+        "; it is the daemon's alone: ask as root, or as the user of [process]"
+    } else {
+        ""
+    };
+    Failure::Local(format!("{text}{remedy}"))
 }
 
 pub(super) fn written(result: io::Result<()>) -> Result<(), Failure> {
@@ -98,14 +113,22 @@ fn lines(file: &Path, known: &[Head]) -> Result<(Verified, u64), Failure> {
     let (mut known, mut export) = (known.to_vec(), false);
     for (number, line) in (1_u64..).zip(BufReader::new(File::open(file).map_err(|e| failed(&e))?).lines()) {
         let line = line.map_err(|e| failed(&e))?;
-        let value: serde_json::Value = serde_json::from_str(&line).map_err(|e| failed(&format!("line {number}: {e}")))?;
+        let foreign = |e: serde_json::Error| {
+            failed(&format!(
+                "line {number} is none of the audit's, as `lazaret audit export` or [store] audit_log writes them: {e}"
+            ))
+        };
+        let value: serde_json::Value = serde_json::from_str(&line).map_err(foreign)?;
         if let Some(head) = value.get("head").and_then(serde_json::Value::as_str) {
             export = true;
             known.push(head.parse().map_err(|e| failed(&format!("line {number}: {e}")))?);
             continue;
         }
-        let line: Line = serde_json::from_value(value).map_err(|e| failed(&format!("line {number}: {e}")))?;
+        let line: Line = serde_json::from_value(value).map_err(foreign)?;
         entries.push(line.into());
+    }
+    if entries.is_empty() && !export {
+        return Err(failed(&"it is empty, and says nothing of any chain"));
     }
     let verdict = verify_lines(&entries, &known, export);
     let verified = Verified {
@@ -120,7 +143,10 @@ fn lines(file: &Path, known: &[Head]) -> Result<(Verified, u64), Failure> {
 fn show(args: &ShowArgs) -> Result<Outcome, Failure> {
     let mut found = open(&args.database)?.audit(&AuditQuery::Number(args.code)).map_err(stored)?;
     let Some(sealed) = found.pop() else {
-        return Err(Failure::Local(format!("the audit has no entry A{}, or no longer", args.code)));
+        return Err(Failure::Local(format!(
+            "the audit has no entry A{}, or no longer; `lazaret audit list` has the last ones",
+            args.code
+        )));
     };
     written(if args.json {
         print_lines(vec![sealed])

@@ -1,6 +1,6 @@
 //! `lazaret check`: what is wrong with a configuration, what may not be meant, and what it says in short. Reads; changes nothing.
 
-use std::{fs, os::unix::fs::MetadataExt as _, path::Path};
+use std::{fs, io::ErrorKind, net::UdpSocket, os::unix::fs::MetadataExt as _, path::Path};
 
 use nix::unistd::{User, geteuid};
 use serde_json::json;
@@ -12,7 +12,7 @@ use super::{
     table::{Cell, Page, Tone, toned, write_out},
 };
 use crate::{
-    config::{Allow, Config, ConfigError, ConfigErrors, InterfacePattern, InterfaceRole, InterfaceRule},
+    config::{Allow, Config, ConfigError, ConfigErrors, InterfacePattern, InterfaceRole, InterfaceRule, Metrics},
     store,
 };
 
@@ -27,6 +27,7 @@ pub(super) fn run(args: &CheckArgs) -> Result<Outcome, Failure> {
         errors.extend(state(&args.file, config).iter().map(ToString::to_string));
         warnings = config.warnings();
         warnings.extend(audit_log(config));
+        warnings.extend(listens(config));
         warnings.extend(on_this_host(config));
     }
     let good = errors.is_empty();
@@ -71,9 +72,23 @@ pub(super) fn before_running(file: &Path) -> Result<(), Failure> {
 /// What a right file may still name wrongly: errors that would stop the daemon.
 fn beyond_the_file(file: &Path, config: &Config) -> Vec<ConfigError> {
     let mut errors = Vec::new();
-    for (key, group) in [
-        ("vpn_group", &config.socket.vpn_group),
-        ("viewer_group", &config.socket.viewer_group),
+    if let Some(user) = &config.user {
+        let problem = match User::from_name(user) {
+            Ok(Some(_)) => None,
+            Ok(None) => Some(format!("there is no user {user:?}")),
+            Err(e) => Some(format!("user {user:?} cannot be looked up: {e}")),
+        };
+        let remedy = "add it with useradd --system, or leave the key out";
+        errors.extend(problem.map(|problem| ConfigError::at_key(file, "process", "user", problem, remedy)));
+    }
+    let metrics = match &config.metrics {
+        Some(Metrics::Socket { group, .. }) => group.as_ref(),
+        _ => None,
+    };
+    for (section, key, group) in [
+        ("socket", "vpn_group", config.socket.vpn_group.as_ref()),
+        ("socket", "viewer_group", config.socket.viewer_group.as_ref()),
+        ("metrics", "group", metrics),
     ] {
         if let Some(group) = group {
             let problem = match nix::unistd::Group::from_name(group) {
@@ -82,7 +97,7 @@ fn beyond_the_file(file: &Path, config: &Config) -> Vec<ConfigError> {
                 Err(e) => format!("group {group:?} cannot be looked up: {e}"),
             };
             let remedy = "add it with groupadd, or leave the key out";
-            errors.push(ConfigError::at_key(file, "socket", key, problem, remedy));
+            errors.push(ConfigError::at_key(file, section, key, problem, remedy));
         }
     }
     if let Some(api) = &config.api
@@ -139,6 +154,18 @@ fn audit_log(config: &Config) -> Option<String> {
         }
     };
     Some(format!("[store] audit_log is not going to be written: {problem}"))
+}
+
+/// An address to listen on that this host does not have: the daemon does not start before it has.
+fn listens(config: &Config) -> Option<String> {
+    let at = config.api.as_ref()?.listen;
+    let absent = UdpSocket::bind((at.ip(), 0)).is_err_and(|e| e.kind() == ErrorKind::AddrNotAvailable);
+    absent.then(|| {
+        format!(
+            "[api] listen: no interface of this host has {} yet, and the daemon does not start without",
+            at.ip()
+        )
+    })
 }
 
 /// Who the daemon is going to be.

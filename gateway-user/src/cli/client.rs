@@ -102,6 +102,9 @@ fn remedy(reason: &str) -> &'static str {
             "see `lazaret sessions` and `lazaret status` for whose it is, and [[source]] in the configuration; `lazaret session close` ends a session"
         }
         "UNKNOWN_POOL" => "see `lazaret pools`",
+        "UNKNOWN_INTERFACE" => "see `ip link`, and `lazaret status` for those that have a role",
+        "ALIAS_TAKEN" => "see `lazaret device show`; retire the other device, or register it without",
+        "NO_EXCEPTION" => "see `lazaret why`",
         "FINGERPRINT_MISMATCH" => "see `lazaret device show`, and register the new certificate if it is the device's",
         "ENROLMENT_CLOSED" | "ENROLMENT_NOT_OPEN" | "QUARANTINE_DEADLINE" => {
             "`lazaret device register --not-after 2d` gives it another window"

@@ -18,7 +18,11 @@ pub(super) fn private_directory(dir: &Path) -> Result<(), PkiError> {
     match DirBuilder::new().mode(0o700).create(dir) {
         Ok(()) => durable::synchronise_name(dir).map_err(failed),
         Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {
-            let mode = fs::metadata(dir).map_err(failed)?.mode() & 0o7777;
+            let found = fs::metadata(dir).map_err(failed)?;
+            if !found.is_dir() {
+                return Err(failed(io::ErrorKind::NotADirectory.into()));
+            }
+            let mode = found.mode() & 0o7777;
             if mode & 0o077 == 0 {
                 Ok(())
             } else {

@@ -99,6 +99,9 @@ fn signed_by(old: &X509Certificate<'_>, args: &RenewArgs) -> Result<(), PkiError
 
 /// What would have to be asked for to be given the old certificate.
 fn asked(old: &X509Certificate<'_>, der: &[u8], args: &RenewArgs) -> Result<IssueArgs, PkiError> {
+    if old.is_ca() {
+        return Err(PkiError::IsCa(args.certificate.clone()));
+    }
     let unlike = || PkiError::NotOurs(args.certificate.clone());
     let name: CertificateName = old
         .subject()

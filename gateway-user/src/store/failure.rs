@@ -43,7 +43,7 @@ pub(super) fn map(path: &Path, error: &Error) -> StoreError {
         Some(ErrorCode::DatabaseCorrupt) => StoreError::Corrupt(text),
         Some(ErrorCode::NotADatabase) => StoreError::Foreign(path.to_owned()),
         Some(ErrorCode::ReadOnly | ErrorCode::CannotOpen | ErrorCode::PermissionDenied) => StoreError::ReadOnly(text),
-        Some(_) => StoreError::Io(text),
+        Some(_) => StoreError::Io(format!("{}: {text}", path.display())),
         // What was read cannot be what was written.
         None => StoreError::Corrupt(text),
     }

@@ -165,6 +165,11 @@ pub(super) fn sync_name(file: &Path) -> Result<(), StoreError> {
 /// look at is left to it.
 pub(super) fn fit(directory: &Path, name: &str, owners: &[u32]) -> Result<(), StoreError> {
     let there = |path: &Path| fs::symlink_metadata(path).is_ok();
+    if let Err(e) = fs::symlink_metadata(directory)
+        && ![ErrorKind::NotFound, ErrorKind::PermissionDenied].contains(&e.kind())
+    {
+        return Err(io_error("look at", directory, &e));
+    }
     if there(directory) {
         check_for(directory, 0o700, true, owners)?;
     }

@@ -275,6 +275,12 @@ pub enum StoreError {
     /// What was to be made is there already.
     #[error("{0} is there already")]
     Exists(PathBuf),
+    /// No file.
+    #[error("there is no file {0}")]
+    Absent(PathBuf),
+    /// Something else than a file.
+    #[error("{0} is not a file")]
+    NotAFile(PathBuf),
     /// Not a database of ours.
     #[error("{0} is not a database of lazaret")]
     Foreign(PathBuf),

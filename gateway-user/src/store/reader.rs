@@ -1,6 +1,9 @@
 //! A database that is looked at and not changed: the live one beside its daemon, or a backup.
 
-use std::path::{Path, PathBuf};
+use std::{
+    io::ErrorKind,
+    path::{Path, PathBuf},
+};
 
 use rusqlite::{Connection, OpenFlags};
 
@@ -72,9 +75,14 @@ impl Reader {
     /// Of any schema version that this binary knows.
     pub(super) fn open_any(path: &Path) -> Result<Self, StoreError> {
         let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX | OpenFlags::SQLITE_OPEN_NOFOLLOW;
-        let real = path
-            .canonicalize()
-            .map_err(|e| StoreError::Io(format!("{}: {e}", path.display())))?;
+        let real = path.canonicalize().map_err(|e| match e.kind() {
+            ErrorKind::NotFound | ErrorKind::NotADirectory => StoreError::Absent(path.to_owned()),
+            _ => StoreError::Io(format!("{}: {e}", path.display())),
+        })?;
+        // Of a directory SQLite says that the disk has failed.
+        if !real.is_file() {
+            return Err(StoreError::NotAFile(path.to_owned()));
+        }
         let connection = Connection::open_with_flags(real, flags).map_err(|e| map(path, &e))?;
         let reader = Self {
             connection,

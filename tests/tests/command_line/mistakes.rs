@@ -152,3 +152,143 @@ fn what_pki_prints_for_the_configuration_can_stand_there() {
     let checked = lazaret(&["check", &file]);
     assert_eq!(checked.code, 0, "{}", checked.out);
 }
+
+#[test]
+fn databases_that_are_none() {
+    let g = Gateway::new("cli-no-database");
+    let state = g.path("never").display().to_string();
+    let config = g.file("lazaret.toml", &format!("{CONFIG}[paths]\nstate = \"{state}\"\n"));
+    let (directory, none) = (g.path("run").display().to_string(), g.path("none.db").display().to_string());
+    for args in [
+        &["store", "check"][..],
+        &["audit", "verify"],
+        &["audit", "list"],
+        &["audit", "show", "A1"],
+    ] {
+        let of = |more: &[&str]| lazaret(&[args, more].concat());
+        fails(
+            &of(&["--config", &config]),
+            1,
+            &[&state, &config, "when it first runs", "--database"],
+        );
+        fails(&of(&["--database", &none]), 1, &["there is no file", &none]);
+        fails(&of(&["--database", &directory]), 1, &[&directory, "is not a file"]);
+        fails(&of(&["--database", &config]), 1, &[&config, "is not a database of lazaret"]);
+    }
+    for (backup, words) in [(&none, "there is no file"), (&directory, "is not a file")] {
+        fails(
+            &lazaret(&["store", "restore", backup, "--config", &config]),
+            1,
+            &[backup, words],
+        );
+    }
+    let lines = |text: &str| lazaret(&["audit", "verify", "--lines", &g.file("lines", text)]);
+    fails(&lines(""), 1, &["lines", "empty"]);
+    fails(&lines("x\n"), 1, &["line 1 is none of the audit's", "audit export"]);
+    assert_eq!(lazaret(&["audit", "list", "--limit", "0"]).code, 2);
+}
+
+#[test]
+fn directories_and_certificates_that_pki_cannot_use() {
+    let g = Gateway::new("cli-pki-dirs");
+    let path = |name: &str| g.path(name).display().to_string();
+    let (ca, file) = (path("ca"), g.file("file", ""));
+    fails(&lazaret(&["pki", "init", "--dir", &file]), 1, &[&file, "not a directory"]);
+    fails(
+        &lazaret(&["pki", "init", "--dir", &path("no/such")]),
+        1,
+        &["make the directory first"],
+    );
+    assert_eq!(lazaret(&["pki", "init", "--dir", &ca]).code, 0);
+    let issue = |more: &[&str]| lazaret(&[&["pki", "issue", "--dir", &ca, "--name", "x"][..], more].concat());
+    fails(&issue(&[]), 2, &["--role", "--server"]);
+    fails(
+        &issue(&["--server", "--role", "mdm", "--ip", "::1"]),
+        2,
+        &["cannot be used with"],
+    );
+    fails(
+        &issue(&["--role", "mdm", "--out", &path("nowhere")]),
+        1,
+        &["nowhere", "make the directory first"],
+    );
+    assert_eq!(issue(&["--role", "mdm"]).code, 0);
+    fails(&issue(&["--role", "mdm"]), 1, &["exists already", "pki renew"]);
+    let renewed = lazaret(&["pki", "renew", "--dir", &ca, &path("ca/ca.pem")]);
+    fails(&renewed, 1, &["CA's certificate", "retiring_ca"]);
+}
+
+#[test]
+fn check_finds_what_would_end_the_daemon_on_this_host() {
+    let g = Gateway::new("cli-check-host");
+    let path = |name: &str| g.path(name).display().to_string();
+    let ca = path("ca");
+    assert_eq!(lazaret(&["pki", "init", "--dir", &ca]).code, 0);
+    for (role, name) in [(&["--server", "--ip", "127.0.0.1"][..], "gw"), (&["--role", "mdm"], "mdm")] {
+        let args = [&["pki", "issue", "--dir", &ca, "--name", name][..], role].concat();
+        assert_eq!(lazaret(&args).code, 0);
+    }
+    let checked = |more: &str| lazaret(&["check", &g.file("host.toml", &format!("{CONFIG}{more}"))]);
+    let api = |at: &str, pair: &str, trusted: &str| {
+        checked(&format!(
+            "[api]\nlisten = \"{at}\"\ncertificate = \"{ca}/{pair}.pem\"\nkey = \"{ca}/{pair}.key\"\nclient_ca = \"{trusted}\"\n"
+        ))
+    };
+    let (good, trusted) = ("127.0.0.1:9443", path("ca/ca.pem"));
+    let whole = api(good, "gw", &trusted);
+    assert!(whole.code == 0 && !whole.out.contains("listen"), "{}", whole.out);
+    let below = format!("[paths]\nstate = \"{}/state\"\n", g.file("file", ""));
+    for (ran, place, words) in [
+        (
+            checked("[process]\nuser = \"nobody-of-this-name\"\n"),
+            "process.user",
+            "useradd",
+        ),
+        (
+            checked("[metrics]\nlisten = \"/run/x/m.sock\"\ngroup = \"no-group-of-this-name\"\n"),
+            "metrics.group",
+            "groupadd",
+        ),
+        (checked(&below), "paths.state", "Not a directory"),
+        (api(good, "mdm", &trusted), "api.certificate", "not for servers"),
+        (api(good, "ca", &trusted), "api.certificate", "pki issue --server"),
+        (api(good, "gw", &path("ca/gw.key")), "api.client_ca", "has no certificate"),
+        (api(good, "gw", &path("ca/gw.pem")), "api.client_ca", "not a CA's"),
+    ] {
+        assert_eq!(ran.code, 1, "{}", ran.out);
+        let line = ran.out.lines().next().unwrap();
+        assert!(line.contains(&format!(": {place}: ")) && line.contains(words), "{line}");
+    }
+    let elsewhere = api("192.0.2.77:9443", "gw", &trusted);
+    assert_eq!(elsewhere.code, 0);
+    assert!(
+        elsewhere.out.contains("no interface of this host has 192.0.2.77"),
+        "{}",
+        elsewhere.out
+    );
+}
+
+#[test]
+fn numbers_that_make_no_sense_are_the_command_line_s() {
+    for args in [
+        &["exception", "grant", "x", "--block", "--for", "1ms", "--reason", "y"][..],
+        &["exception", "grant", "x", "--block", "--for", "2", "--reason", "y"],
+        &["addresses", "--limit", "0"],
+        &["status", "--timeout", "0"],
+        &["session", "close", "abc"],
+    ] {
+        assert_eq!(lazaret(args).code, 2, "{args:?}");
+    }
+    let g = Gateway::new("cli-remedies");
+    let certificate = "00".repeat(32);
+    g.ok(&["device", "register", "a", "--certificate", &certificate]);
+    for (args, words) in [
+        (
+            &["device", "register", "b", "--certificate", &certificate][..],
+            "retire the other device",
+        ),
+        (&["exception", "end", "a"], "lazaret why"),
+    ] {
+        fails(&g.run(args), 1, &[words]);
+    }
+}

@@ -202,13 +202,22 @@ pub(in crate::cli) struct GrantArgs {
     #[arg(long)]
     pub(in crate::cli) block: bool,
     /// How long, like 8h or 2d
-    #[arg(long = "for", value_name = "TIME", value_parser = humantime::parse_duration)]
+    #[arg(long = "for", value_name = "TIME", value_parser = span)]
     pub(in crate::cli) length: Duration,
     /// Why, for the audit
     #[arg(long)]
     pub(in crate::cli) reason: String,
     #[command(flatten)]
     pub(in crate::cli) connection: Connection,
+}
+
+/// A length that the API can be told: whole seconds.
+fn span(text: &str) -> Result<Duration, String> {
+    let length = humantime::parse_duration(text).map_err(|e| e.to_string())?;
+    if length < Duration::from_secs(1) {
+        return Err("at least a second, like 8h or 2d".to_owned());
+    }
+    Ok(length)
 }
 
 #[derive(Debug, Args)]

@@ -116,7 +116,7 @@ pub(in super::super) struct ListArgs {
     #[arg(long, value_name = "ID")]
     pub(in super::super) device: Option<DeviceId>,
     /// At most so many
-    #[arg(long, default_value_t = 20)]
+    #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..))]
     pub(in super::super) limit: u32,
     #[command(flatten)]
     pub(in super::super) database: DatabaseArgs,

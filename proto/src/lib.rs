@@ -1,5 +1,7 @@
 //! The gRPC API: code generated from `lazaret/v1/*.proto`, which document it field by field.
 
+pub mod codec;
+
 /// Version 1.
 #[allow(
     missing_docs,

@@ -9,8 +9,10 @@ use std::{
     time::{Instant, SystemTime},
 };
 
+use bytes::Bytes;
 use http_body_util::BodyExt as _;
-use tokio::sync::Semaphore;
+use hyper::body::Frame;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tonic::{
     Code, Status,
     body::Body,
@@ -24,7 +26,7 @@ use super::{
     peer::Peer,
     refusals::{Refusals, Who},
     roles::{self, Rpc, allowed},
-    shares::Shares,
+    shares::{Places, Shares, Taken},
     transport::{self, AnswerBy},
 };
 use crate::model::{Identity, Place};
@@ -33,8 +35,13 @@ use crate::model::{Identity, Place};
 /// own places, so that readers do not keep the MDM waiting; so have its restrictions, so that releases do not keep them waiting. A
 /// restriction that is decided has no place any more: other ones do not wait for its answer.
 const IN_FLIGHT: usize = 128;
-/// Of these, those of one client: one MDM does not keep another waiting.
+/// Of these, those of one client: one MDM does not keep another waiting. An answer that is large has its client's place until it has gone out:
+/// whoever asks and does not read has no more of them in memory.
 const OF_ONE_CLIENT: usize = 64;
+/// Bytes from which an answer is large.
+const LARGE: usize = 4096;
+/// Streams of the services of the gRPC ecosystem (health, reflection); those of the API have their own places. Of one client a quarter.
+const STREAMS: usize = 64;
 
 /// Puts a [`Gated`] in front of a service.
 #[derive(Clone, Debug)]
@@ -42,6 +49,7 @@ pub struct Gate {
     roles: [[Arc<Semaphore>; 2]; 4],
     /// Those of clients that have requests now; those of their restrictions.
     clients: [Shares<Semaphore>; 2],
+    streams: Places,
     refusals: Refusals,
 }
 
@@ -53,6 +61,7 @@ impl Gate {
         Self {
             roles: std::array::from_fn(|_| [places(), places()]),
             clients: <[_; 2]>::default(),
+            streams: Places::new(STREAMS),
             refusals,
         }
     }
@@ -101,6 +110,10 @@ where
                 return Box::pin(async move { Ok(refusals.refer_response(&who, &path, status.into_http()).await) });
             }
         };
+        let stream = match self.gate.stream(rpc, &identity) {
+            Ok(stream) => stream,
+            Err(status) => return Box::pin(async move { Ok(refusals.refer_response(&who, rpc.path, status.into_http()).await) }),
+        };
         let slots = self.gate.roles[identity.role as usize][usize::from(rpc.restricts)].clone();
         let clients = &self.gate.clients[usize::from(rpc.restricts)];
         let own = clients.of(&identity, || Semaphore::new(OF_ONE_CLIENT));
@@ -118,22 +131,62 @@ where
             let (Ok(own), Ok(slot)) = (own.acquire_owned().await, slots.acquire_owned().await) else {
                 return Ok(status(Code::Unavailable, "BUSY", [], "the gateway is shutting down").into_http());
             };
-            let place = Place::held((own, slot));
             // It is given back at the answer; of what restricts as soon as it is decided: an answer may wait long for what is not to be had.
-            if rpc.restricts {
+            let mut own = Some(own);
+            let place = if rpc.restricts {
+                let place = Place::held((own.take(), slot));
                 request.extensions_mut().insert(place.clone());
-            }
-            let _place = place;
-            // The call goes on for as long as its answer does.
+                place
+            } else {
+                Place::held(slot)
+            };
             let answer = ready.call(request).await?;
+            drop(place);
+            if rpc.streams {
+                own = None;
+            }
+            // The call goes on for as long as its answer does.
             Ok(answer.map(|body| {
                 Body::new(body.map_frame(move |frame| {
-                    let _under_way = &call;
-                    frame
+                    let _under_way = (&call, &stream);
+                    match (frame.into_data(), own.take()) {
+                        (Ok(data), Some(own)) if data.len() >= LARGE => {
+                            Frame::data(Bytes::from_owner(Unsent { data, _own: own }))
+                        }
+                        (Ok(data), _) => Frame::data(data),
+                        (Err(frame), _) => frame,
+                    }
                 }))
             }))
         });
         Box::pin(async move { Ok(refusals.refer_response(&who, rpc.path, answered.await?).await) })
+    }
+}
+
+impl Gate {
+    /// A place for a stream that no service counts.
+    fn stream(&self, rpc: &Rpc, by: &Identity) -> Result<Option<Taken>, Status> {
+        if !rpc.streams || rpc.path.starts_with("/lazaret.") {
+            return Ok(None);
+        }
+        self.streams.take(by).map(Some).map_err(|full| {
+            let most = full.most().to_string();
+            let sentence =
+                format!("as many streams as one client, or all of them, may have of health and reflection ({most}) are open");
+            status(Code::ResourceExhausted, "TOO_MANY_STREAMS", [("most", most)], &sentence)
+        })
+    }
+}
+
+/// An answer with its client's place, which is free once HTTP/2 has written the last byte of it, or given it up.
+struct Unsent {
+    data: Bytes,
+    _own: OwnedSemaphorePermit,
+}
+
+impl AsRef<[u8]> for Unsent {
+    fn as_ref(&self) -> &[u8] {
+        &self.data
     }
 }
 

@@ -11,6 +11,8 @@ pub struct Rpc {
     pub roles: &'static [Role],
     /// It restricts: it never waits behind calls that do not.
     pub restricts: bool,
+    /// Its answer is a stream.
+    pub streams: bool,
 }
 
 impl Rpc {
@@ -32,14 +34,17 @@ const fn rpc(path: &'static str, roles: &'static [Role]) -> Rpc {
         path,
         roles,
         restricts: false,
+        streams: false,
     }
 }
 const fn restriction(path: &'static str, roles: &'static [Role]) -> Rpc {
     Rpc {
-        path,
-        roles,
         restricts: true,
+        ..rpc(path, roles)
     }
+}
+const fn stream(of: Rpc) -> Rpc {
+    Rpc { streams: true, ..of }
 }
 
 /// What a release stands on. An operator releases by an exception, with a reason and an end.
@@ -63,7 +68,7 @@ pub const TABLE: &[Rpc] = &[
     restriction("/lazaret.v1.DeviceService/RetireDevice", MDM),
     rpc("/lazaret.v1.DeviceService/GetDevice", DEVICE_READS),
     rpc("/lazaret.v1.DeviceService/ListDevices", DEVICE_READS),
-    rpc("/lazaret.v1.DeviceService/WatchGatewayUris", DEVICE_READS),
+    stream(rpc("/lazaret.v1.DeviceService/WatchGatewayUris", DEVICE_READS)),
     rpc("/lazaret.v1.DeviceService/ExplainDevice", DEVICE_READS),
     rpc("/lazaret.v1.DeviceService/GetLedger", DEVICE_READS),
     rpc("/lazaret.v1.DeviceService/ListLedgerEntries", DEVICE_READS),
@@ -72,10 +77,10 @@ pub const TABLE: &[Rpc] = &[
     rpc("/lazaret.v1.InspectService/ListAddresses", READS),
     rpc("/lazaret.v1.InspectService/GetCounters", READS),
     rpc("/lazaret.v1.InspectService/ListDenials", READS),
-    rpc("/lazaret.v1.InspectService/WatchDenials", READS),
+    stream(rpc("/lazaret.v1.InspectService/WatchDenials", READS)),
     rpc("/lazaret.v1.InspectService/Explain", READS),
     // It shows what packets hold.
-    rpc("/lazaret.v1.InspectService/CaptureDenied", OPERATOR),
+    stream(rpc("/lazaret.v1.InspectService/CaptureDenied", OPERATOR)),
     // Both carry restrictions, too.
     restriction("/lazaret.v1.OperatorService/GrantException", OPERATOR),
     restriction("/lazaret.v1.OperatorService/EndException", OPERATOR),
@@ -90,20 +95,20 @@ pub const TABLE: &[Rpc] = &[
     rpc("/lazaret.v1.PolicyService/AcknowledgePolicy", PROOF),
     rpc("/lazaret.v1.PolicyService/RenewLeases", PROOF),
     // It carries restrictions, too.
-    restriction("/lazaret.v1.PolicyService/ReportPolicy", PROOF),
+    stream(restriction("/lazaret.v1.PolicyService/ReportPolicy", PROOF)),
     rpc("/lazaret.v1.PolicyService/PublishPolicyRevision", MDM),
     rpc("/lazaret.v1.PolicyService/PausePublication", MDM),
     rpc("/lazaret.v1.PolicyService/ResumePublication", MDM),
     rpc("/lazaret.v1.PolicyService/GetPublication", DEVICE_READS),
-    rpc("/lazaret.v1.PolicyService/WatchPublication", DEVICE_READS),
+    stream(rpc("/lazaret.v1.PolicyService/WatchPublication", DEVICE_READS)),
     rpc("/lazaret.v1.SessionService/OpenSession", VPN),
     restriction("/lazaret.v1.SessionService/CloseSession", VPN),
     rpc("/lazaret.v1.SessionService/SynchroniseSessions", VPN),
     rpc("/lazaret.v1.SessionService/ListSessions", SESSION_READS),
     rpc("/grpc.health.v1.Health/Check", ALL),
-    rpc("/grpc.health.v1.Health/Watch", ALL),
-    rpc("/grpc.reflection.v1.ServerReflection/ServerReflectionInfo", ALL),
-    rpc("/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo", ALL),
+    stream(rpc("/grpc.health.v1.Health/Watch", ALL)),
+    stream(rpc("/grpc.reflection.v1.ServerReflection/ServerReflectionInfo", ALL)),
+    stream(rpc("/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo", ALL)),
 ];
 
 /// The RPC at `path`, if the role may call it. The path is compared as it came: no other spelling is the same RPC.
@@ -159,6 +164,11 @@ mod tests {
         assert_eq!(own.iter().map(ToString::to_string).collect::<BTreeSet<_>>(), described);
         let all: BTreeSet<&str> = TABLE.iter().map(|r| r.path).collect();
         assert_eq!(all.len(), TABLE.len(), "no RPC stands twice");
+        let methods = set.file.iter().flat_map(|f| &f.service).flat_map(|s| &s.method);
+        let streams: BTreeSet<&str> = methods.filter(|m| m.server_streaming()).map(|m| m.name()).collect();
+        for rpc in TABLE.iter().filter(|r| r.path.starts_with("/lazaret.")) {
+            assert_eq!(rpc.streams, streams.contains(rpc.method()), "{}", rpc.path);
+        }
     }
 
     #[test]

@@ -4,6 +4,7 @@ use std::{pin::Pin, sync::Arc, vec};
 
 use futures_util::{Stream, stream};
 use lazaret_proto::v1::{self, device_service_server::DeviceService};
+use prost::Message as _;
 use tokio::sync::{broadcast, watch};
 use tonic::{Code, Request, Response, Status};
 
@@ -22,6 +23,9 @@ use crate::{
     model::{DeviceId, Identity, Revision},
     why,
 };
+
+/// Bytes of devices in a page, beyond the first one's.
+const PAGE: usize = 1 << 20;
 
 /// The service.
 #[derive(Debug)]
@@ -126,13 +130,23 @@ impl DeviceService for Devices {
         // One more than is answered tells whether there is a next page. What is outside the caller's scope makes no page shorter.
         let size = page.size as usize;
         let mut views = self.controller.devices(after, page.size + 1, state, by.scope).await?;
-        let more = views.len() > size;
+        let mut more = views.len() > size;
         views.truncate(size);
-        let next_page_token = match views.last() {
-            Some(last) if more => page::token(&list, last.device.id.as_str()),
+        let (mut devices, mut bytes) = (Vec::with_capacity(views.len()), 0);
+        for view in views {
+            let device = render::device(&self.config, view);
+            bytes += device.encoded_len();
+            // Devices with many aliases make a page large, and it is held until its reader has taken it.
+            if bytes > PAGE && !devices.is_empty() {
+                more = true;
+                break;
+            }
+            devices.push(device);
+        }
+        let next_page_token = match devices.last() {
+            Some(last) if more => page::token(&list, &last.device_id),
             _ => String::new(),
         };
-        let devices = views.into_iter().map(|d| render::device(&self.config, d)).collect();
         Ok(Response::new(v1::ListDevicesResponse {
             devices,
             next_page_token,

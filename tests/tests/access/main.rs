@@ -7,6 +7,7 @@ mod calls;
 mod errors;
 mod files;
 mod gateway;
+mod greedy;
 mod handshakes;
 mod limits;
 mod mtls;

@@ -306,5 +306,14 @@ async fn one_client_has_a_quarter_of_the_places_for_streams() {
     let (held, most) = fill(async || signals(&mdm).await).await;
     assert_eq!((held.len(), most.as_str()), (16, "16"));
     signals(&gateway.other_mdm().await).await.unwrap();
+
+    // Streams of the ecosystem's services, together.
+    let health = async |channel: &Channel| {
+        let mut client = tonic_health::pb::health_client::HealthClient::new(channel.clone());
+        client.watch(tonic_health::pb::HealthCheckRequest::default()).await
+    };
+    let (held, most) = fill(async || health(&mdm).await).await;
+    assert_eq!((held.len(), most.as_str()), (16, "16"));
+    health(&viewer).await.unwrap();
     gateway.stop().await;
 }

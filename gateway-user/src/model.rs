@@ -5,8 +5,9 @@ mod identity;
 mod place;
 pub mod prefix;
 
-use std::{fmt, net::IpAddr, str::FromStr, sync::Arc};
+use std::{fmt, net::IpAddr, str::FromStr};
 
+use arcstr::ArcStr;
 use base64::{Engine as _, engine::general_purpose::STANDARD as BASE64};
 use serde::{Deserialize, Serialize};
 
@@ -23,7 +24,7 @@ macro_rules! name {
         $(#[$doc])*
         #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
         #[serde(try_from = "String", into = "String")]
-        pub struct $name(Arc<str>);
+        pub struct $name(ArcStr);
 
         impl $name {
             /// As text.
@@ -39,7 +40,7 @@ macro_rules! name {
         }
         impl From<$name> for String {
             fn from(n: $name) -> Self {
-                n.0.as_ref().to_owned()
+                n.0.as_str().to_owned()
             }
         }
         impl TryFrom<String> for $name {
@@ -85,7 +86,7 @@ name!(/// The MDM's version of its device policy.
 /// graphic characters without quotes and backslash.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
-pub struct InterfaceName(Arc<str>);
+pub struct InterfaceName(ArcStr);
 
 impl InterfaceName {
     /// As text.
@@ -101,7 +102,7 @@ impl fmt::Display for InterfaceName {
 }
 impl From<InterfaceName> for String {
     fn from(n: InterfaceName) -> Self {
-        n.0.as_ref().to_owned()
+        n.0.as_str().to_owned()
     }
 }
 impl TryFrom<String> for InterfaceName {

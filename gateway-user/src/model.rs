@@ -1,16 +1,18 @@
 //! The words of the domain, as types that cannot hold a wrong value. No I/O; every other module speaks in these.
 
+mod addresses;
 mod device;
 mod identity;
 mod place;
 pub mod prefix;
 
-use std::{fmt, net::IpAddr, str::FromStr};
+use std::{fmt, str::FromStr};
 
 use arcstr::ArcStr;
 use base64::{Engine as _, engine::general_purpose::STANDARD as BASE64};
 use serde::{Deserialize, Serialize};
 
+pub use self::addresses::Addresses;
 pub use self::device::{
     Aliases, Device, DeviceState, Enrolment, Exception, ExceptionKind, FinalKey, Handshake, Offer, Rare, Release, StateReason,
     Window,
@@ -307,7 +309,7 @@ pub struct Session {
     /// `None`: a device that the registry does not know, quarantined without a name.
     pub device: Option<DeviceId>,
     /// Its addresses.
-    pub addresses: Vec<IpAddr>,
+    pub addresses: Addresses,
     /// On which its packets arrive.
     pub interface: InterfaceName,
     /// Who reported it.

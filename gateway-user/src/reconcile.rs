@@ -97,7 +97,7 @@ pub fn desired<'a>(
     context: &Context<'_>,
 ) -> Desired {
     let of = |(session, device): (&'a Session, Option<&'a Device>)| {
-        let one = move |a: &IpAddr| Some((*a, assignment(*a, session, device, context)?));
+        let one = move |a| Some((a, assignment(a, session, device, context)?));
         session.addresses.iter().filter_map(one)
     };
     Desired {

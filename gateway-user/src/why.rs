@@ -359,7 +359,7 @@ fn handed_over(dossier: &Dossier, now: WallTime) -> Option<String> {
 
 fn sessions(all: &[SessionView]) -> String {
     let one = |s: &SessionView| {
-        let addresses: Vec<String> = s.session.addresses.iter().map(ToString::to_string).collect();
+        let addresses: Vec<String> = s.session.addresses.iter().map(|a| a.to_string()).collect();
         format!("{} on {}, {}", addresses.join(" "), s.session.interface, trust(s))
     };
     all.iter().map(one).collect::<Vec<_>>().join("; ")

@@ -136,7 +136,7 @@ pub(super) fn session(config: &Config, v: SessionView) -> v1::Session {
     v1::Session {
         session_id: s.id.0,
         device_id: s.device.map(String::from).unwrap_or_default(),
-        prefixes: s.addresses.into_iter().map(prefix).collect(),
+        prefixes: s.addresses.iter().map(prefix).collect(),
         interface: s.interface.into(),
         source: s.source.into(),
         current_pool: pool_name(config, Some(v.current_pool)),

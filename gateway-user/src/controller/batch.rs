@@ -282,7 +282,7 @@ impl Writer {
         let clearing: Vec<_> = closing
             .iter()
             .filter_map(|id| self.registry.session(*id))
-            .flat_map(|s| s.addresses.clone())
+            .flat_map(|s| s.addresses.iter())
             .collect();
         self.take_restriction(steps, closing, cause);
         let devices: Vec<&DeviceId> = steps.iter().map(|s| &s.device.id).collect();
@@ -390,7 +390,10 @@ impl Writer {
                     self.policies = *old;
                     self.review(Review::published());
                 }
-                Undo::Session(id) => free.extend(self.registry.remove_session(id).into_iter().flat_map(|s| s.addresses)),
+                Undo::Session(id) => {
+                    let session = self.registry.remove_session(id);
+                    free.extend(session.iter().flat_map(|s| s.addresses.iter()));
+                }
             }
         }
         self.audit.store_failed(&batch.entries);
@@ -465,7 +468,7 @@ impl Writer {
             Subject::Opened(id) => self.look_at(self.registry.session(*id).into_iter(), backs, &mut settled),
             Subject::Closed(session) => {
                 settled.sessions = true;
-                settled.in_force = session.addresses.iter().all(|a| self.is_back(*a, backs));
+                settled.in_force = session.addresses.iter().all(|a| self.is_back(a, backs));
             }
         }
         settled
@@ -479,8 +482,11 @@ impl Subject {
             Self::Nothing => Vec::new(),
             Self::Device(id) => addresses_of(writer, id).collect(),
             Self::Devices(ids) => ids.iter().flat_map(|id| addresses_of(writer, id)).collect(),
-            Self::Opened(id) => writer.registry.session(*id).map_or_else(Vec::new, |s| s.addresses.clone()),
-            Self::Closed(session) => session.addresses.clone(),
+            Self::Opened(id) => writer
+                .registry
+                .session(*id)
+                .map_or_else(Vec::new, |s| s.addresses.iter().collect()),
+            Self::Closed(session) => session.addresses.iter().collect(),
         }
     }
 
@@ -513,5 +519,5 @@ impl Subject {
 }
 
 fn addresses_of<'a>(writer: &'a Writer, device: &'a DeviceId) -> impl Iterator<Item = IpAddr> + 'a {
-    writer.registry.sessions_of(device).flat_map(|s| s.addresses.iter().copied())
+    writer.registry.sessions_of(device).flat_map(|s| s.addresses.iter())
 }

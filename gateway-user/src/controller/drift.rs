@@ -246,9 +246,9 @@ impl Writer {
             if device.is_some_and(|d| self.registry.is_due(&d.id, now)) {
                 continue;
             }
-            for address in &session.addresses {
-                if let Some(to) = reconcile::assignment(*address, session, device, &self.context(*now)) {
-                    wanted.insert(*address, (to, session.device.clone()));
+            for address in session.addresses.iter() {
+                if let Some(to) = reconcile::assignment(address, session, device, &self.context(*now)) {
+                    wanted.insert(address, (to, session.device.clone()));
                 }
             }
         }

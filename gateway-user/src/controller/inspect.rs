@@ -48,7 +48,7 @@ impl Writer {
     /// Its pool is that of its first address: a released session's are all the same.
     pub(super) fn session_view(&self, session: &Session, now: &Now) -> SessionView {
         let device = self.registry.device_of(session);
-        let of = |a: &IpAddr| assignment(*a, session, device, &self.context(*now));
+        let of = |a| assignment(a, session, device, &self.context(*now));
         let current_pool = session.addresses.iter().find_map(of).map_or(PoolId(0), |a| a.pool);
         let pool = device.and_then(|d| full_service(d, &self.config));
         SessionView {
@@ -70,16 +70,16 @@ impl Writer {
         for session in sessions {
             settled.sessions = true;
             let device = self.registry.device_of(session);
-            for address in &session.addresses {
-                let to = assignment(*address, session, device, &self.context(now));
-                let mut read_backs = backs.get(address).cloned().unwrap_or_default();
+            for address in session.addresses.iter() {
+                let to = assignment(address, session, device, &self.context(now));
+                let mut read_backs = backs.get(&address).cloned().unwrap_or_default();
                 settled.in_force &= to
                     .as_ref()
                     .is_some_and(|to| in_force(&self.config, &self.links, to, &read_backs));
                 let wanted = to.map_or(PoolId(0), |to| to.pool);
                 read_backs.extend(unjudged(&self.config, &self.links, &session.interface, &read_backs));
                 settled.addresses.push(AddressEnforcement {
-                    address: *address,
+                    address,
                     wanted,
                     read_backs,
                 });
@@ -266,7 +266,7 @@ impl Writer {
                     more = true;
                     break;
                 }
-                wanted.extend(&session.addresses);
+                wanted.extend(session.addresses.iter());
                 last = Some(session.id);
             }
         }

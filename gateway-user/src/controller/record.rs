@@ -100,7 +100,7 @@ impl Trail {
     }
 
     pub(super) fn of_session(&mut self, session: &Session, opened: bool, at: WallTime, cause: Cause<'_>) -> u64 {
-        let addresses: Vec<String> = session.addresses.iter().map(ToString::to_string).collect();
+        let addresses: Vec<String> = session.addresses.iter().map(|a| a.to_string()).collect();
         let (before, after) = if opened { ("", "open") } else { ("open", "ended") };
         self.add(Entry {
             number: 0,

@@ -187,7 +187,7 @@ impl Writer {
 
     /// Sessions for whose addresses the configuration has no pool.
     pub(super) fn homeless(&self) -> Vec<SessionId> {
-        let homeless = |s: &&crate::model::Session| s.addresses.iter().any(|a| self.config.home(*a).is_none());
+        let homeless = |s: &&crate::model::Session| s.addresses.iter().any(|a| self.config.home(a).is_none());
         let closing: Vec<SessionId> = self.registry.sessions_after(None).filter(homeless).map(|s| s.id).collect();
         for id in &closing {
             warn!(

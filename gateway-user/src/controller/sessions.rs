@@ -63,7 +63,7 @@ impl Admitted {
     }
 
     fn open(&mut self, index: u32, session: Session) {
-        self.claimed.extend(session.addresses.iter().map(|a| (*a, session.id)));
+        self.claimed.extend(session.addresses.iter().map(|a| (a, session.id)));
         if let Some(device) = &session.device {
             self.by_device.entry(device.clone()).or_default().0 += 1;
         }
@@ -107,7 +107,7 @@ impl Writer {
     fn opened(&self, session: &Session, settled: Settled) -> OpenOutcome {
         let device = self.registry.device_of(session);
         let resting = || {
-            let home = session.addresses.first().and_then(|a| self.config.home(*a))?;
+            let home = session.addresses.first().and_then(|a| self.config.home(a))?;
             self.config
                 .pool_by_id(self.config.resting(home))
                 .map(|p| p.gateway_uri.clone())
@@ -226,7 +226,7 @@ impl Writer {
         let session = Session {
             id: self.registry.new_session_id(),
             device,
-            addresses,
+            addresses: addresses.into_iter().collect(),
             interface: report.interface,
             source: source.clone(),
             trust,
@@ -258,12 +258,12 @@ impl Writer {
     /// Puts the addresses of a session that is not durable yet into the kernel, without release. Failed, none of them stays.
     fn quarantine(&mut self, session: &Session) -> Result<(), KernelError> {
         let device = self.registry.device_of(session);
-        let start = |a: &IpAddr| Some(Op::Assign(*a, reconcile::unreleased(*a, session, device, &self.config)?));
+        let start = |a: IpAddr| Some(Op::Assign(a, reconcile::unreleased(a, session, device, &self.config)?));
         let ops = session.addresses.iter().filter_map(start).collect();
         let Some((_, error)) = reconcile::apply(ops, self.kernel.as_mut()).failed.into_iter().next() else {
             return Ok(());
         };
-        let back = session.addresses.iter().map(|a| Op::Clear(*a)).collect();
+        let back = session.addresses.iter().map(Op::Clear).collect();
         self.apply(back);
         Err(error)
     }
@@ -327,12 +327,11 @@ impl Writer {
     /// The live session that a report describes.
     pub(super) fn same(&self, device: Option<&Device>, source: &SourceName, report: &SessionReport) -> Option<SessionId> {
         let session = self.registry.holder(*report.addresses.first()?)?;
-        let set = |a: &[IpAddr]| a.iter().copied().collect::<BTreeSet<_>>();
         let same = session.source == *source
             && session.device.as_ref() == device.map(|d| &d.id)
             && session.interface == report.interface
             && session.trust == device.map_or(Trust::Name, |d| trust(d, report))
-            && set(&session.addresses) == set(&report.addresses);
+            && session.addresses.iter().collect::<BTreeSet<_>>() == report.addresses.iter().copied().collect();
         same.then_some(session.id)
     }
 

@@ -76,6 +76,6 @@ impl Writer {
             || session
                 .addresses
                 .iter()
-                .any(|a| self.config.may_have(&session.source, *a).is_err())
+                .any(|a| self.config.may_have(&session.source, a).is_err())
     }
 }

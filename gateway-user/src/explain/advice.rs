@@ -410,7 +410,7 @@ protocol = "any"
                 session: Session {
                     id: SessionId(4),
                     device: Some("phone".parse().unwrap()),
-                    addresses: vec![e.address],
+                    addresses: e.address.into(),
                     interface: interface.parse().unwrap(),
                     source: "vpn".parse().unwrap(),
                     trust: crate::model::Trust::Name,

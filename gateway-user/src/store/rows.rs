@@ -7,9 +7,9 @@ use rusqlite::{Row, types::Type};
 use crate::{
     audit::{Entry, Head, Sealed},
     model::{
-        Aliases, BootTime, Device, DeviceId, DeviceState, Enrolment, Exception, ExceptionKind, FinalKey, Fingerprint, Handshake,
-        KeyHash, Lease, Now, Offer, PolicyRevision, PoolName, Publication, Rare, Release, Revision, Salt, Session, SessionId,
-        StateReason, Trust, UriChange, VpnKey, WallTime, Window,
+        Addresses, Aliases, BootTime, Device, DeviceId, DeviceState, Enrolment, Exception, ExceptionKind, FinalKey, Fingerprint,
+        Handshake, KeyHash, Lease, Now, Offer, PolicyRevision, PoolName, Publication, Rare, Release, Revision, Salt, Session,
+        SessionId, StateReason, Trust, UriChange, VpnKey, WallTime, Window,
     },
     store::Request,
 };
@@ -163,7 +163,7 @@ pub(super) fn session(row: &Row<'_>) -> rusqlite::Result<Session> {
     Ok(Session {
         id: SessionId(unsigned(row.get(0)?)),
         device: row.get::<_, Option<String>>(1)?.map(|_| parse(row, 1)).transpose()?,
-        addresses: Vec::new(),
+        addresses: Addresses::default(),
         interface: parse(row, 2)?,
         source: parse(row, 3)?,
         trust,

@@ -213,8 +213,8 @@ fn sessions(t: &Transaction<'_>, changes: &ChangeSet) -> rusqlite::Result<()> {
             rows::trust(s.trust),
             s.opened_at.0
         ])?;
-        for (place, a) in (0_i64..).zip(&s.addresses) {
-            hold.execute(params![address(*a), signed(s.id.0), place])?;
+        for (place, a) in (0_i64..).zip(s.addresses.iter()) {
+            hold.execute(params![address(a), signed(s.id.0), place])?;
         }
     }
     Ok(())

@@ -1,6 +1,6 @@
 //! What is said of a device in each state: what a release takes and what was found, what comes next, what to do.
 
-use std::path::Path;
+use std::{net::IpAddr, path::Path};
 
 use super::*;
 use crate::{
@@ -52,7 +52,7 @@ fn connected(mut dossier: Dossier, below_min_trust: bool) -> Dossier {
         session: Session {
             id: SessionId(9),
             device: Some("phone".parse().unwrap()),
-            addresses: vec!["10.66.0.5".parse().unwrap()],
+            addresses: IpAddr::from([10, 66, 0, 5]).into(),
             interface: "tun0".parse().unwrap(),
             source: "vpn-1".parse().unwrap(),
             trust: Trust::Name,

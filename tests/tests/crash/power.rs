@@ -29,7 +29,7 @@ pub(super) fn change(n: u64) -> ChangeSet {
     let session = |id: u64| gateway_user::model::Session {
         id: SessionId(id),
         device: Some("phone-0".parse().unwrap()),
-        addresses: vec![std::net::Ipv4Addr::from(u32::try_from(id).unwrap()).into()],
+        addresses: std::net::IpAddr::from(std::net::Ipv4Addr::from(u32::try_from(id).unwrap())).into(),
         interface: "tun0".parse().unwrap(),
         source: "vpn".parse().unwrap(),
         trust: gateway_user::model::Trust::Name,

@@ -402,7 +402,7 @@ async fn a_list_ends_keeps_and_opens() {
     let holder = |a: &str| {
         sessions
             .iter()
-            .find(|s| s.session.addresses.contains(&ip(a)))
+            .find(|s| s.session.addresses.iter().any(|held| held == ip(a)))
             .unwrap()
             .session
             .id

@@ -162,7 +162,7 @@ fn speed() {
             let a = std::net::Ipv4Addr::from(0x0a00_0000 + u32::try_from(n).unwrap());
             let six = std::net::Ipv6Addr::from(0xfd00 << 112 | u128::from(n));
             let s = Session {
-                addresses: vec![a.into(), six.into()],
+                addresses: [a.into(), six.into()].into_iter().collect(),
                 ..session(n + 1, Some(of(n).id.as_str()), &[])
             };
             changes.opened.insert(s.id, s);

@@ -190,7 +190,7 @@ fn session(n: u32) -> Result<Session> {
     Ok(Session {
         id: SessionId(u64::from(n) + 1),
         device: Some(name(n).parse()?),
-        addresses: vec![address(n)],
+        addresses: address(n).into(),
         interface: "tun0".parse()?,
         source: "vpn-1".parse()?,
         trust: Trust::Name,

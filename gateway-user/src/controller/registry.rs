@@ -1,18 +1,21 @@
 //! The registry and the live sessions in memory, with the indexes that commands need. It holds and finds; it decides nothing.
 
+mod sessions;
+
 use std::{
     borrow::Borrow,
     cmp::Ordering,
-    collections::{BTreeMap, BTreeSet, HashMap},
-    net::{IpAddr, Ipv6Addr},
+    collections::{BTreeSet, HashMap},
+    net::IpAddr,
     ops::Bound,
 };
 
+use self::sessions::Sessions;
 use super::Progress;
 use crate::{
     model::{
         BootTime, Device, DeviceId, DeviceState, Fingerprint, InterfaceName, Now, Revision, Session, SessionId, SourceName,
-        VpnKey, prefix,
+        VpnKey,
     },
     store::Snapshot,
     transition::Directory,
@@ -36,14 +39,7 @@ pub(super) struct Registry {
     progress: Progress,
     /// Devices that wait for their wave and have a live session.
     ready: BTreeSet<DeviceId>,
-    sessions: BTreeMap<SessionId, Session>,
-    by_address: HashMap<IpAddr, SessionId>,
-    /// The IPv6 addresses that are held by themselves, so that those in a /64 are found.
-    singles: BTreeSet<IpAddr>,
-    by_device: HashMap<DeviceId, BTreeSet<SessionId>>,
-    by_source: HashMap<SourceName, BTreeSet<SessionId>>,
-    /// Whose sessions are on each interface, and how many.
-    by_interface: HashMap<InterfaceName, BTreeMap<SourceName, usize>>,
+    sessions: Sessions,
 }
 
 /// A device with what is kept beside it. There may be a million: it holds its id once.
@@ -127,13 +123,13 @@ pub(super) enum Rank {
 impl Registry {
     /// What the store has, but for its devices.
     pub(super) fn new(snapshot: Snapshot) -> Self {
-        let mut new = Self {
+        let above = |s: &Session| s.id.0 + 1;
+        Self {
             revision: snapshot.revision,
-            next_session: snapshot.next_session,
+            next_session: snapshot.sessions.last().map_or(0, above).max(snapshot.next_session),
+            sessions: Sessions::new(snapshot.sessions),
             ..Self::default()
-        };
-        snapshot.sessions.into_iter().for_each(|s| new.put_session(s));
-        new
+        }
     }
 
     /// The first devices, in the order of their ids: into less memory than one by one.
@@ -141,6 +137,12 @@ impl Registry {
         for (device, standing) in &devices {
             self.index(device, *standing);
         }
+        let released = |d: &Device| d.state == DeviceState::Released;
+        let due = |of: bool| {
+            let these = devices.iter().filter(|(d, _)| released(d) == of);
+            these.filter_map(|(d, s)| Some((s.due?, d.id.clone()))).collect()
+        };
+        (self.leases, self.timers) = (due(true), due(false));
         self.devices = devices.into_iter().map(|(d, s)| ById::new(d, s)).collect();
     }
 
@@ -170,9 +172,13 @@ impl Registry {
     pub(super) fn put_device(&mut self, device: Device, standing: Standing) {
         drop(self.take_device(&device.id));
         self.index(&device, standing);
+        if let Some(due) = standing.due {
+            self.timers_of(device.state).insert((due, device.id.clone()));
+        }
         self.devices.insert(ById::new(device, standing));
     }
 
+    /// By all but what time brings.
     fn index(&mut self, device: &Device, standing: Standing) {
         let (id, aliases) = (&device.id, &device.aliases);
         self.names
@@ -180,9 +186,6 @@ impl Registry {
         self.certificates
             .extend(aliases.certificates.iter().map(|c| (*c, id.clone())));
         self.keys.extend(aliases.vpn_keys.iter().map(|k| (*k, id.clone())));
-        if let Some(due) = standing.due {
-            self.timers_of(device.state).insert((due, device.id.clone()));
-        }
         self.count(id, standing.rank, true);
         self.states[device.state as usize] += 1;
     }
@@ -264,67 +267,19 @@ impl Registry {
 
     pub(super) fn put_session(&mut self, session: Session) {
         self.next_session = self.next_session.max(session.id.0 + 1);
-        for address in &session.addresses {
-            self.by_address.insert(*address, session.id);
-            if prefix::around(*address).is_some() {
-                self.singles.insert(*address);
-            }
+        let first = session.device.clone().filter(|d| !self.connected(d));
+        self.sessions.put(session);
+        if let Some(device) = first {
+            self.count_session(&device, true);
         }
-        if let Some(device) = &session.device {
-            let all = self.by_device.entry(device.clone()).or_default();
-            let first = all.is_empty();
-            all.insert(session.id);
-            if first {
-                self.count_session(device, true);
-            }
-        }
-        if self.by_source.entry(session.source.clone()).or_default().insert(session.id) {
-            let on = self.by_interface.entry(session.interface.clone()).or_default();
-            *on.entry(session.source.clone()).or_default() += 1;
-        }
-        self.sessions.insert(session.id, session);
     }
 
     pub(super) fn remove_session(&mut self, id: SessionId) -> Option<Session> {
-        let session = self.sessions.remove(&id)?;
-        for address in &session.addresses {
-            if self.by_address.get(address) == Some(&id) {
-                self.by_address.remove(address);
-                self.singles.remove(address);
-            }
+        let session = self.sessions.remove(id)?;
+        if let Some(device) = session.device.as_ref().filter(|d| !self.connected(d)) {
+            self.count_session(device, false);
         }
-        if let Some(device) = &session.device
-            && let Some(all) = self.by_device.get_mut(device)
-        {
-            all.remove(&id);
-            if all.is_empty() {
-                self.by_device.remove(device);
-                self.count_session(device, false);
-            }
-        }
-        if let Some(all) = self.by_source.get_mut(&session.source) {
-            all.remove(&id);
-            if all.is_empty() {
-                self.by_source.remove(&session.source);
-            }
-        }
-        self.leave(&session.interface, &session.source);
         Some(session)
-    }
-
-    fn leave(&mut self, interface: &InterfaceName, source: &SourceName) {
-        let Some(on) = self.by_interface.get_mut(interface) else {
-            return;
-        };
-        if let Some(n) = on.get_mut(source) {
-            *n -= 1;
-            if *n == 0 {
-                on.remove(source);
-            }
-        }
-        if on.is_empty() {
-            self.by_interface.remove(interface);
-        }
     }
 
     /// The number that the next session will have.
@@ -345,7 +300,7 @@ impl Registry {
     }
 
     pub(super) fn session(&self, id: SessionId) -> Option<&Session> {
-        self.sessions.get(&id)
+        self.sessions.get(id)
     }
 
     pub(super) fn device_of(&self, session: &Session) -> Option<&Device> {
@@ -354,46 +309,29 @@ impl Registry {
 
     /// The live session that holds an address, by itself or with its whole /64.
     pub(super) fn holder(&self, address: IpAddr) -> Option<&Session> {
-        let held = self.by_address.get(&address);
-        let id = held.or_else(|| self.by_address.get(&prefix::around(address)?))?;
-        self.sessions.get(id)
+        self.sessions.holder(address)
     }
 
     /// Whether a live session has just this hold: an address by itself, or a /64.
     pub(super) fn is_held(&self, hold: IpAddr) -> bool {
-        self.by_address.contains_key(&hold)
+        self.sessions.is_held(hold)
     }
 
     /// The live sessions that hold any address of a hold: of one address at most one session, of a /64 perhaps many.
     pub(super) fn holders(&self, hold: IpAddr) -> Vec<&Session> {
-        let mut all: BTreeSet<SessionId> = self.holder(hold).into_iter().map(|s| s.id).collect();
-        if let Some(network) = prefix::network(hold) {
-            let last = Ipv6Addr::from(u128::from(network) | u128::from(u64::MAX));
-            let inside = self.singles.range(IpAddr::from(network)..=IpAddr::from(last));
-            all.extend(inside.filter_map(|a| self.by_address.get(a)));
-        }
-        all.iter().filter_map(|id| self.sessions.get(id)).collect()
+        self.sessions.holders(hold)
     }
 
     pub(super) fn sessions_of<'a>(&'a self, device: &DeviceId) -> impl Iterator<Item = &'a Session> + use<'a> {
-        self.by_device
-            .get(device)
-            .into_iter()
-            .flatten()
-            .filter_map(|id| self.sessions.get(id))
+        self.sessions.of_device(device)
     }
 
     pub(super) fn sessions_of_source(&self, source: &SourceName) -> impl Iterator<Item = &Session> {
-        self.by_source
-            .get(source)
-            .into_iter()
-            .flatten()
-            .filter_map(|id| self.sessions.get(id))
+        self.sessions.of_source(source)
     }
 
     pub(super) fn sessions_after(&self, after: Option<SessionId>) -> impl Iterator<Item = &Session> {
-        let from = after.map_or(Bound::Unbounded, Bound::Excluded);
-        self.sessions.range((from, Bound::Unbounded)).map(|(_, s)| s)
+        self.sessions.after(after)
     }
 
     /// Those after one whose ids are not before another.
@@ -418,7 +356,7 @@ impl Registry {
 
     /// All live sessions with their devices.
     pub(super) fn live(&self) -> impl Iterator<Item = (&Session, Option<&Device>)> {
-        self.sessions.values().map(|s| (s, self.device_of(s)))
+        self.sessions.after(None).map(|s| (s, self.device_of(s)))
     }
 
     /// The lease that ends first.
@@ -450,12 +388,12 @@ impl Registry {
 
     /// Sources that have live sessions on an interface.
     pub(super) fn sources_on(&self, interface: &InterfaceName) -> impl Iterator<Item = &SourceName> {
-        self.by_interface.get(interface).into_iter().flat_map(BTreeMap::keys)
+        self.sessions.sources_on(interface)
     }
 
     /// Sources that have live sessions.
     pub(super) fn has_sessions(&self, source: &SourceName) -> bool {
-        self.by_source.contains_key(source)
+        self.sessions.has_source(source)
     }
 
     pub(super) fn device_count(&self) -> u64 {
@@ -468,11 +406,11 @@ impl Registry {
     }
 
     pub(super) fn session_count(&self) -> u64 {
-        self.sessions.len() as u64
+        self.sessions.count() as u64
     }
 
     pub(super) fn address_count(&self) -> usize {
-        self.by_address.len()
+        self.sessions.address_count()
     }
 }
 
@@ -490,7 +428,7 @@ impl Directory for Registry {
         self.keys.get(key)
     }
     fn connected(&self, id: &DeviceId) -> bool {
-        self.by_device.contains_key(id)
+        self.sessions.has_device(id)
     }
 }
 

@@ -11,10 +11,10 @@ use aya_ebpf::{
 };
 use gateway_ebpf::{
     abi::{
-        FLAG_CAPTURE, FLAG_OBSERVE, FLAG_SHADOW, MARK_ANSWER, MARK_GRANT, MARK_GRANT_MASK, MARK_OBSERVED, MARK_OURS,
-        MARK_RESERVED, MARK_RESERVED_MASK, MAX_POOLS, META_VLAN, asks_answer, hook,
+        FLAG_OBSERVE, MARK_ANSWER, MARK_GRANT, MARK_GRANT_MASK, MARK_OBSERVED, MARK_OURS, MARK_RESERVED, MARK_RESERVED_MASK,
+        MAX_POOLS, META_VLAN, asks_answer, hook,
     },
-    decide::{Direction, Outcome, Place, Role, Verdict, shadow},
+    decide::{Outcome, Verdict},
     headers::{Headers, Judged},
     parse::{Parsed, parse_fast, parse_full},
     rare::{decide_rare, is_inner_vlan, wrong_vlan},
@@ -24,11 +24,12 @@ use gateway_ebpf::{
 
 use crate::{
     access::{Direct, IPV4, IPV6, SkbBytes, XdpBytes, protocol},
-    answer, capture,
+    account, answer,
     maps::{KERNEL, keep, keep_plain, kept_rare, own, probing},
     note::{has_more_tags, is_tagged, leave_word, metadata, tag, vlan},
+    place::{CORE_ETH, CORE_IP, DEVICE_ETH, DEVICE_IP, EGRESS_ETH, EGRESS_IP, at, is_egress, xdp_place},
     report::{self, Denied},
-    short, trace,
+    short,
 };
 
 /// The next program on the hook, or the stack. TC_ACT_OK would keep the programs behind ours from running.
@@ -92,16 +93,10 @@ fn xdp_verdict(ctx: *mut xdp_md, ifindex: u32, hook: u8, verdict: &Verdict, h: &
         return xdp_action::XDP_PASS;
     }
     let place = if hook == hook::XDP_DEVICE { DEVICE_ETH } else { CORE_ETH };
-    account::<true>(flags, place, ifindex, hook, verdict, h);
+    account::enter::<true>(flags, place, ifindex, hook, verdict, h);
     let denied = matches!(verdict.outcome(), Outcome::Deny);
     if denied && !probing() {
-        let what = Denied::new(verdict, hook, observed).word();
-        if flags & FLAG_CAPTURE != 0 {
-            capture_frame(ctx, what, ifindex);
-        }
-        if report::may_tell() {
-            report::tell(what, ifindex);
-        }
+        account::tell_frame(ctx, flags, ifindex, Denied::new(verdict, hook, observed));
     }
     let passes = !denied || observed || verdict.answer && !probing() && answer::may_answer(verdict.pool.into()) != 0;
     if passes { xdp_action::XDP_PASS } else { xdp_action::XDP_DROP }
@@ -118,9 +113,9 @@ fn tc_verdict<const PLACE: u8, const KEPT: bool>(
 ) -> i32 {
     let flags = flags();
     let observed = flags & FLAG_OBSERVE != 0;
-    let counted = is_egress(PLACE) && is_counted(skb, verdict, observed);
+    let counted = is_egress(PLACE) && account::is_counted(skb, verdict, observed);
     if !counted || probing() {
-        account::<KEPT>(flags, PLACE, ifindex, hook, verdict, h);
+        account::enter::<KEPT>(flags, PLACE, ifindex, hook, verdict, h);
     }
     let pass = match verdict.outcome() {
         Outcome::Grant => Some(verdict.mark),
@@ -129,17 +124,7 @@ fn tc_verdict<const PLACE: u8, const KEPT: bool>(
         Outcome::Link | Outcome::NotOurs => Some(0),
         Outcome::Deny => {
             if !counted && !probing() {
-                let what = Denied::new(verdict, hook, observed).word();
-                if flags & FLAG_CAPTURE != 0 && (KEPT || keep(h)) {
-                    if at(PLACE, 0).ethernet {
-                        capture_eth(skb, what, ifindex);
-                    } else {
-                        capture_ip(skb, what, ifindex);
-                    }
-                }
-                if report::may_tell() && (KEPT || keep(h)) {
-                    report::tell(what, ifindex);
-                }
+                account::tell::<PLACE, KEPT>(skb, flags, ifindex, Denied::new(verdict, hook, observed), h);
             }
             if observed {
                 Some(if hook == hook::TC_EGRESS { MARK_GRANT } else { MARK_OBSERVED })
@@ -159,16 +144,6 @@ fn tc_verdict<const PLACE: u8, const KEPT: bool>(
         Some(mark) => set_mark(skb, mark),
         None => TC_ACT_SHOT,
     }
-}
-
-/// On its way out: whether one of our programs has counted this packet where it came in, so that this one only judges it. A denial of what was granted
-/// there (since then an address was translated, or a table has changed) is counted as well. Whoever else sets a mark of this form keeps his packet
-/// from being counted, and from nothing else.
-#[inline(always)]
-fn is_counted(skb: *mut __sk_buff, verdict: &Verdict, observed: bool) -> bool {
-    // SAFETY: the kernel gives a valid context.
-    let mark = unsafe { (*skb).mark };
-    is_granted(skb) && matches!(verdict.outcome(), Outcome::Grant) || observed && mark & MARK_OURS == MARK_OBSERVED
 }
 
 /// Whether a packet has the mark of a grant.
@@ -201,64 +176,6 @@ extern "C" fn send_eth(skb: *mut __sk_buff, ifindex: u32, pool: u32) -> i32 {
 extern "C" fn send_ip(skb: *mut __sk_buff, ifindex: u32, pool: u32) -> i32 {
     answer::send::<false>(skb, ifindex, pool)
 }
-#[unsafe(no_mangle)]
-#[inline(never)]
-extern "C" fn capture_frame(ctx: *mut xdp_md, what: u32, ifindex: u32) -> u64 {
-    capture::xdp(ctx, what, ifindex)
-}
-#[unsafe(no_mangle)]
-#[inline(never)]
-extern "C" fn capture_eth(skb: *mut __sk_buff, what: u32, ifindex: u32) -> u64 {
-    capture::skb::<true>(skb, what, ifindex)
-}
-#[unsafe(no_mangle)]
-#[inline(never)]
-extern "C" fn capture_ip(skb: *mut __sk_buff, what: u32, ifindex: u32) -> u64 {
-    capture::skb::<false>(skb, what, ifindex)
-}
-
-/// Counts; and with a shadow policy, what it would have done. The probing twin writes its trace instead.
-#[inline(always)]
-fn account<const KEPT: bool>(flags: u32, place: u8, ifindex: u32, hook: u8, verdict: &Verdict, h: &Headers) {
-    let score = flags & FLAG_SHADOW != 0;
-    if probing() {
-        if KEPT || keep(h) {
-            let (what, rule) = trace::packed(verdict, hook);
-            let would = if score { would(place.into(), ifindex) } else { 0 };
-            write_trace(verdict.mark, what, rule, would);
-        }
-        return;
-    }
-    if let Some(own) = own() {
-        report::count(own, verdict, h.length);
-    }
-    if score && (KEPT || keep(h)) {
-        let passed = verdict.reason.passes();
-        report::differ(
-            passed.into(),
-            would(place.into(), ifindex),
-            verdict.rule.into(),
-            verdict.pool.into(),
-        );
-    }
-}
-
-#[unsafe(no_mangle)]
-#[inline(never)]
-extern "C" fn write_trace(mark: u32, what: u32, rule: u32, would: u32) -> u64 {
-    trace::write(mark, what, rule, would as u8)
-}
-
-/// What the shadow policy says of the packet whose headers were kept last: see [`shadow`].
-#[unsafe(no_mangle)]
-#[inline(never)]
-extern "C" fn would(place: u32, ifindex: u32) -> u32 {
-    match kept_rare() {
-        Some((h, rare)) => shadow(&KERNEL, at(place as u8, ifindex), h, Some(rare)),
-        None => 0,
-    }
-}
-
 #[inline(always)]
 fn xdp_judge<const DEVICE: bool>(ctx: *mut xdp_md) -> u32 {
     if let Some(action) = short::xdp::<DEVICE>(ctx) {
@@ -310,19 +227,6 @@ fn xdp_kept<const DEVICE: bool>(ctx: *mut xdp_md) -> u32 {
         return xdp_action::XDP_PASS;
     }
     xdp_verdict(ctx, ifindex, place.hook, &verdict, h)
-}
-
-#[inline(always)]
-pub(crate) const fn xdp_place<const DEVICE: bool>(ifindex: u32) -> Place {
-    let (place, hook) = if DEVICE {
-        (DEVICE_ETH, hook::XDP_DEVICE)
-    } else {
-        (CORE_ETH, hook::XDP_CORE)
-    };
-    Place {
-        hook,
-        ..at(place, ifindex)
-    }
 }
 
 /// On an interface with XDP: what its metadata says, without judging or counting again. What has none (XDP is not attached, or could not
@@ -504,35 +408,6 @@ fn guard(skb: *mut __sk_buff) -> i32 {
         report::tally(own, Reason::Unjudged, 0, length);
     }
     if flags() & FLAG_OBSERVE != 0 { TCX_NEXT } else { TC_ACT_SHOT }
-}
-
-pub(crate) const DEVICE_ETH: u8 = 0;
-pub(crate) const CORE_ETH: u8 = 1;
-pub(crate) const DEVICE_IP: u8 = 2;
-pub(crate) const CORE_IP: u8 = 3;
-pub(crate) const EGRESS_ETH: u8 = 4;
-pub(crate) const EGRESS_IP: u8 = 5;
-
-#[inline(always)]
-pub(crate) const fn is_egress(place: u8) -> bool {
-    matches!(place, EGRESS_ETH | EGRESS_IP)
-}
-
-/// The place behind a number, which a const parameter can be.
-#[inline(always)]
-pub(crate) const fn at(place: u8, ifindex: u32) -> Place {
-    let (role, direction, hook) = match place {
-        DEVICE_ETH | DEVICE_IP => (Role::Device, Direction::Ingress, hook::TC_DEVICE),
-        CORE_ETH | CORE_IP => (Role::Core, Direction::Ingress, hook::TC_CORE),
-        _ => (Role::Device, Direction::Egress, hook::TC_EGRESS),
-    };
-    Place {
-        role,
-        direction,
-        ethernet: matches!(place, DEVICE_ETH | CORE_ETH | EGRESS_ETH),
-        ifindex,
-        hook,
-    }
 }
 
 /// [`gateway_ebpf::abi::Control::flags`]. A control word that cannot be read enforces.

@@ -5,6 +5,8 @@
 #[cfg(target_arch = "bpf")]
 mod access;
 #[cfg(target_arch = "bpf")]
+mod account;
+#[cfg(target_arch = "bpf")]
 mod answer;
 #[cfg(target_arch = "bpf")]
 mod capture;
@@ -14,6 +16,8 @@ mod hooks;
 mod maps;
 #[cfg(target_arch = "bpf")]
 mod note;
+#[cfg(target_arch = "bpf")]
+mod place;
 #[cfg(target_arch = "bpf")]
 mod rate;
 #[cfg(target_arch = "bpf")]

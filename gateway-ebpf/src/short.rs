@@ -12,9 +12,10 @@ use gateway_ebpf::{
 
 use crate::{
     access::{Direct, IPV4, IPV6, is_told, protocol},
-    hooks::{CORE_ETH, CORE_IP, DEVICE_ETH, DEVICE_IP, EGRESS_ETH, at, ifindex, is_egress, is_granted, set_mark, xdp_place},
+    hooks::{ifindex, is_granted, set_mark},
     maps::{KERNEL, Kernel, own, probing},
     note::leave_word,
+    place::{CORE_ETH, CORE_IP, DEVICE_ETH, DEVICE_IP, EGRESS_ETH, at, is_egress, xdp_place},
     report,
 };
 
@@ -173,5 +174,5 @@ called! {
     tc_six_device_ip(__sk_buff) = tc_read::<DEVICE_IP, false>;
     tc_six_core_ip(__sk_buff) = tc_read::<CORE_IP, false>;
     tc_six_egress_eth(__sk_buff) = tc_read::<EGRESS_ETH, true>;
-    tc_six_egress_ip(__sk_buff) = tc_read::<{ crate::hooks::EGRESS_IP }, false>;
+    tc_six_egress_ip(__sk_buff) = tc_read::<{ crate::place::EGRESS_IP }, false>;
 }

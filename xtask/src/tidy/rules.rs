@@ -66,6 +66,7 @@ const ARROWS: &[Arrow] = &[
         except: &[
             "gateway-ebpf/src/main.rs",
             "gateway-ebpf/src/access",
+            "gateway-ebpf/src/account",
             "gateway-ebpf/src/answer",
             "gateway-ebpf/src/capture",
             "gateway-ebpf/src/rate",

@@ -5,6 +5,7 @@ mod durability;
 mod groups;
 pub(crate) mod kit;
 mod leases;
+mod lists;
 mod proof;
 mod record;
 mod restart;

@@ -300,18 +300,14 @@ pub(crate) fn closed() -> io::Error {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Instant;
-
     use netlink_packet_route::link::LinkMessage;
 
     use super::*;
 
     #[test]
     fn what_never_ends_is_given_up() {
-        let begun = Instant::now();
         let e = ask(async |_| std::future::pending::<io::Result<()>>().await).unwrap_err();
         assert_eq!(e.kind(), io::ErrorKind::TimedOut);
-        assert!(begun.elapsed() < 3 * LIMIT, "{:?}", begun.elapsed());
         // Nor can a thread that is stuck hold the caller.
         let e = ask(async |_| {
             thread::sleep(LIMIT + 4 * GRACE);

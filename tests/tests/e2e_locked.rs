@@ -2,13 +2,13 @@
 //! asks what is attached waits for it. What restricts does not.
 #![allow(clippy::unwrap_used, reason = "a test ends at what it does not expect")]
 
-use std::{
-    fs, thread,
-    time::{Duration, Instant},
-};
+use std::{fs, thread, time::Duration};
 
 use lazaret_proto::v1::Enforcement;
-use lazaret_tests::{api::Client, lab::Lab, packets, require, rtnl, site};
+use lazaret_tests::{api::Client, lab::Lab, packets, process::until, require, rtnl, site};
+
+/// So that a failure ends.
+const LIMIT: Duration = Duration::from_secs(60);
 
 #[test]
 fn a_restriction_waits_for_nobody_who_holds_the_network_configuration() {
@@ -32,14 +32,11 @@ fn a_restriction_waits_for_nobody_who_holds_the_network_configuration() {
     let held = rtnl::hold().unwrap();
     // Time for a round of upkeep to begin, and to wait.
     thread::sleep(Duration::from_millis(300));
-    let (mut times, mut answers) = (Vec::new(), Vec::new());
+    let mut answers = Vec::new();
     for (i, client) in clients.into_iter().enumerate() {
-        let begin = Instant::now();
         answers.push(thread::spawn(move || client.revoked(&format!("phone-{i}"))));
-        while lab.local.address(&address(i)).unwrap().current_pool != "quarantine" {
-            assert!(begin.elapsed() < Duration::from_secs(2), "device {i} is not restricted");
-        }
-        times.push(begin.elapsed());
+        let restricted = || Ok(lab.local.address(&address(i))?.current_pool == "quarantine");
+        until(LIMIT, &format!("device {i} is restricted while the lock is held"), restricted).unwrap();
     }
     lab.tun.send(&denied).unwrap();
     thread::sleep(Duration::from_millis(50));
@@ -48,14 +45,6 @@ fn a_restriction_waits_for_nobody_who_holds_the_network_configuration() {
     let left = asking(daemon);
     drop(held);
 
-    times.sort();
-    println!(
-        "seen in force by another client after: p50 {:?}, max {:?}",
-        times[DEVICES / 2],
-        times[DEVICES - 1]
-    );
-    // What restricts is not waited for; who asks may be kept for a second, once, by the reading back of what was done before.
-    assert!(times[DEVICES - 2] < Duration::from_millis(500), "{times:?}");
     assert_eq!(arrived, 1, "nothing passes");
     assert_eq!(waited, DEVICES, "what nobody could read back was not called enforced");
     assert!(left <= 1, "{left} threads wait for the kernel that nobody waits for any more");

@@ -244,7 +244,7 @@ fn links_are_watched_from_any_thread_and_through_a_flood() {
 #[test]
 fn listing_the_links_is_quick() {
     require!(Root);
-    for count in [5_usize, 201] {
+    let least = [5_usize, 201].map(|count| {
         let host = Namespace::new("cost").unwrap();
         let lines: String = (0..count / 2)
             .map(|i| format!("link add a{i} type veth peer name b{i}\n"))
@@ -265,9 +265,12 @@ fn listing_the_links_is_quick() {
             "links::now() with {count} interfaces: least {:?}, median {:?}",
             times[0], times[100]
         );
-        // Unoptimised, on a machine with other work: an order of magnitude.
-        assert!(times[0] < Duration::from_millis(20), "{:?}", times[0]);
-    }
+        times[0]
+    });
+    assert!(
+        least[1] < 100 * least[0],
+        "it costs no more than by the number of interfaces: {least:?}"
+    );
 }
 
 fn apply(host: &Namespace, config: &Config) -> Vec<String> {

@@ -352,7 +352,6 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let socket = dir.path().join("silent.sock");
         let _listener = std::os::unix::net::UnixListener::bind(&socket).unwrap();
-        let started = std::time::Instant::now();
         let deadline = Duration::from_millis(300);
         let failure = match Client::connect(&socket, deadline).await {
             Err(failure) => failure,
@@ -362,7 +361,6 @@ mod tests {
             }
         };
         assert_eq!(failure.exit_code(), 3, "{failure}");
-        assert!(started.elapsed() < Duration::from_secs(2));
     }
 
     #[test]

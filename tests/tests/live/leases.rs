@@ -87,7 +87,8 @@ impl Device {
         let ends = self.addresses.map(|a| local.address(a).unwrap().lease_ends_at.unwrap());
         let ends = ends.map(|t| SystemTime::try_from(t).unwrap());
         let apart = ends[0].max(ends[1]).duration_since(ends[0].min(ends[1])).unwrap();
-        assert!(apart < Duration::from_millis(2), "{ends:?}");
+        // Each answer reads two clocks, one after the other.
+        assert!(apart < Duration::from_secs(1), "{ends:?}");
         ends[0]
     }
 

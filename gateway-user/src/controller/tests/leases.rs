@@ -220,7 +220,9 @@ async fn renewals_in_bulk_are_read_back_each() {
     assert_eq!(view.lease_ends_at, Some(WallTime(g.now().wall.0 + 3_600_000)));
     let (enforced, unseen) = (Some(Enforcement::Enforced), Some(Enforcement::NoSession));
     assert_eq!(levels(outcome), [enforced, None, enforced, unseen]);
-    assert_eq!(g.kernel.state().looks, looks + 1);
+    // Once; and anew, where the commit took longer than a look holds.
+    let looked = g.kernel.state().looks - looks;
+    assert!((1..=2).contains(&looked), "{looked}");
 
     // Signals of one device each, in one batch.
     let go = g.hold().await;

@@ -21,6 +21,7 @@ use crate::{
     controller::{Controller, Loaded, Options, Start},
     dataplane::{self, Live},
     events::Denials,
+    heap,
     kernel::Link,
     links,
     metrics::{self, Exporter},
@@ -34,6 +35,7 @@ use crate::{
 /// # Errors
 /// What kept it from starting, or what made it end.
 pub fn run(file: &Path) -> Result<()> {
+    heap::bound();
     let mut config = Config::load(file)?;
     telemetry::init(&config.log)?;
     for warning in config.warnings() {
@@ -94,6 +96,7 @@ async fn serve(config: Arc<Config>, opened: Opened) -> Result<()> {
         options: Options::default(),
     };
     let (controller, mut writer) = Controller::start(start).await?;
+    heap::give_back();
     let reading = tokio::spawn(read_again(hangup, listeners.access()));
     let follow = tokio::spawn(follow(links, controller.clone()));
 

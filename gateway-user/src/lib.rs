@@ -33,6 +33,7 @@ pub mod why;
 
 pub mod cli;
 pub mod daemon;
+pub mod heap;
 pub mod hook;
 pub mod notify;
 pub mod pki;

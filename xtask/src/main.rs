@@ -75,7 +75,7 @@ enum Task {
     /// Measure the programs against an empty one and against nftables, ipset and xdp-filter, as ratios; JSON goes to target/bench; needs root
     Bench {
         /// Only these groups
-        #[arg(value_name = "GROUP", value_parser = ["verdict", "drop", "load", "move", "tun", "stack", "signals"])]
+        #[arg(value_name = "GROUP", value_parser = ["verdict", "drop", "load", "move", "tun", "stack", "signals", "memory"])]
         groups: Vec<String>,
     },
     /// Check the API's form, and that nothing of the last release's is taken away, with buf (from PyPI)

@@ -1,4 +1,4 @@
-//! `cargo xtask bench [verdict|drop|load|move|tun|stack|signals]`: the shipping programs against an empty one and against their peers, in one run, as ratios
+//! `cargo xtask bench [verdict|drop|load|move|tun|stack|signals|memory]`: the shipping programs against an empty one and against their peers, in one run, as ratios
 //! round by round. Figures of one machine mean little elsewhere; ratios mean more. The result is also JSON, in `target/bench/`. How to read
 //! it: `docs/bench.md`.
 
@@ -85,7 +85,7 @@ struct Group {
     measure: fn(&mut report::Report, usize) -> Result<()>,
 }
 
-const GROUPS: [Group; 7] = [
+const GROUPS: [Group; 8] = [
     Group {
         name: "verdict",
         of: "packet",
@@ -120,5 +120,10 @@ const GROUPS: [Group; 7] = [
         name: "signals",
         of: "signal or device",
         measure: signals::measure,
+    },
+    Group {
+        name: "memory",
+        of: "device",
+        measure: |report, _| signals::memory(report),
     },
 ];

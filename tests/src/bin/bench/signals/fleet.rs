@@ -2,7 +2,7 @@
 
 use std::{
     fs,
-    net::{IpAddr, Ipv4Addr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
     path::Path,
     thread,
     time::{Duration, Instant},
@@ -36,8 +36,10 @@ pub(crate) enum Kind {
     Empty,
     /// A million devices.
     Registered,
-    /// A million devices, each with a live session of one IPv4 address.
+    /// A million devices, each with a live session of one IPv4 address; another boot has written them.
     Connected,
+    /// The same with an IPv6 address each, written by this boot.
+    Both,
 }
 
 /// The gateway, running.
@@ -54,10 +56,11 @@ impl Fleet {
         let mut gateway = Gateway::new(&site, "tun0")?;
         // The whole million is the quarantine pool's; the gateway has no address in it.
         let reserved = format!("reserved = [\"{}\", \"{}\"]", site::TUNNEL, site::TUNNEL6);
-        gateway.configure(
-            "prefixes = [\"10.66.0.0/24\", \"fd00:66::/64\"]",
-            "prefixes = [\"10.64.0.0/12\"]",
-        )?;
+        let quarantine = match kind {
+            Kind::Both => "prefixes = [\"10.64.0.0/12\", \"fd00:66::/64\"]",
+            Kind::Empty | Kind::Registered | Kind::Connected => "prefixes = [\"10.64.0.0/12\"]",
+        };
+        gateway.configure("prefixes = [\"10.66.0.0/24\", \"fd00:66::/64\"]", quarantine)?;
         gateway.configure(&reserved, "reserved = []")?;
         gateway.configure(
             "prefixes = [\"10.67.0.0/24\", \"fd00:67::/64\"]",
@@ -186,11 +189,18 @@ fn address(n: u32) -> IpAddr {
     Ipv4Addr::from(QUARANTINED + n).into()
 }
 
-fn session(n: u32) -> Result<Session> {
+fn address6(n: u32) -> IpAddr {
+    Ipv6Addr::from(0xfd00_0066 << 96 | u128::from(n)).into()
+}
+
+fn session(n: u32, kind: Kind) -> Result<Session> {
     Ok(Session {
         id: SessionId(u64::from(n) + 1),
         device: Some(name(n).parse()?),
-        addresses: address(n).into(),
+        addresses: [address(n)]
+            .into_iter()
+            .chain((kind == Kind::Both).then(|| address6(n)))
+            .collect(),
         interface: "tun0".parse()?,
         source: "vpn-1".parse()?,
         trust: Trust::Name,
@@ -202,7 +212,7 @@ fn fill(directory: &Path, kind: Kind) -> Result<()> {
     let mut store = SqliteStore::open(directory)?;
     let mut revision = store.load()?.revision;
     let now = SystemClock::new()?.now();
-    let before = Now {
+    let another_boot = Now {
         boot_id: now.boot_id ^ 1,
         ..now
     };
@@ -210,12 +220,13 @@ fn fill(directory: &Path, kind: Kind) -> Result<()> {
         let mut changes = ChangeSet::default();
         for n in start..start + CHUNK {
             let device = match kind {
-                Kind::Connected => connected(n, before)?,
+                Kind::Connected => connected(n, another_boot)?,
+                Kind::Both => connected(n, now)?,
                 Kind::Registered | Kind::Empty => device(n)?,
             };
             changes.devices.insert(device.id.clone(), device);
-            if kind == Kind::Connected {
-                let session = session(n)?;
+            if matches!(kind, Kind::Connected | Kind::Both) {
+                let session = session(n, kind)?;
                 changes.opened.insert(session.id, session);
             }
         }

@@ -12,6 +12,7 @@ pub mod gateway;
 pub mod lab;
 pub mod loaded;
 pub mod lossy;
+pub mod machine;
 pub mod netns;
 pub mod openvpn;
 pub mod packets;

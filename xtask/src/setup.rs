@@ -46,6 +46,11 @@ const FOR_TESTS: &[Program] = &[
     ("openssl", "openssl", "the CAs that are not ours"),
     ("curl", "curl", "the device's HTTP client"),
     ("tshark", "tshark", "the tests read captures with it"),
+    (
+        "systemctl",
+        "systemd",
+        "the tests boot the unit files under it, in namespaces",
+    ),
 ];
 const FOR_BENCH: &[Program] = &[
     ("ethtool", "ethtool", "sets up the benchmark's interfaces"),
@@ -313,7 +318,17 @@ mod tests {
     }
 
     const ALL: &[&str] = &[
-        "openvpn", "nft", "ip", "bpftool", "dnsmasq", "python3", "curl", "openssl", "tshark", "apt-get",
+        "openvpn",
+        "nft",
+        "ip",
+        "bpftool",
+        "dnsmasq",
+        "python3",
+        "curl",
+        "openssl",
+        "tshark",
+        "systemctl",
+        "apt-get",
     ];
 
     #[test]

@@ -140,3 +140,69 @@ fn keys_a_publication_and_exceptions() {
         .unwrap();
     assert!(verified.contains("the chain is whole"), "{verified}");
 }
+
+/// Offline devices and one that was never released hold no wave up; a ceiling that is full does, and says so.
+#[test]
+fn a_wave_waits_for_room_under_its_ceiling_and_says_so() {
+    require!(Root, Bpf);
+    let desk = Desk::new(|_| Ok(())).unwrap();
+    let address = |n: usize| format!("10.66.0.{}", 10 + n);
+    let open = |name: &str, n: usize| desk.local.open("lab", name, &[&address(n)], "dev0").unwrap().session.unwrap();
+    let mut sessions = Vec::new();
+    for n in 0..4 {
+        let name = format!("w{n}");
+        desk.local.register(&name, "staff").unwrap();
+        sessions.push(open(&name, n).session_id);
+        desk.gateway.applied(&name).unwrap();
+    }
+    for offline in &sessions[2..] {
+        desk.local.close(*offline).unwrap();
+    }
+    desk.local.register("new", "staff").unwrap();
+    open("new", 5);
+    desk.gateway.cli_as_mdm("policy offer new --revision baseline-7").unwrap();
+
+    let pool = |n: usize| desk.local.address(&address(n)).unwrap().current_pool;
+    let comes = |what: &str, n: usize| process::until(LIMIT, what, || Ok(pool(n) == "quarantine")).unwrap();
+    desk.gateway.cli("policy publish r2 --ceiling 1 --rate 600").unwrap();
+    comes("the first wave", 0);
+    std::thread::sleep(std::time::Duration::from_millis(2500));
+    assert_eq!(pool(1), "staff", "the ceiling is full");
+    let stands = || desk.json("policy progress").unwrap();
+    let told = stands();
+    let figures = ["waiting", "waiting_connected", "stale", "stale_counted"].map(|f| told[f].as_u64().unwrap());
+    assert_eq!(figures, [3, 1, 1, 1], "{told}");
+    assert!(told["ceiling_full_since"].is_string(), "{told}");
+    for words in ["policy progress", "why w1"] {
+        let text = desk.gateway.cli(words).unwrap();
+        assert!(text.contains("the ceiling of 1 is full"), "{words}: {text}");
+    }
+    let text = desk.gateway.cli("why w2").unwrap();
+    assert!(text.contains("its wave comes when it is"), "{text}");
+
+    // Whoever goes makes room; offered the policy, it still counts when it is back.
+    desk.local.close(sessions[0]).unwrap();
+    comes("the second wave", 1);
+    desk.gateway.cli_as_mdm("policy offer w0 --revision r2").unwrap();
+    open("w0", 0);
+    open("w2", 2);
+    std::thread::sleep(std::time::Duration::from_millis(2500));
+    assert_eq!((pool(2).as_str(), stands()["stale_counted"].as_u64()), ("staff", Some(2)));
+    for proved in ["w0", "w1"] {
+        desk.gateway
+            .cli_as_mdm(&format!("policy applied {proved} --revision r2"))
+            .unwrap();
+    }
+    comes("the third wave", 2);
+    desk.gateway.cli_as_mdm("policy applied w2 --revision r2").unwrap();
+    process::until(LIMIT, "nobody who waits is connected", || {
+        Ok(stands()["standstill"]
+            .as_str()
+            .is_some_and(|why| why.starts_with("none of the 1 ")))
+    })
+    .unwrap();
+    // What is urgent asks nobody whether he is there.
+    desk.gateway.cli("policy publish r2 --urgent").unwrap();
+    process::until(LIMIT, "all are stale", || Ok(stands()["waiting"] == 0)).unwrap();
+    assert!(desk.gateway.cli("why w3").unwrap().contains("w3 is stale"));
+}

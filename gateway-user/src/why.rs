@@ -75,7 +75,7 @@ fn because(device: &Device) -> Cow<'static, str> {
                 format!("policy revision {r} was reported as applied").into()
             });
         }
-        StateReason::PolicyRevoked => "the MDM says that its policy no longer holds",
+        StateReason::PolicyRevoked => "its policy was reported to hold no longer",
         StateReason::PolicyStale if device.state == DeviceState::PolicyPending => {
             "its wave of a newer policy revision has come, and a policy is offered to it"
         }

@@ -172,6 +172,9 @@ impl Writer {
         decide: impl FnOnce(&mut Self, Ask<'_>) -> Result<Decided<T>, Refusal>,
         to: oneshot::Sender<Result<Answer<T>, Refused>>,
     ) {
+        if let Some(device) = &about.device {
+            self.catch_up(device);
+        }
         let first = self.audit.next_number();
         let cause = Cause::of(context, action);
         let ask = |again| Ask {
@@ -272,7 +275,7 @@ impl Writer {
             .of_subject(format!("policy revision {}", publication.revision), words, now.wall, cause);
         self.batch.entries.push(number);
         self.batch.changes.then(ChangeSet {
-            publication: Some(publication),
+            publications: vec![publication],
             ..ChangeSet::default()
         });
     }
@@ -383,8 +386,6 @@ impl Writer {
                     if let Some(old) = old {
                         self.put(*old);
                     }
-                    // It may wait for its wave again, as the only one.
-                    self.wave_now();
                 }
                 Undo::Policies(old) => {
                     self.policies = *old;

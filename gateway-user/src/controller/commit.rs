@@ -6,7 +6,7 @@ use tracing::{error, info};
 
 use super::writer::Writer;
 use crate::{
-    model::{Device, DeviceId, Now, Publication, Revision, SessionId, UriChange, WallTime},
+    model::{Device, DeviceId, Now, Revision, SessionId, UriChange, WallTime},
     store::ChangeSet,
     transition::Step,
 };
@@ -128,7 +128,7 @@ struct Before {
     devices: Vec<(DeviceId, Option<Device>)>,
     closed: Vec<SessionId>,
     uris: usize,
-    publication: Option<Publication>,
+    publications: usize,
     restore_done: bool,
     acknowledged: bool,
 }
@@ -141,7 +141,7 @@ impl Before {
             devices: ids.map(|id| (id.clone(), waiting.devices.remove(id))).collect(),
             closed: changes.closed.difference(&waiting.closed).copied().collect(),
             uris: waiting.uris.len(),
-            publication: waiting.publication.clone(),
+            publications: waiting.publications.len(),
             restore_done: waiting.restore_done,
             acknowledged: waiting.acknowledged,
         }
@@ -158,7 +158,7 @@ impl Before {
         }
         set.opened.clear();
         set.uris.truncate(self.uris);
-        set.publication = self.publication;
+        set.publications.truncate(self.publications);
         set.restore_done = self.restore_done;
         set.acknowledged = self.acknowledged;
         set

@@ -17,7 +17,6 @@ impl Writer {
         reason: &str,
         length: Duration,
     ) -> Result<Decided<SignalOutcome>, Refusal> {
-        self.catch_up(device);
         let signal = Signal::Except {
             kind,
             reason,
@@ -40,7 +39,6 @@ impl Writer {
         // What the device is decides which way its exception ends.
         if !ask.again {
             self.settle_before([device], []);
-            self.catch_up(device);
         }
         let known = self.registry.device(device);
         match known.map(|d| d.state) {

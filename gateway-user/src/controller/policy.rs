@@ -27,7 +27,6 @@ impl Writer {
             Some(Held::Key(key)) => return Ok(Self::offered(device, key.clone())),
             _ => PolicyKey::fresh().map_err(no_random_numbers)?,
         };
-        self.catch_up(device);
         let step = self.step(
             device,
             Signal::Offer {
@@ -65,7 +64,6 @@ impl Writer {
         temporary: &PolicyKey,
     ) -> Result<Decided<AcknowledgeOutcome>, Refusal> {
         let unknown = || Refusal::PolicyKeyUnknown(device.clone());
-        self.catch_up(device);
         let keys = self.registry.device(device).map(|known| &known.keys);
         if ask.again {
             let Some(Held::Salt(salt)) = ask.held else {
@@ -112,7 +110,6 @@ impl Writer {
         key: Option<&PolicyKey>,
     ) -> Result<Decided<SignalOutcome>, Refusal> {
         if !ask.again {
-            self.catch_up(device);
             let signal = Signal::PolicyApplied {
                 revision,
                 key: key.map(PolicyKey::hash),
@@ -140,6 +137,7 @@ impl Writer {
             let step = if ask.again {
                 Ok(None)
             } else {
+                // Of a list; one alone has caught up.
                 self.catch_up(device);
                 self.step(device, Signal::RenewLease).map(Some)
             };

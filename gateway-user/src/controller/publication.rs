@@ -168,11 +168,6 @@ impl Writer {
         self.waves.next
     }
 
-    /// The next wave comes as soon as it can.
-    pub(super) fn wave_now(&mut self) {
-        self.waves.next = Some(self.clock.now().boot);
-    }
-
     /// Whether there is no room under the ceiling for those whose wave could come, and since when.
     fn note_full(&mut self, publication: Option<&Publication>, now: &Now) {
         let progress = self.registry.progress();

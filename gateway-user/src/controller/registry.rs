@@ -224,7 +224,8 @@ impl Registry {
             Rank::Stale | Rank::Overdue => tally(&mut progress.stale, comes),
             Rank::Excepted => tally(&mut progress.excepted, comes),
         }
-        if self.connected(id) {
+        // Of a million that are read at a start, few are asked.
+        if matches!(rank, Rank::Waiting | Rank::Stale) && self.connected(id) {
             self.count_connected(id, rank, comes);
         }
     }

@@ -175,9 +175,9 @@ pub struct ChangeSet {
     pub opened: BTreeMap<SessionId, Session>,
     /// GatewayURIs that changed.
     pub uris: Vec<UriChange>,
-    /// The publication in force, if it changed. The list of all that were published is kept, in order;
+    /// Publications, in their order: each was the one in force, or changed its terms. The list of all that were published is kept, in order;
     /// one that was published before and is no longer the last moves to its end.
-    pub publication: Option<Publication>,
+    pub publications: Vec<Publication>,
     /// Requests that are remembered, and answers to those that were.
     pub requests: Vec<Request>,
     /// What the audit is to have, by number, ascending, without gaps.
@@ -196,7 +196,7 @@ impl ChangeSet {
             && self.closed.is_empty()
             && self.opened.is_empty()
             && self.uris.is_empty()
-            && self.publication.is_none()
+            && self.publications.is_empty()
             && self.requests.is_empty()
             && self.audit.is_empty()
             && !self.restore_done
@@ -209,7 +209,7 @@ impl ChangeSet {
         self.closed.extend(later.closed);
         self.opened.extend(later.opened);
         self.uris.extend(later.uris);
-        self.publication = later.publication.or_else(|| self.publication.take());
+        self.publications.extend(later.publications);
         self.requests.extend(later.requests);
         self.audit.extend(later.audit);
         self.restore_done |= later.restore_done;

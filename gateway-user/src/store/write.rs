@@ -44,7 +44,7 @@ pub(super) fn commit(
     devices(&t, changes, revision, &mut last)?;
     sessions(&t, changes)?;
     uris(&t, changes, revision, kept)?;
-    if let Some(publication) = &changes.publication {
+    for publication in &changes.publications {
         publish(&t, publication)?;
     }
     trail::remember(&t, seen, &changes.requests)?;

@@ -5,7 +5,7 @@ use std::{collections::BTreeSet, time::Duration};
 use super::kit::*;
 use crate::{
     config::AfterDeadline,
-    controller::{Progress, PublicationView},
+    controller::{Progress, PublicationView, Refusal},
     model::{Device, DeviceId, DeviceState, ExceptionKind, PolicyRevision, SessionId, StateReason},
 };
 
@@ -173,6 +173,38 @@ async fn an_undone_proof_waits_for_its_wave_again() {
     g.tell().resume_publication(g.seen(0)).await.unwrap();
     pass(&g, 3).await;
     assert_eq!(state(&g, "phone").await, DeviceState::Stale);
+}
+
+#[tokio::test]
+async fn each_publication_of_a_batch_is_kept() {
+    let mut g = Gateway::new().await;
+    g.register("phone", "office").await;
+    g.clock.advance_ms(1);
+    let go = g.hold().await;
+    let published = ["rev-1", "rev-2", "rev-1", "rev-3"].map(|revision| {
+        let (controller, context) = (g.controller().clone(), g.seen(0));
+        tokio::spawn(async move { controller.publish_policy(context, rev(revision), 1, 1).await.map(drop) })
+    });
+    // They wait in the order in which they came.
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    go.send(()).unwrap();
+    for one in published {
+        one.await.unwrap().unwrap();
+    }
+    for restarted in [false, true] {
+        if restarted {
+            g.restart().await;
+        }
+        for older in ["rev-1", "rev-2"] {
+            let told = g.tell().policy_applied(g.seen(0), id("phone"), rev(older), None).await;
+            let stale = Refusal::StalePolicyRevision {
+                device: id("phone"),
+                required: rev("rev-3"),
+                found: rev(older),
+            };
+            assert_eq!(told.map(drop), Err(stale), "{older}, restarted: {restarted}");
+        }
+    }
 }
 
 const DEVICES: usize = 12;

@@ -57,11 +57,11 @@ impl Stage {
         let copy = temp.path().join("copy.db");
         let mut store = SqliteStore::open(&path).unwrap();
         let mut changes = devices(&["w0", "w1", "w2", "w3", "w4"].map(plain));
-        changes.publication = Some(publication("v1", 10));
+        changes.publications = vec![publication("v1", 10)];
         changes.audit = vec![entry(1)];
         store.commit(&changes, Revision(0), AT).unwrap();
         let second = ChangeSet {
-            publication: Some(publication("v2", 20)),
+            publications: vec![publication("v2", 20)],
             audit: vec![entry(2)],
             ..ChangeSet::default()
         };
@@ -154,7 +154,7 @@ fn what_tightens_is_taken_over_and_said() {
             },
         ];
         changes.devices = devices(&list).devices;
-        changes.publication = Some(publication("v3", 30));
+        changes.publications = vec![publication("v3", 30)];
     });
     stage.alter("DELETE FROM devices WHERE id = 'w0'");
     let (done, loaded) = stage.restore();
@@ -298,7 +298,7 @@ fn of_a_damaged_database_all_is_taken_over_that_can_be_read() {
     let stage = Stage::new(|changes| {
         let many = (0..400).map(|n| blocked(&format!("x{n:03}")));
         changes.devices = devices(&many.chain([blocked("w1"), retired("w2")]).collect::<Vec<_>>()).devices;
-        changes.publication = Some(publication("v3", 30));
+        changes.publications = vec![publication("v3", 30)];
     });
     stage.alter("SELECT 1");
     let file = stage.path.join("lazaret.db");
@@ -339,7 +339,7 @@ fn a_database_that_did_not_come_from_the_backup_tightens_and_is_named() {
     }
     let mut other = SqliteStore::open(&stage.path).unwrap();
     let mut changes = devices(&[blocked("w1")]);
-    changes.publication = Some(publication("v9", 15));
+    changes.publications = vec![publication("v9", 15)];
     changes.audit = (1..=5)
         .map(|n| Entry {
             by: "other".to_owned(),
@@ -404,7 +404,7 @@ fn what_is_forgotten_stays_so_until_a_policy_is_published() {
     assert_eq!(loaded.forgotten, Some(AT), "the one before has");
     let published = ChangeSet {
         acknowledged: true,
-        publication: Some(publication("v2", 20)),
+        publications: vec![publication("v2", 20)],
         ..ChangeSet::default()
     };
     store.commit(&published, loaded.revision, LATER).unwrap();

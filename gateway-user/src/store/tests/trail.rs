@@ -68,7 +68,7 @@ fn publications_keep_the_order_in_which_they_were_last_published() {
     let mut revision = 0;
     let mut publish = |store: &mut SqliteStore, p: &Publication| {
         let changes = ChangeSet {
-            publication: Some(p.clone()),
+            publications: vec![p.clone()],
             ..ChangeSet::default()
         };
         store.commit(&changes, Revision(revision), AT).unwrap();

@@ -73,6 +73,12 @@ fn restore(args: &RestoreArgs) -> Result<Outcome, Failure> {
     }
     page.pair("taken over", restored.carried.to_string());
     page.line("every device needs fresh proof, and live sessions a new report, once the daemon runs");
+    if restored.carried.closed > 0 {
+        page.line(
+            "who has to be registered anew (`lazaret audit list` has them, CarryOver) is by the MDM's next registration, or by \
+             `lazaret device register ID --not-after 2d`",
+        );
+    }
     if let Some(forgotten) = &restored.forgotten {
         page.line(toned(forgotten, Tone::Bad));
         page.line("block and retire again what has to be, and publish the policy in force, also if it is the same: until then `lazaret status` warns");

@@ -26,6 +26,8 @@ use crate::{
 const EVERY: Duration = Duration::from_secs(1);
 /// How often the head goes to the log, if it has changed.
 const HEAD_EVERY: Duration = Duration::from_secs(600);
+/// A look at the file that takes so long is told: what mounts it may have gone away.
+const STUCK: Duration = Duration::from_secs(10);
 /// Entries that are read at a time.
 const AT_ONCE: u32 = 1000;
 /// The end of the file, in which its last line is looked for; more than is written at a time.
@@ -43,7 +45,14 @@ pub struct AuditLog {
 
 /// How the audit log stands, as its thread has last told it. Clones are the same; without a thread all is well.
 #[derive(Clone, Debug, Default)]
-pub struct LogHealth(Arc<Mutex<LogState>>);
+pub struct LogHealth(Arc<Mutex<Told>>);
+
+#[derive(Debug, Default)]
+struct Told {
+    state: LogState,
+    /// Since when the thread is at it.
+    at_it: Option<Instant>,
+}
 
 /// See [`LogHealth`].
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -58,11 +67,23 @@ impl LogHealth {
     /// As it stands now.
     #[must_use]
     pub fn state(&self) -> LogState {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        let told = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let stuck = told.at_it.map(|since| since.elapsed()).filter(|time| *time >= STUCK);
+        LogState {
+            problem: match (&told.state.problem, stuck) {
+                (None, Some(time)) => Some(format!("its file system has not answered for {} s", time.as_secs())),
+                (problem, _) => problem.clone(),
+            },
+            lost: told.state.lost,
+        }
     }
 
     fn change(&self, change: impl FnOnce(&mut LogState)) {
-        change(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner));
+        change(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner).state);
+    }
+
+    fn at_it(&self, since: Option<Instant>) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).at_it = since;
     }
 }
 
@@ -129,7 +150,10 @@ struct Work {
 
 impl Work {
     fn look(&mut self, last: bool) {
-        match self.pass(last) {
+        self.health.at_it(Some(Instant::now()));
+        let passed = self.pass(last);
+        self.health.at_it(None);
+        match passed {
             Ok(()) => {
                 self.health.change(|state| state.problem = None);
                 if std::mem::take(&mut self.complained) {
@@ -318,7 +342,15 @@ fn noted(position: &Path) -> io::Result<Head> {
 }
 
 fn open(how: &mut OpenOptions, file: &Path) -> io::Result<File> {
-    how.custom_flags(libc::O_NOFOLLOW | libc::O_CLOEXEC).open(file)
+    // A pipe is not waited for, and none of ours.
+    let opened = how
+        .custom_flags(libc::O_NOFOLLOW | libc::O_CLOEXEC | libc::O_NONBLOCK)
+        .open(file)?;
+    if opened.metadata()?.is_file() {
+        Ok(opened)
+    } else {
+        Err(io::Error::other("it is not a plain file"))
+    }
 }
 
 /// All of the lines, or none; the file is opened each time, so that one that was rotated away is left alone.
@@ -328,12 +360,7 @@ fn append(file: &Path, lines: impl Iterator<Item = Line>) -> io::Result<()> {
         serde_json::to_writer(&mut text, &line)?;
         text.push(b'\n');
     }
-    let mut log = OpenOptions::new()
-        .append(true)
-        .create(true)
-        .mode(0o600)
-        .custom_flags(libc::O_NOFOLLOW | libc::O_CLOEXEC)
-        .open(file)?;
+    let mut log = open(OpenOptions::new().append(true).create(true).mode(0o600), file)?;
     let before = log.metadata()?.len();
     // On the disk before it is noted: otherwise a loss of power leaves out what the note has behind it.
     let written = log.write_all(&text).and_then(|()| log.sync_data()).and_then(|()| {
@@ -370,4 +397,20 @@ fn failed(file: &Path, error: &io::Error) -> StoreError {
         _ => "",
     };
     StoreError::Io(format!("{}: {error}{remedy}", file.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_system_that_does_not_answer_is_told() {
+        let health = LogHealth::default();
+        health.at_it(Some(Instant::now()));
+        assert_eq!(health.state(), LogState::default());
+        health.at_it(Instant::now().checked_sub(STUCK + Duration::from_secs(2)));
+        assert!(health.state().problem.unwrap().contains("12 s"));
+        health.at_it(None);
+        assert_eq!(health.state(), LogState::default());
+    }
 }

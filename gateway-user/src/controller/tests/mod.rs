@@ -1,5 +1,6 @@
 //! The controller on the real store, over the fake kernel.
 
+mod cut_off;
 mod drift;
 mod durability;
 mod groups;

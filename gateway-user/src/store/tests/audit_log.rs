@@ -134,6 +134,18 @@ fn after_a_restore_the_audit_log_goes_on_with_the_restore() {
     assert_eq!(lines().iter().map(|l| l.0).collect::<Vec<_>>(), (1..=10).collect::<Vec<_>>());
 }
 
+#[test]
+fn a_pipe_is_no_audit_log() {
+    let (temp, path) = directory();
+    let _daemon = filled(&path);
+    let pipe = temp.path().join("pipe");
+    nix::unistd::mkfifo(&pipe, nix::sys::stat::Mode::S_IRWXU).unwrap();
+    let running = AuditLog::start(&path, Some(pipe)).unwrap();
+    let health = running.health();
+    drop(running);
+    assert!(health.state().problem.unwrap().contains("not a plain file"));
+}
+
 /// What cannot be written is told, and what is pruned meanwhile is counted; a log that begins lacks nothing.
 #[test]
 fn an_audit_log_that_cannot_be_written_says_so_and_what_it_lacks() {

@@ -17,7 +17,7 @@ pub use self::device::{
     Aliases, Device, DeviceState, Enrolment, Exception, ExceptionKind, FinalKey, Handshake, Offer, Rare, Release, StateReason,
     Window,
 };
-pub use self::identity::{DevicePattern, Identity, Role, Scope};
+pub use self::identity::{DevicePattern, Identity, Reach, Role, Scope};
 pub use self::place::Place;
 
 /// A text that matches a documented set of characters.

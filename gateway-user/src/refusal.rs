@@ -24,6 +24,9 @@ pub enum Refusal {
         /// Whose; `None`: of one that the caller may not know of.
         owner: Option<DeviceId>,
     },
+    /// The limited MDM's devices are as many as may be.
+    #[error("this identity's limits hold at most {0} devices, retired ones too; raise devices.limited_mdm")]
+    DeviceQuota(u32),
     /// Observed no later than the last restriction.
     #[error("the signal was observed no later than the device's last restriction")]
     StaleSignal,
@@ -145,6 +148,9 @@ pub enum Refusal {
         /// Who reports a session with it.
         source_name: SourceName,
     },
+    /// Another source holds it, of which the caller is told no more.
+    #[error("{} is held by a session of another source", Shown(*.0))]
+    AddressOfAnother(IpAddr),
     /// The device has as many live sessions as it may.
     #[error("device {device} already has {live} live session(s), the most that the configuration allows")]
     SessionLimit {
@@ -156,6 +162,9 @@ pub enum Refusal {
     /// Its certificates are registered, and this is none of them.
     #[error("the certificate is not one of those registered for device {0}")]
     FingerprintMismatch(DeviceId),
+    /// It has another device's certificate or VPN key.
+    #[error("the certificate or VPN key is registered for another device than {0}")]
+    FingerprintOfAnother(DeviceId),
     /// No room in the kernel's tables, or for one more address.
     #[error("the gateway's address table is full; raise tables.addresses")]
     TableFull,
@@ -194,6 +203,7 @@ impl Refusal {
             Self::DeviceRetired(_) => "DEVICE_RETIRED",
             Self::UnknownPool(_) => "UNKNOWN_POOL",
             Self::AliasTaken { .. } => "ALIAS_TAKEN",
+            Self::DeviceQuota(_) => "DEVICE_QUOTA",
             Self::StaleSignal => "STALE_SIGNAL",
             Self::SignalFromFuture => "SIGNAL_FROM_FUTURE",
             Self::ClockBehind | Self::WindowUnknown(_) => "CLOCK_BEHIND",
@@ -217,11 +227,11 @@ impl Refusal {
             Self::NothingPublished => "NOTHING_PUBLISHED",
             Self::AddressOutsidePools(_) => "ADDRESS_OUTSIDE_POOLS",
             Self::AddressReserved(_) => "ADDRESS_RESERVED",
-            Self::AddressTaken { .. } => "ADDRESS_TAKEN",
             Self::SourceInterface { .. } => "SOURCE_INTERFACE",
             Self::SourcePrefix { .. } => "SOURCE_PREFIX",
+            Self::AddressTaken { .. } | Self::AddressOfAnother(_) => "ADDRESS_TAKEN",
             Self::SessionLimit { .. } => "SESSION_LIMIT",
-            Self::FingerprintMismatch(_) => "FINGERPRINT_MISMATCH",
+            Self::FingerprintMismatch(_) | Self::FingerprintOfAnother(_) => "FINGERPRINT_MISMATCH",
             Self::TableFull => "TABLE_FULL",
             Self::ClassesFull => "CLASSES_FULL",
             Self::StoreUnavailable(_) => "STORE_UNAVAILABLE",

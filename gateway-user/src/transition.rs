@@ -19,7 +19,7 @@ pub use self::{
     carry::{Taken, tightened, unregistered},
     policies::Policies,
     proof::{FUTURE_TOLERANCE_MS, by_exception, full_service, held_back, release_end, released_for, released_to, window_open},
-    registration::{Directory, Registration, register},
+    registration::{Directory, Overruled, Registration, overruled, register},
     span::{lease, lease_end},
 };
 use crate::{

@@ -157,9 +157,12 @@ impl DeviceService for Devices {
         &self,
         request: Request<v1::ExplainDeviceRequest>,
     ) -> Result<Response<v1::ExplainDeviceResponse>, Status> {
-        identity(&request, &self.controller).await?;
+        let by = identity(&request, &self.controller).await?;
         let (device, events) = parse::explain_device(request.into_inner())?;
-        let dossier = self.controller.dossier(device, events).await?;
+        let mut dossier = self.controller.dossier(device, events).await?;
+        for told in &mut dossier.entries {
+            told.entry = scope::told_to(&by, told.entry.clone());
+        }
         let answer = why::answer(&dossier, &self.config, self.clock.now().wall);
         Ok(Response::new(render::device::explained(&self.config, answer, dossier)))
     }

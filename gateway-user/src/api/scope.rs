@@ -8,6 +8,7 @@ use tonic::{Code, Request, Status};
 
 use crate::{
     access::{answer, roles::Rpc},
+    audit::Entry,
     controller::{Controller, Note, Refusal, Refused},
     model::{DeviceId, Identity},
 };
@@ -102,12 +103,28 @@ pub(super) fn sees_source(by: &Identity, source: &str) -> bool {
     by.scope.has_source(source)
 }
 
-/// A refusal as he may see it: whose an alias is that belongs to a device outside his scope is not told.
+/// A refusal as he may see it: of what is outside his scope he is told neither whose an alias is nor who holds an address.
 pub(super) fn seen_by(by: &Identity, mut refused: Refused) -> Refused {
-    if let Refusal::AliasTaken { owner, .. } = &mut refused.refusal {
-        *owner = owner.take().filter(|owner| by.scope.has_device(owner.as_str()));
+    match &mut refused.refusal {
+        Refusal::AliasTaken { owner, .. } => *owner = owner.take().filter(|owner| by.scope.has_device(owner.as_str())),
+        Refusal::AddressTaken {
+            address, source_name, ..
+        } if !by.scope.has_source(source_name.as_str()) => refused.refusal = Refusal::AddressOfAnother(*address),
+        _ => {}
     }
     refused
+}
+
+/// A device's entry in the audit as he may see it: not whose an alias is, or who holds an address, that this one asked for in vain.
+pub(super) fn told_to(by: &Identity, mut entry: Entry) -> Entry {
+    let anothers = [&entry.result, &entry.subject].map(String::as_str);
+    let taken = ["ALIAS_TAKEN", "ADDRESS_TAKEN", "address-taken"]
+        .iter()
+        .any(|t| anothers.contains(t));
+    if !by.scope.has_all_devices() && taken {
+        "an alias or address is another device's".clone_into(&mut entry.reason);
+    }
+    entry
 }
 
 /// OUTSIDE_SCOPE, with its entry in the audit.
@@ -199,8 +216,10 @@ all_devices!(
     PublishPolicyRevisionRequest,
     PausePublicationRequest,
     ResumePublicationRequest,
-    // It counts them.
+    // They count them.
     GetLedgerRequest,
+    GetPublicationRequest,
+    WatchPublicationRequest,
 );
 one_source!(OpenSessionRequest, SynchroniseSessionsRequest);
 nothing!(
@@ -209,8 +228,6 @@ nothing!(
     ListDevicesRequest,
     ListLedgerEntriesRequest,
     WatchGatewayUrisRequest,
-    GetPublicationRequest,
-    WatchPublicationRequest,
     ListSessionsRequest,
     ListAuditEntriesRequest,
     GetAuditEntryRequest,

@@ -55,6 +55,7 @@ impl SessionService for Sessions {
         let (context, source, report) = parse::open_session(r, caller)?;
         let id = context.request.clone();
         let told = self.controller.open_session(context.clone(), source, report).await;
+        let told = told.map_err(|e| scope::seen_by(&context.by, e));
         command::response(&self.controller, context, told, false, |o| {
             render::opened(&self.config, &id, o)
         })
@@ -85,7 +86,9 @@ impl SessionService for Sessions {
             let path = "/lazaret.v1.SessionService/SynchroniseSessions";
             refusals::refer_now(&self.refusals, &by, path, id.as_str(), part);
         };
-        command::response(&self.controller, context, told, false, |o| {
+        let seen = by.clone();
+        command::response(&self.controller, context, told, false, |mut o| {
+            o.refused = o.refused.into_iter().map(|(i, e)| (i, scope::seen_by(&seen, e))).collect();
             render::synchronised(&id, o, refer)
         })
     }

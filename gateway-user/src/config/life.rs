@@ -20,6 +20,7 @@ pub(super) struct RawLife {
     deadline: Option<At<Option<Duration>>>,
     after_deadline: Option<At<AfterDeadline>>,
     max_exception: Option<At<Duration>>,
+    limited_mdm: Option<At<u32>>,
     direct_signal: Option<At<bool>>,
     max_signal_age: Option<At<Duration>>,
     offer_ttl: Option<At<Duration>>,
@@ -60,6 +61,7 @@ impl RawLife {
                 )
             }),
             max_exception: d.and_then(|d| d.parsed("max_exception", between(60, 365 * DAY))),
+            limited_mdm: d.and_then(|d| d.integer("limited_mdm", 1..=100_000_000)),
             direct_signal: p.and_then(|p| p.boolean("direct_signal")),
             max_signal_age: p.and_then(|p| p.parsed("max_signal_age", between(60, 30 * DAY))),
             offer_ttl: p.and_then(|p| p.parsed("offer_ttl", between(10, DAY))),
@@ -94,6 +96,7 @@ impl RawLife {
                 deadline: or(self.deadline, devices.deadline),
                 after_deadline: or(self.after_deadline, devices.after_deadline),
                 max_exception: or(self.max_exception, devices.max_exception),
+                limited_mdm: or(self.limited_mdm, devices.limited_mdm),
             },
             Proofs {
                 direct_signal: or(self.direct_signal, proofs.direct_signal),

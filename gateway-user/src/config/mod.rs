@@ -289,6 +289,8 @@ pub struct Devices {
     pub after_deadline: AfterDeadline,
     /// Longest exception (`max_exception`). Default 30 days.
     pub max_exception: Duration,
+    /// Most devices within the limits of an MDM whose certificate has some (`limited_mdm`). Default 100,000.
+    pub limited_mdm: u32,
 }
 
 impl Default for Devices {
@@ -300,6 +302,7 @@ impl Default for Devices {
             deadline: Some(Duration::from_secs(48 * 3600)),
             after_deadline: AfterDeadline::Block,
             max_exception: Duration::from_secs(30 * 24 * 3600),
+            limited_mdm: 100_000,
         }
     }
 }

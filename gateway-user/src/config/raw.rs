@@ -68,6 +68,7 @@ pub(super) const SCHEMA: &[(&str, &[&str])] = &[
             "quarantine_deadline",
             "after_deadline",
             "max_exception",
+            "limited_mdm",
         ],
     ),
     ("proof", &["direct_signal", "max_signal_age", "offer_ttl"]),

@@ -136,6 +136,7 @@ sessions_per_device = 2
 outside_window = "block"
 quarantine_deadline = "off"
 max_exception = "1d"
+limited_mdm = 500
 [proof]
 direct_signal = false
 max_signal_age = "1h"
@@ -180,6 +181,7 @@ fragments = 128
         deadline: None,
         after_deadline: AfterDeadline::Block,
         max_exception: Duration::from_secs(86_400),
+        limited_mdm: 500,
     };
     assert_eq!(config.devices, devices);
     let proofs = Proofs {

@@ -47,7 +47,7 @@ pub(super) struct Batch {
     loosened: HashSet<DeviceId>,
     opened: HashSet<SessionId>,
     /// Numbers of the audit's entries that the commit decides of.
-    entries: Vec<u64>,
+    pub(super) entries: Vec<u64>,
     tickets: Vec<Ticket>,
 }
 

@@ -231,7 +231,7 @@ impl Writer {
         }
         let age = i64::try_from(standing.since.elapsed().as_millis()).unwrap_or(i64::MAX);
         let since = self.clock.now().wall.0.saturating_sub(CONFLICTS_SHOWN_MS);
-        let conflicts = self.conflicts.iter().filter(|(at, _)| at.0 >= since);
+        let conflicts = self.conflicts.since(WallTime(since)).map(str::to_owned);
         Status {
             mode,
             floor,
@@ -243,7 +243,7 @@ impl Writer {
             sessions: self.registry.session_count(),
             started_at: self.started_at,
             warnings,
-            conflicts: conflicts.map(|(_, what)| what.clone()).collect(),
+            conflicts: conflicts.collect(),
             not_durable: self.not_durable(),
             losses: self.losses().unwrap_or_else(|e| {
                 tracing::error!("the counters of lost events cannot be read: {e}");

@@ -13,7 +13,7 @@ use super::{
 };
 use crate::{
     audit::{Entry, Head},
-    model::{DeviceId, Revision, Session, WallTime},
+    model::{DeviceId, Revision, Session, SourceName, WallTime},
     transition::Step,
 };
 
@@ -21,8 +21,10 @@ use crate::{
 pub(super) const WITHIN: Duration = Duration::from_secs(1);
 /// Entries that wait while nothing can be committed; beyond it refusals get none, and no number.
 const MOST: usize = 100_000;
+/// The action of what a source reports that another claims, too.
+const CONFLICT: &str = "Conflict";
 /// The result of what was done.
-const DONE: &str = "done";
+pub(super) const DONE: &str = "done";
 
 /// What the audit is yet to have.
 #[derive(Debug)]
@@ -140,21 +142,41 @@ impl Trail {
         })
     }
 
-    /// Two that claim the same, and the rule that decided.
-    pub(super) fn of_conflict(&mut self, rule: &'static str, device: Option<&DeviceId>, what: &str, at: WallTime) -> u64 {
-        self.add(Entry {
-            number: 0,
-            at,
+    /// Two that claim the same, and the rule that decided; of one source once in a while, and not more than anyone's refusals. Whether it has an
+    /// entry.
+    pub(super) fn of_conflict(
+        &mut self,
+        (rule, source): (&'static str, &SourceName),
+        device: Option<&DeviceId>,
+        what: &str,
+        at: WallTime,
+    ) -> bool {
+        let now = Instant::now();
+        let part = bounds::part(source.as_str(), CONFLICT, device, rule, what);
+        if self.bounds.known(&part, now).is_some() {
+            return false;
+        }
+        let note = |subject: &str| Note {
             by: "gateway".to_owned(),
-            action: "Conflict".to_owned(),
-            device: device.cloned(),
-            subject: rule.to_owned(),
-            before: String::new(),
-            after: String::new(),
-            reason: what.to_owned(),
+            action: CONFLICT,
             request: String::new(),
-            result: "REFUSED".to_owned(),
-        })
+            subject: subject.to_owned(),
+            device: device.cloned(),
+        };
+        match self.bounds.room(&format!("conflicts of {source}"), now) {
+            Room::No => false,
+            Room::NoMore => {
+                let reason =
+                    format!("too many conflicts of source {source}: for the rest of the hour, further ones have no entry");
+                self.of_denied(note("conflicts"), at, reason, "NOT_LISTED".to_owned());
+                true
+            }
+            Room::Yes => {
+                let number = self.of_denied(note(rule), at, what.to_owned(), "REFUSED".to_owned());
+                self.bounds.put(part, number, now);
+                true
+            }
+        }
     }
 
     /// A difference between memory and kernel.

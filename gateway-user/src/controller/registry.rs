@@ -11,7 +11,7 @@ use std::{
 };
 
 use self::sessions::Sessions;
-use super::Progress;
+use super::{Progress, holders::Holders};
 use crate::{
     model::{
         BootTime, Device, DeviceId, DeviceState, Fingerprint, InterfaceName, Now, Revision, Session, SessionId, SourceName,
@@ -31,8 +31,8 @@ pub(super) struct Registry {
     /// How many devices have each state, in the order of [`DeviceState::ALL`].
     states: [u64; DeviceState::ALL.len()],
     names: HashMap<DeviceId, DeviceId>,
-    certificates: HashMap<Fingerprint, DeviceId>,
-    keys: HashMap<VpnKey, DeviceId>,
+    certificates: Holders<Fingerprint>,
+    keys: Holders<VpnKey>,
     /// What time brings, by when: to released devices, and to others.
     leases: BTreeSet<(BootTime, DeviceId)>,
     timers: BTreeSet<(BootTime, DeviceId)>,
@@ -154,11 +154,8 @@ impl Registry {
         // One that has moved to another device in the same change stays with that.
         let aliases = &device.aliases;
         aliases.common_names.iter().for_each(|n| remove_if(&mut self.names, n, id));
-        aliases
-            .certificates
-            .iter()
-            .for_each(|c| remove_if(&mut self.certificates, c, id));
-        aliases.vpn_keys.iter().for_each(|k| remove_if(&mut self.keys, k, id));
+        aliases.certificates.iter().for_each(|c| self.certificates.remove(c, id));
+        aliases.vpn_keys.iter().for_each(|k| self.keys.remove(k, id));
         if let Some(due) = standing.due {
             let timers = self.timers_of(device.state);
             timers.remove(&(due, id.clone()));
@@ -183,9 +180,8 @@ impl Registry {
         let (id, aliases) = (&device.id, &device.aliases);
         self.names
             .extend(aliases.common_names.iter().map(|n| (n.clone(), id.clone())));
-        self.certificates
-            .extend(aliases.certificates.iter().map(|c| (*c, id.clone())));
-        self.keys.extend(aliases.vpn_keys.iter().map(|k| (*k, id.clone())));
+        aliases.certificates.iter().for_each(|c| self.certificates.add(*c, id));
+        aliases.vpn_keys.iter().for_each(|k| self.keys.add(*k, id));
         self.count(id, standing.rank, true);
         self.states[device.state as usize] += 1;
     }
@@ -422,11 +418,11 @@ impl Directory for Registry {
     fn holder_of_name(&self, name: &DeviceId) -> Option<&DeviceId> {
         self.names.get(name)
     }
-    fn holder_of_certificate(&self, certificate: &Fingerprint) -> Option<&DeviceId> {
-        self.certificates.get(certificate)
+    fn holders_of_certificate<'a>(&'a self, certificate: &Fingerprint) -> impl Iterator<Item = &'a DeviceId> {
+        self.certificates.of(certificate)
     }
-    fn holder_of_key(&self, key: &VpnKey) -> Option<&DeviceId> {
-        self.keys.get(key)
+    fn holders_of_key<'a>(&'a self, key: &VpnKey) -> impl Iterator<Item = &'a DeviceId> {
+        self.keys.of(key)
     }
     fn connected(&self, id: &DeviceId) -> bool {
         self.sessions.has_device(id)

@@ -22,7 +22,7 @@ use crate::{
         prefix::{self, Shown},
     },
     reconcile::{self, Op},
-    transition::{self, Directory as _, Signal, Step},
+    transition::{self, Directory as _, Overruled, Signal, Step},
 };
 
 /// Sessions that are to open and to end together.
@@ -174,6 +174,7 @@ impl Writer {
         let device = known.map(|d| d.id.clone());
         if let Some(id) = &device {
             self.may_arrive(id, cause)?;
+            self.note_claimed(id, source, &report);
         }
         let mut seen = HashSet::new();
         let addresses: Vec<IpAddr> = report.addresses.into_iter().filter(|a| seen.insert(*a)).collect();
@@ -194,7 +195,7 @@ impl Writer {
                         let asked = device.as_ref().map_or("no name", |id| id.as_str());
                         let address = Shown(*address);
                         let what = format!("source {source} reports {address} for {asked}, but {refusal}");
-                        self.note_conflict("address-taken", device.as_ref(), &what);
+                        self.note_conflict("address-taken", source, device.as_ref(), &what);
                     }
                     return Err(refusal);
                 }
@@ -213,7 +214,7 @@ impl Writer {
                 };
                 // Perhaps a credential that was copied.
                 let what = format!("source {source} reports {}: {refusal}", list(&addresses));
-                self.note_conflict("session-limit", device.as_ref(), &what);
+                self.note_conflict("session-limit", source, device.as_ref(), &what);
                 return Err(refusal);
             }
         }
@@ -287,18 +288,49 @@ impl Writer {
                 UnknownDevice::Quarantine => Ok(None),
             };
         };
-        let other = |owner: Option<&DeviceId>| owner.is_some_and(|o| *o != device.id);
         let registered = device.aliases.certificates.is_empty()
             || report.certificate.is_some_and(|c| device.aliases.certificates.contains(&c));
         let registered = registered
             && (device.aliases.vpn_keys.is_empty() || report.vpn_key.is_none_or(|k| device.aliases.vpn_keys.contains(&k)));
-        // Another device's certificate does not open a session of this one, even if this one has none registered.
-        let owner = report.certificate.and_then(|c| self.registry.holder_of_certificate(&c));
-        let owner_of_key = report.vpn_key.and_then(|k| self.registry.holder_of_key(&k));
-        if !registered || other(owner) || other(owner_of_key) {
+        if !registered {
             return Err(Refusal::FingerprintMismatch(device.id.clone()));
         }
+        // Another device's certificate does not open a session of this one, even if this one has none registered.
+        if self
+            .others_with(&device.id, report)
+            .any(|other| other.aliases.bind(&device.id))
+        {
+            return Err(Refusal::FingerprintOfAnother(device.id.clone()));
+        }
         Ok(Some(device))
+    }
+
+    /// Other devices that are registered with a report's certificate or key.
+    fn others_with(&self, id: &DeviceId, report: &SessionReport) -> impl Iterator<Item = &Device> {
+        let certificates = report
+            .certificate
+            .iter()
+            .flat_map(|c| self.registry.holders_of_certificate(c));
+        let keys = report.vpn_key.iter().flat_map(|k| self.registry.holders_of_key(k));
+        let others = certificates.chain(keys).filter(move |other| *other != id);
+        others.filter_map(|other| self.registry.device(other))
+    }
+
+    /// Remembers that a report's certificate or key is another device's, too, by the word of who may not act on this one.
+    fn note_claimed(&mut self, id: &DeviceId, source: &SourceName, report: &SessionReport) {
+        if self.others_with(id, report).next().is_some() {
+            let what = format!(
+                "source {source} reports {id} with a certificate or VPN key that another device is registered with, too, by who may not act on {id}: that does not \
+                 count"
+            );
+            self.note_conflict("alias-outside-scope", source, Some(id), &what);
+        }
+    }
+
+    /// Live sessions of a device that may have been known by a certificate or key that another has now.
+    pub(super) fn known_by_others(&self, overruled: &[Overruled]) -> Vec<SessionId> {
+        let all = overruled.iter().flat_map(|o| self.registry.sessions_of(&o.device));
+        all.filter(|s| s.trust != Trust::Name).map(|s| s.id).collect()
     }
 
     /// Live sessions of a device that may have been known by a certificate, key or name that it no longer has.

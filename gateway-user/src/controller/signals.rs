@@ -1,15 +1,18 @@
 //! Commands about devices: register, policy revoked, retire.
 
+use std::collections::BTreeSet;
+
 use super::{
-    DeviceView, Refusal, Registration, SignalOutcome,
+    DeviceView, Note, Refusal, Registration, SignalOutcome,
     batch::{Decided, Settled, Subject},
-    cause::Ask,
+    cause::{Ask, Cause},
+    record::DONE,
     writer::Writer,
 };
 use crate::{
     kernel::KernelError,
     model::{DeviceId, Revision, SessionId},
-    transition::{self, Directory as _, Signal, Step},
+    transition::{self, Directory as _, Overruled, Signal, Step},
 };
 
 impl Writer {
@@ -20,16 +23,22 @@ impl Writer {
     ) -> Result<Decided<(Vec<DeviceView>, Revision)>, Refusal> {
         let ids: Vec<DeviceId> = list.iter().map(|r| r.id.clone()).collect();
         if !ask.again {
-            let sessions = ids.iter().flat_map(|id| self.registry.sessions_of(id));
+            let concerned: BTreeSet<DeviceId> = ids.iter().cloned().chain(self.sharing(list)).collect();
+            let sessions = concerned.iter().flat_map(|id| self.registry.sessions_of(id));
             let sessions: Vec<SessionId> = sessions.map(|s| s.id).collect();
-            self.settle_before(&ids, sessions);
-            let steps = transition::register(&self.registry, list, &self.context(self.clock.now()))?;
+            self.settle_before(&concerned, sessions);
+            self.within_quota(&ask.context.by.scope, list)?;
+            let reach = &ask.context.by.scope.devices;
+            let steps = transition::register(&self.registry, list, reach, &self.context(self.clock.now()))?;
             let changed: Vec<Step> = steps.into_iter().filter(|s| s.changed).collect();
-            let unproved: Vec<SessionId> = changed.iter().flat_map(|s| self.unproved_by(&s.device)).collect();
-            if !unproved.is_empty() {
-                self.end_sessions(&unproved, ask.cause());
+            let overruled = transition::overruled(&self.registry, &changed);
+            let mut ending: BTreeSet<SessionId> = changed.iter().flat_map(|s| self.unproved_by(&s.device)).collect();
+            ending.extend(self.known_by_others(&overruled));
+            if !ending.is_empty() {
+                self.end_sessions(&Vec::from_iter(ending), ask.cause());
             }
             self.loosen(&changed, &[], ask.cause());
+            overruled.iter().for_each(|o| self.overrule(o, ask.cause()));
         }
         Ok(Decided::new(Subject::Nothing, move |w, settled| {
             settled.durable()?;
@@ -41,6 +50,32 @@ impl Writer {
                 .collect();
             Ok((views, w.registry.revision))
         }))
+    }
+
+    /// A device has an alias in vain from now on. Whose it is now its own MDM is not told, but by the same request's entries.
+    fn overrule(&mut self, overruled: &Overruled, cause: Cause<'_>) {
+        let note = Note {
+            by: cause.by.to_owned(),
+            action: cause.action,
+            request: cause.request.to_owned(),
+            subject: overruled.alias.clone(),
+            device: Some(overruled.device.clone()),
+        };
+        let words = ["its own", "another device's"].map(str::to_owned);
+        let reason = "registered for another device by who may act on both";
+        let number = self.note_entry(note, words, reason.to_owned(), DONE);
+        self.batch.entries.push(number);
+    }
+
+    /// Devices that have a certificate or key of the list.
+    fn sharing(&self, list: &[Registration]) -> Vec<DeviceId> {
+        let certificates = list.iter().flat_map(|r| &r.certificates);
+        let keys = list.iter().flat_map(|r| &r.vpn_keys);
+        let holders = certificates.flat_map(|c| self.registry.holders_of_certificate(c));
+        holders
+            .chain(keys.flat_map(|k| self.registry.holders_of_key(k)))
+            .cloned()
+            .collect()
     }
 
     /// A restriction: kernel, then commit.

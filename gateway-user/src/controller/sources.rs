@@ -28,7 +28,7 @@ impl Writer {
                 interface: report.interface.clone(),
                 source_name: source.clone(),
             };
-            self.note_trespass("source-interface", owner.as_ref(), &refusal);
+            self.note_trespass("source-interface", source, owner.as_ref(), &refusal);
             return Err(refusal);
         }
         for address in &report.addresses {
@@ -37,7 +37,7 @@ impl Writer {
                     address: *address,
                     source_name: source.clone(),
                 };
-                self.note_trespass("source-prefix", owner.as_ref(), &refusal);
+                self.note_trespass("source-prefix", source, owner.as_ref(), &refusal);
                 return Err(refusal);
             }
         }
@@ -45,12 +45,12 @@ impl Writer {
     }
 
     /// Operators are told whose it is; the caller is not.
-    fn note_trespass(&mut self, rule: &'static str, owner: Option<&SourceName>, refusal: &Refusal) {
+    fn note_trespass(&mut self, rule: &'static str, source: &SourceName, owner: Option<&SourceName>, refusal: &Refusal) {
         let what = match owner {
             Some(owner) => format!("{refusal}: it is source {owner}'s"),
             None => refusal.to_string(),
         };
-        self.note_conflict(rule, None, &what);
+        self.note_conflict(rule, source, None, &what);
     }
 
     /// Live sessions that the configuration, as it is now, lets their sources no longer have.

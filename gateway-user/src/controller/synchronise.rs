@@ -21,6 +21,8 @@ const ACTION: &str = "SynchroniseSessions";
 const SLICE: usize = 256;
 /// Lists that may wait: each may have megabytes.
 const WAITING: usize = 16;
+/// Of these, lists of one client: it keeps nobody's from being heard of in time.
+const OF_ONE: usize = WAITING / 4;
 
 /// What a caller waits for.
 type Outcome = Result<Answer<SynchroniseOutcome>, Refused>;
@@ -79,7 +81,9 @@ impl Writer {
         };
         // Refused for room, too: asked again it is no younger.
         self.remember_list(&context, until);
-        if self.lists.len() >= WAITING {
+        let client = context.by.requester();
+        let own = self.lists.iter().filter(|list| list.context.by.requester() == client).count();
+        if own >= OF_ONE || self.lists.len() >= WAITING {
             return refuse(to);
         }
         let reports: Vec<(u32, SessionReport)> = (0..).zip(reports).collect();

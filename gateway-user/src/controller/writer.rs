@@ -13,9 +13,11 @@ use super::{
     Meters, PublicationView,
     batch::{Batch, Ticket},
     cause::{Cause, START},
+    conflicts::Conflicts,
     drift::Comparison,
     load::Loaded,
     publication::Waves,
+    quota::Quota,
     record::{self, Trail},
     registry::Registry,
     requests::{Given, Requests},
@@ -84,11 +86,6 @@ impl Default for Options {
     }
 }
 
-/// Conflicts that `status` remembers.
-const KEPT_CONFLICTS: usize = 16;
-/// The same conflict is noted again after so many milliseconds.
-const NOTED_AGAIN_MS: i64 = 600_000;
-
 /// All that the thread owns.
 pub(super) struct Writer {
     pub(super) config: Arc<Config>,
@@ -99,6 +96,7 @@ pub(super) struct Writer {
     pub(super) clock: Box<dyn Clock>,
     pub(super) links: Vec<Link>,
     pub(super) registry: Registry,
+    pub(super) quota: Quota,
     pub(super) policies: Policies,
     /// See [`Context::clock_behind`].
     pub(super) clock_behind: Option<WallTime>,
@@ -143,7 +141,7 @@ pub(super) struct Writer {
     pub(super) store_problem: Option<String>,
     /// What the kernel last refused; cleared by a pass of reconciling that went through.
     pub(super) kernel_problem: Option<String>,
-    pub(super) conflicts: VecDeque<(WallTime, String)>,
+    pub(super) conflicts: Conflicts,
     pub(super) meters: Meters,
     pub(super) uris: broadcast::Sender<UriChange>,
     pub(super) started_at: WallTime,
@@ -193,6 +191,7 @@ impl Writer {
             forgotten: snapshot.forgotten,
             audit_log,
             registry: Registry::new(snapshot),
+            quota: Quota::default(),
             policies,
             clock_behind,
             started_at: now.wall,
@@ -224,7 +223,7 @@ impl Writer {
             next_prune: now.boot,
             store_problem: None,
             kernel_problem: None,
-            conflicts: VecDeque::new(),
+            conflicts: Conflicts::default(),
             meters: Meters::default(),
             uris,
             stopping: false,
@@ -405,22 +404,6 @@ impl Writer {
             revision = self.registry.revision.0,
             "the controller has stopped; the kernel goes on as it is"
         );
-    }
-
-    /// A conflict, by the rule's name and what it decided: in the log, the status and the audit. A source that reports the same again and again
-    /// is noted once in a while.
-    pub(super) fn note_conflict(&mut self, rule: &'static str, device: Option<&DeviceId>, what: &str) {
-        let (at, what) = (self.clock.now().wall, format!("conflict ({rule}): {what}"));
-        let again = |(noted, known): &(WallTime, String)| *known == what && at.0.saturating_sub(noted.0) < NOTED_AGAIN_MS;
-        if self.conflicts.iter().any(again) {
-            return;
-        }
-        warn!("{what}");
-        self.audit.of_conflict(rule, device, &what, at);
-        if self.conflicts.len() == KEPT_CONFLICTS {
-            self.conflicts.pop_front();
-        }
-        self.conflicts.push_back((at, what));
     }
 
     /// Tries again what failed, looks after the links: whatever is due.

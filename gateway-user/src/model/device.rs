@@ -2,7 +2,7 @@
 
 use std::{fmt, ops, sync::Arc};
 
-use super::{DeviceId, Fingerprint, KeyHash, Lease, Now, PolicyRevision, PoolName, Revision, VpnKey, WallTime};
+use super::{DeviceId, Fingerprint, KeyHash, Lease, Now, PolicyRevision, PoolName, Reach, Revision, VpnKey, WallTime, identity};
 
 /// A device of the registry.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -229,7 +229,8 @@ impl fmt::Display for StateReason {
     }
 }
 
-/// Other names of a device; each belongs to one device only.
+/// Other names of a device; each belongs to one device only, but for a certificate or key that is registered by those who may not act on the
+/// other device.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Aliases {
     /// Common names of its VPN certificates, beside its id.
@@ -238,6 +239,22 @@ pub struct Aliases {
     pub certificates: Box<[Fingerprint]>,
     /// Its VPN public keys.
     pub vpn_keys: Box<[VpnKey]>,
+    /// On which devices whoever registered certificates and keys may act: for others these say nothing. `None` where there are none.
+    pub reach: Reach,
+}
+
+impl Aliases {
+    /// Whether it has certificates or keys.
+    #[must_use]
+    pub fn has_proofs(&self) -> bool {
+        !(self.certificates.is_empty() && self.vpn_keys.is_empty())
+    }
+
+    /// Whether its certificates and keys cannot be another device's, too.
+    #[must_use]
+    pub fn bind(&self, other: &DeviceId) -> bool {
+        identity::reaches(&self.reach, other.as_str())
+    }
 }
 
 /// A device's enrolment: from its registration, or its last new window, on.

@@ -66,13 +66,22 @@ impl Identity {
     }
 }
 
+/// Devices that somebody may act on: those that one of these names; `None`: all.
+pub type Reach = Option<Arc<[DevicePattern]>>;
+
+/// Whether a device is within reach. The text may be any.
+#[must_use]
+pub(super) fn reaches(reach: &Reach, name: &str) -> bool {
+    reach.as_ref().is_none_or(|d| d.iter().any(|p| p.matches(name)))
+}
+
 /// What an identity may act on, beside what its role may do. By default everything.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Scope {
     /// Whose sessions it may report and see; `None`: all. Empty: nobody's.
     pub sources: Option<Arc<[SourceName]>>,
     /// Which devices it may register, signal and see; `None`: all.
-    pub devices: Option<Arc<[DevicePattern]>>,
+    pub devices: Reach,
 }
 
 impl Scope {
@@ -84,7 +93,7 @@ impl Scope {
     /// Whether a device is within it. The text may be any.
     #[must_use]
     pub fn has_device(&self, name: &str) -> bool {
-        self.devices.as_ref().is_none_or(|d| d.iter().any(|p| p.matches(name)))
+        reaches(&self.devices, name)
     }
     /// Where its devices begin, ascending; `None`: at the first of all. From each on they follow one another.
     #[must_use]
@@ -108,7 +117,7 @@ impl Scope {
 }
 
 /// A device's name, or what names begin with: `berlin-*`.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct DevicePattern {
     text: String,
     open: bool,

@@ -226,7 +226,7 @@ impl Work<'_> {
         let mut find = old
             .prepare(&format!("SELECT {} FROM devices WHERE id = ?1", rows::DEVICE))
             .ok();
-        let mut reader = Devices::default();
+        let mut reader = Devices::of(old).unwrap_or_default();
         let mut after = String::new();
         loop {
             let page = page(self.t, &after)?;
@@ -277,7 +277,7 @@ impl Work<'_> {
             self.unreadable += 1;
             return Ok(());
         };
-        let (mut reader, mut fresh) = (Devices::default(), BTreeMap::new());
+        let (mut reader, mut fresh) = (Devices::of(old).unwrap_or_default(), BTreeMap::new());
         loop {
             let row = match found.next() {
                 Ok(Some(row)) => row,
@@ -326,6 +326,7 @@ impl Work<'_> {
             aliases.common_names = kept(&device.aliases.common_names, |n| free(rows::NAME, n.as_str().as_bytes()))?;
             aliases.certificates = kept(&device.aliases.certificates, |c| free(rows::CERTIFICATE, c.bytes()))?;
             aliases.vpn_keys = kept(&device.aliases.vpn_keys, |k| free(rows::VPN_KEY, &k.0))?;
+            aliases.reach = device.aliases.reach.clone().filter(|_| aliases.has_proofs());
             device.aliases = Rare::new(aliases);
         }
         self.write(fresh)
@@ -429,7 +430,7 @@ fn page(t: &Transaction<'_>, after: &str) -> rusqlite::Result<Vec<Device>> {
         "SELECT {} FROM devices WHERE id > ?1 ORDER BY id LIMIT {AT_ONCE}",
         rows::DEVICE
     );
-    let (mut statement, mut reader) = (t.prepare_cached(&text)?, Devices::default());
+    let (mut statement, mut reader) = (t.prepare_cached(&text)?, Devices::of(t)?);
     statement.query_map([after], |row| reader.row(row))?.collect()
 }
 

@@ -19,6 +19,10 @@ const NOTHING: &[(&str, &str)] = &[
         "alias(es) of devices that do not exist",
     ),
     (
+        "SELECT count(*) FROM devices WHERE scope <> 0 AND scope NOT IN (SELECT number FROM scopes)",
+        "device(s) with the scope of nobody",
+    ),
+    (
         "SELECT count(*) FROM sessions, meta WHERE id >= next_session",
         "session(s) above the number that comes next",
     ),

@@ -20,7 +20,7 @@ pub(super) fn load(connection: &mut Connection, device: &mut dyn FnMut(Device)) 
 pub(super) fn all(t: &Connection, device: &mut dyn FnMut(Device)) -> rusqlite::Result<Snapshot> {
     let snapshot = head(t)?;
     let mut statement = t.prepare(&format!("SELECT {} FROM devices ORDER BY id", rows::DEVICE))?;
-    let (mut found, mut reader) = (statement.query([])?, Devices::default());
+    let (mut found, mut reader) = (statement.query([])?, Devices::of(t)?);
     while let Some(row) = found.next()? {
         device(reader.row(row)?);
     }

@@ -1,15 +1,15 @@
 //! Rows to domain types and back. A row that makes no valid domain value is damage, named with its table.
 
-use std::{net::IpAddr, sync::Arc};
+use std::{collections::HashMap, net::IpAddr, sync::Arc};
 
-use rusqlite::{Row, types::Type};
+use rusqlite::{Connection, Row, types::Type};
 
 use crate::{
     audit::{Entry, Head, Sealed},
     model::{
-        Addresses, Aliases, BootTime, Device, DeviceId, DeviceState, Enrolment, Exception, ExceptionKind, FinalKey, Fingerprint,
-        Handshake, KeyHash, Lease, Now, Offer, PolicyRevision, PoolName, Publication, Rare, Release, Revision, Salt, Session,
-        SessionId, StateReason, Trust, UriChange, VpnKey, WallTime, Window,
+        Addresses, Aliases, BootTime, Device, DeviceId, DevicePattern, DeviceState, Enrolment, Exception, ExceptionKind,
+        FinalKey, Fingerprint, Handshake, KeyHash, Lease, Now, Offer, PolicyRevision, PoolName, Publication, Rare, Reach,
+        Release, Revision, Salt, Session, SessionId, StateReason, Trust, UriChange, VpnKey, WallTime, Window,
     },
     store::Request,
 };
@@ -18,6 +18,9 @@ use crate::{
 pub(super) const NAME: i64 = 1;
 pub(super) const CERTIFICATE: i64 = 2;
 pub(super) const VPN_KEY: i64 = 3;
+
+/// The scope of who may act on every device: in no table.
+pub(super) const EVERYONE: i64 = 0;
 
 /// SQLite's integers are signed: the same 64 bits.
 pub(super) const fn signed(n: u64) -> i64 {
@@ -75,21 +78,46 @@ pub(super) fn names(names: &[DeviceId]) -> String {
     names.iter().map(DeviceId::as_str).collect::<Vec<_>>().join(" ")
 }
 
-/// Columns of [`Devices::row`], in its order; the last three are the aliases.
+/// Columns of [`Devices::row`], in its order; the last four are the aliases.
 pub(super) const DEVICE: &str = "id, owner, full_service_pool, state, state_reason, state_since, policy_revision, restricted_at, proved, \
      lease, gateway_uri, revision, enrolled_at, arrived_at, arrived_outside, deadline, offer_key, offer_revision, offer_holds, \
      final_key, final_revision, exception_kind, exception_reason, exception_by, exception_holds, not_before, not_after, \
-     common_names, certificates, vpn_keys";
+     common_names, certificates, vpn_keys, scope";
 
 /// Reads devices. What many have in common is kept once.
 #[derive(Default)]
 pub(super) struct Devices {
+    scopes: HashMap<i64, Arc<[DevicePattern]>>,
     pool: Option<PoolName>,
     revision: Option<PolicyRevision>,
     uri: Option<Arc<str>>,
 }
 
 impl Devices {
+    /// Of this database.
+    pub(super) fn of(connection: &Connection) -> rusqlite::Result<Self> {
+        let mut statement = connection.prepare("SELECT number, devices FROM scopes")?;
+        let scopes = statement.query_map([], |row| {
+            let patterns = text(row, 1)?.split(' ').filter(|p| !p.is_empty()).map(str::parse);
+            let patterns: Result<Arc<[DevicePattern]>, _> = patterns.collect();
+            Ok((row.get(0)?, patterns.map_err(|_| damaged(1, "scopes: no names of devices"))?))
+        })?;
+        Ok(Self {
+            scopes: scopes.collect::<rusqlite::Result<_>>()?,
+            ..Self::default()
+        })
+    }
+
+    fn reach(&self, row: &Row<'_>, column: usize) -> rusqlite::Result<Reach> {
+        match row.get(column)? {
+            EVERYONE => Ok(None),
+            number => {
+                let scope = self.scopes.get(&number).cloned();
+                scope.map(Some).ok_or_else(|| damaged(column, "devices: an unknown scope"))
+            }
+        }
+    }
+
     pub(super) fn row(&mut self, row: &Row<'_>) -> rusqlite::Result<Device> {
         Ok(Device {
             id: parse(row, 0)?,
@@ -125,6 +153,7 @@ impl Devices {
                 common_names: names_of(row, 27)?,
                 certificates: digests(row, 28)?.map(Fingerprint::new).collect(),
                 vpn_keys: digests(row, 29)?.map(VpnKey).collect(),
+                reach: self.reach(row, 30)?,
             }),
         })
     }

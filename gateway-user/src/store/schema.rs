@@ -207,6 +207,42 @@ pub(super) const STEPS: &[&str] = &["
     -- a policy was published since.
     ALTER TABLE meta ADD COLUMN forgotten INTEGER;
     UPDATE meta SET forgotten = restored;
+", "
+    -- On which devices somebody may act whose certificate is limited: names, or beginnings and *, with a space between.
+    CREATE TABLE scopes (
+        number INTEGER PRIMARY KEY,
+        devices TEXT NOT NULL UNIQUE
+    ) STRICT;
+    -- Of whoever registered the device's certificates and keys; 0: of who may act on all.
+    ALTER TABLE devices ADD COLUMN scope INTEGER NOT NULL DEFAULT 0;
+    -- That no two devices have one by the word of the same. Names have scope 0.
+    CREATE TABLE aliases_5 (
+        kind INTEGER NOT NULL,
+        alias BLOB NOT NULL,
+        scope INTEGER NOT NULL,
+        device TEXT NOT NULL REFERENCES devices (id),
+        PRIMARY KEY (kind, alias, scope)
+    ) STRICT, WITHOUT ROWID;
+    INSERT INTO aliases_5 SELECT kind, alias, 0, device FROM aliases ORDER BY kind, alias;
+    DROP TABLE aliases;
+    ALTER TABLE aliases_5 RENAME TO aliases;
+
+    -- Entries that have left the audit's chain, of identities that have few. Columns as there.
+    CREATE TABLE audit_aside (
+        number INTEGER PRIMARY KEY,
+        at INTEGER NOT NULL,
+        by TEXT NOT NULL,
+        action TEXT NOT NULL,
+        device TEXT,
+        subject TEXT NOT NULL,
+        before TEXT NOT NULL,
+        after TEXT NOT NULL,
+        reason TEXT NOT NULL,
+        request TEXT NOT NULL,
+        result TEXT NOT NULL,
+        hash BLOB NOT NULL
+    ) STRICT;
+    CREATE INDEX audit_aside_by ON audit_aside (by, number);
 "];
 
 /// The version that this binary writes.

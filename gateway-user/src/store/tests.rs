@@ -49,7 +49,7 @@ fn device(id: &str) -> Device {
         aliases: Rare::new(Aliases {
             common_names: [format!("{id}-cn").parse().unwrap()].into(),
             certificates: [Fingerprint::new([id.len() as u8; 32])].into(),
-            vpn_keys: Box::default(),
+            ..Aliases::default()
         }),
         state: DeviceState::Released,
         state_reason: StateReason::PolicyApplied,
@@ -72,6 +72,7 @@ fn whole(id: &str) -> Device {
             common_names: ["b", "a:1", "user@example.org"].map(|n| n.parse().unwrap()).into(),
             certificates: [Fingerprint::new([9; 32]), Fingerprint::new([0; 32])].into(),
             vpn_keys: [VpnKey([7; 32]), VpnKey([255; 32])].into(),
+            reach: Some(["w*", "b"].map(|p| p.parse().unwrap()).into()),
         }),
         enrolment: Rare::new(Enrolment {
             window: Window {

@@ -13,7 +13,7 @@ use super::{
 };
 use crate::{
     audit::Head,
-    model::{Device, DeviceId, Publication, Revision, WallTime},
+    model::{Device, DeviceId, Publication, Reach, Revision, WallTime},
 };
 
 /// Changes of GatewayURIs are kept beyond their number by this part of it, so that not each commit writes to where the oldest lie.
@@ -74,27 +74,31 @@ struct Aliases {
     names: String,
     certificates: Vec<u8>,
     vpn_keys: Vec<u8>,
+    /// Of certificates and keys.
+    scope: i64,
 }
 
 impl Aliases {
-    fn of(device: &Device) -> Self {
+    fn of(device: &Device, scope: i64) -> Self {
         Self {
+            scope,
             names: names(&device.aliases.common_names),
             certificates: device.aliases.certificates.iter().flat_map(|c| *c.bytes()).collect(),
             vpn_keys: device.aliases.vpn_keys.iter().flat_map(|k| k.0).collect(),
         }
     }
 
-    fn rows(&self) -> impl Iterator<Item = (i64, &[u8])> {
+    /// Kind, alias and scope: the key of each.
+    fn rows(&self) -> impl Iterator<Item = (i64, &[u8], i64)> {
         let names = self
             .names
             .split(' ')
             .filter(|n| !n.is_empty())
-            .map(|n| (rows::NAME, n.as_bytes()));
-        let certificates = self.certificates.chunks(32).map(|c| (rows::CERTIFICATE, c));
+            .map(|n| (rows::NAME, n.as_bytes(), rows::EVERYONE));
+        let certificates = self.certificates.chunks(32).map(|c| (rows::CERTIFICATE, c, self.scope));
         names
             .chain(certificates)
-            .chain(self.vpn_keys.chunks(32).map(|k| (rows::VPN_KEY, k)))
+            .chain(self.vpn_keys.chunks(32).map(|k| (rows::VPN_KEY, k, self.scope)))
     }
 }
 
@@ -105,8 +109,9 @@ pub(super) fn devices(
     revision: Revision,
     last: &mut LastEntries<'_>,
 ) -> rusqlite::Result<()> {
-    let mut old = t.prepare_cached("SELECT common_names, certificates, vpn_keys, last_audit FROM devices WHERE id = ?1")?;
-    let mut remove = t.prepare_cached("DELETE FROM aliases WHERE kind = ?1 AND alias = ?2")?;
+    let mut old =
+        t.prepare_cached("SELECT common_names, certificates, vpn_keys, last_audit, scope FROM devices WHERE id = ?1")?;
+    let mut remove = t.prepare_cached("DELETE FROM aliases WHERE kind = ?1 AND alias = ?2 AND scope = ?3")?;
     let mut upsert = t.prepare_cached(&UPSERT)?;
     // All aliases that go are gone before the first comes: one may move from a device to another in the same change.
     let mut fresh = Vec::new();
@@ -116,27 +121,41 @@ pub(super) fn devices(
                 names: r.get(0)?,
                 certificates: r.get(1)?,
                 vpn_keys: r.get(2)?,
+                scope: r.get(4)?,
             };
             Ok((aliases, unsigned(r.get(3)?)))
         };
         let (before, entry) = old.query_row([device.id.as_str()], of_row).optional()?.unzip();
-        let after = Aliases::of(device);
+        let after = Aliases::of(device, scope(t, &device.aliases.reach)?);
         let entry = last.replaces(&device.id, entry.unwrap_or(0));
         put(&mut upsert, device, &after, revision, entry)?;
         if before.as_ref() != Some(&after) {
-            for (kind, alias) in before.iter().flat_map(Aliases::rows) {
-                remove.execute(params![kind, alias])?;
+            for (kind, alias, scope) in before.iter().flat_map(Aliases::rows) {
+                remove.execute(params![kind, alias, scope])?;
             }
             fresh.push((&device.id, after));
         }
     }
-    let mut add = t.prepare_cached("INSERT INTO aliases VALUES (?1, ?2, ?3)")?;
+    let mut add = t.prepare_cached("INSERT INTO aliases (kind, alias, scope, device) VALUES (?1, ?2, ?3, ?4)")?;
     for (device, aliases) in fresh {
-        for (kind, alias) in aliases.rows() {
-            add.execute(params![kind, alias, device.as_str()])?;
+        for (kind, alias, scope) in aliases.rows() {
+            add.execute(params![kind, alias, scope, device.as_str()])?;
         }
     }
     Ok(())
+}
+
+/// The number of a scope, which it gets when it first comes. There are as many as certificates have different ones.
+fn scope(t: &Transaction<'_>, reach: &Reach) -> rusqlite::Result<i64> {
+    let Some(patterns) = reach else { return Ok(rows::EVERYONE) };
+    let text = patterns.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ");
+    let mut known = t.prepare_cached("SELECT number FROM scopes WHERE devices = ?1")?;
+    if let Some(number) = known.query_row([&text], |r| r.get(0)).optional()? {
+        return Ok(number);
+    }
+    t.prepare_cached("INSERT INTO scopes (devices) VALUES (?1)")?
+        .execute([&text])?;
+    Ok(t.last_insert_rowid())
 }
 
 fn put(upsert: &mut Statement<'_>, d: &Device, aliases: &Aliases, revision: Revision, entry: u64) -> rusqlite::Result<()> {
@@ -172,6 +191,7 @@ fn put(upsert: &mut Statement<'_>, d: &Device, aliases: &Aliases, revision: Revi
         aliases.names,
         aliases.certificates,
         aliases.vpn_keys,
+        aliases.scope,
         signed(entry),
     ])?;
     Ok(())

@@ -146,11 +146,13 @@ fn both(backup: &Aliases, old: &Aliases) -> (Aliases, bool) {
     fn of<T: Clone + PartialEq>(backup: &[T], old: &[T]) -> Box<[T]> {
         backup.iter().filter(|one| old.contains(one)).cloned().collect()
     }
-    let aliases = Aliases {
+    let mut aliases = Aliases {
         common_names: of(&backup.common_names, &old.common_names),
         certificates: of(&backup.certificates, &old.certificates),
         vpn_keys: of(&backup.vpn_keys, &old.vpn_keys),
+        reach: None,
     };
+    aliases.reach = backup.reach.clone().filter(|_| aliases.has_proofs());
     let emptied = |before: usize, after: usize| before > 0 && after == 0;
     let none_left =
         emptied(backup.certificates.len(), aliases.certificates.len()) || emptied(backup.vpn_keys.len(), aliases.vpn_keys.len());

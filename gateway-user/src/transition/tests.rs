@@ -61,7 +61,7 @@ impl Desk {
 
     fn register(&self, registration: &Registration) -> Result<Step, Refusal> {
         let known = Known(Some(&self.device).filter(|d| !d.gateway_uri.is_empty()), self.connected);
-        register(&known, std::slice::from_ref(registration), &self.context()).map(|mut steps| steps.remove(0))
+        register(&known, std::slice::from_ref(registration), &None, &self.context()).map(|mut steps| steps.remove(0))
     }
 
     /// Another window.
@@ -203,11 +203,13 @@ impl Directory for Known<'_> {
     fn holder_of_name(&self, name: &DeviceId) -> Option<&DeviceId> {
         self.0.filter(|d| d.aliases.common_names.contains(name)).map(|d| &d.id)
     }
-    fn holder_of_certificate(&self, certificate: &Fingerprint) -> Option<&DeviceId> {
-        self.0.filter(|d| d.aliases.certificates.contains(certificate)).map(|d| &d.id)
+    fn holders_of_certificate<'a>(&'a self, certificate: &Fingerprint) -> impl Iterator<Item = &'a DeviceId> {
+        let known = self.0.filter(|d| d.aliases.certificates.contains(certificate));
+        known.map(|d| &d.id).into_iter()
     }
-    fn holder_of_key(&self, key: &VpnKey) -> Option<&DeviceId> {
-        self.0.filter(|d| d.aliases.vpn_keys.contains(key)).map(|d| &d.id)
+    fn holders_of_key<'a>(&'a self, key: &VpnKey) -> impl Iterator<Item = &'a DeviceId> {
+        let known = self.0.filter(|d| d.aliases.vpn_keys.contains(key));
+        known.map(|d| &d.id).into_iter()
     }
     fn connected(&self, _: &DeviceId) -> bool {
         self.1

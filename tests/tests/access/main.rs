@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, reason = "a helper that fails fails its test")]
 
 mod calls;
+mod claims;
 mod errors;
 mod files;
 mod gateway;

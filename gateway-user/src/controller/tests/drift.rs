@@ -213,7 +213,7 @@ async fn a_session_of_too_little_trust_stays_in_quarantine() {
     better.device_name = id("other");
     better.addresses = vec![ip("10.66.0.6")];
     let refused = g.tell().open_session(g.seen(0), "vpn-1".parse().unwrap(), better).await;
-    assert_eq!(refused, Err(Refusal::FingerprintMismatch(id("other"))));
+    assert_eq!(refused, Err(Refusal::FingerprintOfAnother(id("other"))));
 }
 
 #[tokio::test]

@@ -5,7 +5,7 @@ use futures_util::FutureExt as _;
 use super::kit::*;
 use crate::{
     controller::{Answer, Refusal, SignalContext},
-    model::SessionId,
+    model::{Identity, Role, SessionId},
 };
 
 #[tokio::test]
@@ -178,7 +178,10 @@ async fn only_so_many_lists_wait() {
     let go = g.hold().await;
     let mut all: Vec<_> = (0..18)
         .map(|i| {
-            let context = listed(&g, &format!("list-{i}"));
+            let context = SignalContext {
+                by: Identity::unlimited(Role::Vpn, &format!("client-{}", i % 5)),
+                ..listed(&g, &format!("list-{i}"))
+            };
             Box::pin(
                 g.controller()
                     .synchronise_sessions(context, "vpn-1".parse().unwrap(), Vec::new()),

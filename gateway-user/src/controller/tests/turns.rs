@@ -15,7 +15,7 @@ use tokio::{sync::Semaphore, task::JoinHandle, time::timeout};
 use super::kit::*;
 use crate::{
     controller::{Enforcement, Line, Refusal, SignalContext},
-    model::{DeviceState, Place},
+    model::{DeviceState, Identity, Place, Role},
 };
 
 /// Longer than anyone waits whose turn comes.
@@ -153,4 +153,40 @@ async fn a_restriction_that_is_decided_has_no_place_any_more_though_its_answer_w
     holding.join().unwrap();
     let answer = revoked.await.unwrap().unwrap().first().unwrap();
     assert_eq!(answer.enforcement, Enforcement::Enforced);
+}
+
+#[tokio::test]
+async fn one_clients_lists_leave_room_for_anothers() {
+    let g = Gateway::new().await;
+    g.register("phone", "office").await;
+    let go = g.hold().await;
+    let list = |client: &str, number: u8| {
+        let context = SignalContext {
+            by: Identity::unlimited(Role::Vpn, client),
+            request: format!("r{number}").parse().unwrap(),
+            digest: Some([number; 32]),
+            ..g.seen(0)
+        };
+        let controller = g.controller().clone();
+        Box::pin(async move {
+            controller
+                .synchronise_sessions(context, "vpn-1".parse().unwrap(), vec![])
+                .await
+        })
+    };
+    let mut all: Vec<_> = (0..20).map(|n| list("many", n)).collect();
+    all.push(list("other", 20));
+    for one in &mut all {
+        assert!(one.now_or_never().is_none(), "it waits");
+    }
+    go.send(()).unwrap();
+    let mut taken = Vec::new();
+    for one in all {
+        taken.push(one.await.map_err(|e| e.refusal).map(drop));
+    }
+    let busy = vec![Err(Refusal::Busy); 16];
+    assert_eq!(
+        (&taken[..4], &taken[4..20], &taken[20]),
+        (&[const { Ok(()) }; 4][..], &busy[..], &Ok(()))
+    );
 }

@@ -133,7 +133,7 @@ fn a_check_names_what_is_wrong() {
             "aliases: devices have 9, of which 3 are not listed",
         ),
         (
-            "INSERT INTO aliases VALUES (1, x'41', 'nobody')",
+            "INSERT INTO aliases VALUES (1, x'41', 0, 'nobody')",
             "aliases: a row refers to one that does not exist",
         ),
         ("UPDATE devices SET state = 'free' WHERE id = 'one'", "an unknown state"),

@@ -359,7 +359,17 @@ fn a_database_that_did_not_come_from_the_backup_tightens_and_is_named() {
 #[test]
 fn an_older_schema_is_read_too() {
     let stage = Stage::new(|changes| changes.devices = devices(&[blocked("w1")]).devices);
-    stage.alter("ALTER TABLE meta DROP COLUMN forgotten; PRAGMA user_version = 3");
+    stage.alter(
+        "DROP TABLE scopes; DROP TABLE audit_aside; ALTER TABLE devices DROP COLUMN scope;
+         CREATE TABLE aliases_3 (
+             kind INTEGER NOT NULL, alias BLOB NOT NULL, device TEXT NOT NULL REFERENCES devices (id), PRIMARY KEY (kind, alias)
+         ) STRICT, WITHOUT ROWID;
+         INSERT INTO aliases_3 SELECT kind, alias, device FROM aliases;
+         DROP TABLE aliases;
+         ALTER TABLE aliases_3 RENAME TO aliases;
+         ALTER TABLE meta DROP COLUMN forgotten;
+         PRAGMA user_version = 3",
+    );
     let (done, loaded) = stage.restore();
     assert_eq!(done.forgotten, None);
     assert_eq!(of(&loaded, "w1").unwrap().state, DeviceState::Blocked);

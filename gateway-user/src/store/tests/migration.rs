@@ -63,7 +63,7 @@ fn a_database_of_version_1_is_brought_up_whole() {
             aliases: Rare::new(Aliases {
                 common_names: ["a-cn".parse().unwrap(), "z-cn".parse().unwrap()].into(),
                 certificates: [Fingerprint::new(first), Fingerprint::new(second)].into(),
-                vpn_keys: Box::default(),
+                ..Aliases::default()
             }),
             ..plain("phone", "lab", 6)
         },
@@ -80,7 +80,7 @@ fn a_database_of_version_1_is_brought_up_whole() {
             aliases: Rare::new(Aliases {
                 common_names: ["other".parse().unwrap()].into(),
                 certificates: [Fingerprint::new([0; 32])].into(),
-                vpn_keys: Box::default(),
+                ..Aliases::default()
             }),
             ..plain("tablet", "office", 7)
         },

@@ -12,7 +12,7 @@ use crate::{
     store::Request,
 };
 
-/// Requests that are remembered here; beyond it the oldest are only in the store, as asked, without their answers.
+/// Requests that are remembered here; beyond it the oldest of whoever has most are only in the store, as asked, without their answers.
 const MOST: usize = 65_536;
 
 /// Whether a request was asked before.
@@ -67,7 +67,9 @@ type Key = (String, RequestId);
 #[derive(Debug, Default)]
 pub(super) struct Requests {
     recent: HashMap<Key, Recent>,
-    order: VecDeque<Key>,
+    /// Of each client, the oldest first.
+    order: HashMap<String, VecDeque<RequestId>>,
+    ordered: usize,
 }
 
 #[derive(Debug)]
@@ -90,12 +92,11 @@ impl Requests {
     }
 
     fn put(&mut self, key: Key, digest: [u8; 32], at: WallTime, held: Option<Held>) {
-        while self.order.len() >= MOST {
-            if let Some(old) = self.order.pop_front() {
-                self.recent.remove(&old);
-            }
+        if self.ordered >= MOST {
+            self.make_room();
         }
-        self.order.push_back(key.clone());
+        self.order.entry(key.0.clone()).or_default().push_back(key.1.clone());
+        self.ordered += 1;
         self.recent.insert(
             key,
             Recent {
@@ -106,6 +107,20 @@ impl Requests {
                 until: None,
             },
         );
+    }
+
+    /// Whoever has most loses his oldest, and not only one: he is looked for among all.
+    fn make_room(&mut self) {
+        let Some((client, ids)) = self.order.iter_mut().max_by_key(|(_, ids)| ids.len()) else {
+            return;
+        };
+        let client = client.clone();
+        let part = ids.len().div_ceil(MOST / 1024);
+        for id in ids.drain(..part) {
+            self.recent.remove(&(client.clone(), id));
+        }
+        self.ordered -= part;
+        self.order.retain(|_, ids| !ids.is_empty());
     }
 }
 

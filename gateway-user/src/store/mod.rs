@@ -1,5 +1,6 @@
 //! What survives the process, in the domain's terms. Only [`crate::controller`] commits.
 
+mod aside;
 mod audit_log;
 mod backup;
 mod carry;
@@ -11,6 +12,7 @@ mod reader;
 mod rows;
 mod schema;
 mod seen;
+mod share;
 mod sqlite;
 mod trail;
 mod write;
@@ -33,7 +35,8 @@ use crate::{
 
 /// Changes of GatewayURIs that are kept for watchers that come back.
 pub const KEPT_URI_CHANGES: u64 = 100_000;
-/// Requests that are remembered at most, whatever their age; the oldest are forgotten.
+/// Requests that are remembered at most, whatever their age, a KiB of an answer counting as one more; beyond it whoever has most loses his
+/// oldest, so that one with no more than an even part of them loses none.
 pub const KEPT_REQUESTS: u64 = 2_000_000;
 /// Rows that one call of [`Store::prune`] removes at most of each kind: what waits meanwhile waits for milliseconds.
 pub const PRUNED_AT_ONCE: u64 = 5_000;
@@ -83,8 +86,9 @@ pub trait Store: Send {
     /// See [`StoreError`].
     fn audit(&mut self, query: &AuditQuery) -> Result<Vec<Sealed>, StoreError>;
 
-    /// Forgets requests from before a time, and those above [`KEPT_REQUESTS`]; of the audit, leaves the last `audit_entries`. Does so in small
-    /// parts: true says that there is more to do. It is no commit: the revision stays.
+    /// Forgets requests from before a time, and those above [`KEPT_REQUESTS`]; of the audit, leaves the last `audit_entries`, and beside them a
+    /// quarter as many older ones of identities that have few. Does so in small parts: true says that there is more to do. It is no commit: the
+    /// revision stays.
     ///
     /// # Errors
     /// See [`StoreError`]; nothing was changed.

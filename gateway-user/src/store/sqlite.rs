@@ -10,10 +10,12 @@ use nix::fcntl::Flock;
 use rusqlite::{Connection, OpenFlags};
 
 use super::{
-    AuditQuery, ChangeSet, Committed, KEPT_URI_CHANGES, Request, Snapshot, Store, StoreError,
+    AuditQuery, ChangeSet, Committed, KEPT_REQUESTS, KEPT_URI_CHANGES, Request, Snapshot, Store, StoreError,
+    aside::Aside,
     failure::{Failure, map},
     files, read, schema,
     seen::Seen,
+    share::{self, Tally},
     trail, write,
 };
 use crate::{
@@ -47,6 +49,9 @@ pub struct SqliteStore {
     kept: u64,
     /// `None`: not needed yet.
     seen: Option<Seen>,
+    kept_requests: u64,
+    tally: Tally,
+    aside: Aside,
     /// Which file is open, and which log was last written.
     files: [Option<files::Which>; 2],
     // Dropped last.
@@ -73,6 +78,9 @@ impl SqliteStore {
             path: path.clone(),
             kept: KEPT_URI_CHANGES,
             seen: None,
+            kept_requests: KEPT_REQUESTS,
+            tally: Tally::default(),
+            aside: Aside::default(),
             files: [files::which(&path), None],
             _lock: lock,
         };
@@ -107,6 +115,11 @@ impl SqliteStore {
     #[cfg(test)]
     pub(super) fn keep(&mut self, changes: u64) {
         self.kept = changes;
+    }
+
+    #[cfg(test)]
+    pub(super) fn keep_requests(&mut self, requests: u64) {
+        self.kept_requests = requests;
     }
 
     fn prepare(&mut self) -> Result<(), Failure> {
@@ -173,6 +186,10 @@ impl Store for SqliteStore {
     }
 
     fn prune(&mut self, requests_before: WallTime, audit_entries: u64) -> Result<bool, StoreError> {
-        trail::prune(&mut self.connection, &mut self.seen, requests_before, audit_entries).map_err(|e| map(&self.path, &e))
+        let (connection, error) = (&mut self.connection, |e| map(&self.path, &e));
+        let (tally, most) = (&mut self.tally, self.kept_requests);
+        let requests = share::prune(connection, &mut self.seen, tally, requests_before, most).map_err(error)?;
+        let audit = trail::prune(connection, &mut self.aside, audit_entries).map_err(error)?;
+        Ok(requests || audit)
     }
 }

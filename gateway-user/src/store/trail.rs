@@ -5,14 +5,15 @@ use std::collections::HashMap;
 use rusqlite::{Connection, OptionalExtension as _, Row, Transaction, TransactionBehavior, params};
 
 use super::{
-    AuditQuery, KEPT_REQUESTS, PRUNED_AT_ONCE, Request, StoreError,
+    AuditQuery, PRUNED_AT_ONCE, Request, StoreError,
+    aside::{self, Aside},
     failure::Failure,
     rows::{self, signed, unsigned},
     seen::Seen,
 };
 use crate::{
     audit::{Entry, Head, Sealed, sha256},
-    model::{DeviceId, RequestId, WallTime},
+    model::{DeviceId, RequestId},
 };
 
 /// Entries of the audit that are looked through for a device that the registry does not know, and of a device before those that are asked
@@ -170,10 +171,15 @@ pub(super) fn audit(connection: &Connection, query: &AuditQuery) -> rusqlite::Re
     let select = |rest: &str| format!("SELECT {} FROM audit WHERE {rest}", rows::AUDIT);
     let below = |number: &Option<u64>| number.map_or(i64::MAX, |n| i64::try_from(n).unwrap_or(i64::MAX));
     match query {
-        AuditQuery::Number(number) => connection
-            .prepare_cached(&select("number = ?1"))?
-            .query_map([signed(*number)], rows::sealed)?
-            .collect(),
+        AuditQuery::Number(number) => {
+            let text = select("number = ?1");
+            let found = connection
+                .prepare_cached(&text)?
+                .query_row([signed(*number)], rows::sealed)
+                .optional()?;
+            let found = found.map_or_else(|| aside::entry(connection, *number), |f| Ok(Some(f)))?;
+            Ok(found.into_iter().collect())
+        }
         AuditQuery::After { number, limit } => connection
             .prepare_cached(&select("number > ?1 ORDER BY number LIMIT ?2"))?
             .query_map(params![i64::try_from(*number).unwrap_or(i64::MAX), limit], rows::sealed)?
@@ -182,16 +188,42 @@ pub(super) fn audit(connection: &Connection, query: &AuditQuery) -> rusqlite::Re
             number,
             device: None,
             limit,
-        } => connection
-            .prepare_cached(&select("number < ?1 ORDER BY number DESC LIMIT ?2"))?
-            .query_map(params![below(number), limit], rows::sealed)?
-            .collect(),
+        } => {
+            let text = select("number < ?1 ORDER BY number DESC LIMIT ?2");
+            let mut statement = connection.prepare_cached(&text)?;
+            let found = statement.query_map(params![below(number), limit], rows::sealed)?;
+            and_aside(
+                connection,
+                found.collect::<rusqlite::Result<_>>()?,
+                below(number),
+                None,
+                *limit,
+            )
+        }
         AuditQuery::Before {
             number,
             device: Some(device),
             limit,
-        } => of_device(connection, below(number), device, *limit),
+        } => {
+            let found = of_device(connection, below(number), device, *limit)?;
+            and_aside(connection, found, below(number), Some(device), *limit)
+        }
     }
+}
+
+/// Where the chain has no more, goes on with what is kept beside it.
+fn and_aside(
+    connection: &Connection,
+    mut found: Vec<Sealed>,
+    below: i64,
+    device: Option<&DeviceId>,
+    limit: u32,
+) -> rusqlite::Result<Vec<Sealed>> {
+    let left = (limit as usize).saturating_sub(found.len());
+    if left > 0 {
+        found.extend(aside::before(connection, below, device, left, LOOKED_THROUGH)?);
+    }
+    Ok(found)
 }
 
 /// The chain's last entry, and the last that was pruned.
@@ -249,66 +281,33 @@ fn of_device(connection: &Connection, below: i64, device: &DeviceId, limit: u32)
     Ok(found)
 }
 
-/// See [`super::Store::prune`].
-pub(super) fn prune(
-    connection: &mut Connection,
-    seen: &mut Option<Seen>,
-    requests_before: WallTime,
-    audit_entries: u64,
-) -> rusqlite::Result<bool> {
-    let requests = requests_to_prune(connection, requests_before)?;
-    let audit = audit_to_prune(connection, audit_entries)?;
-    if requests.is_none() && audit.is_none() {
-        return Ok(false);
+/// Leaves the last entries of the audit, `kept` at most, and beside them some of those before; true: there is more to do.
+pub(super) fn prune(connection: &mut Connection, aside: &mut Aside, kept: u64) -> rusqlite::Result<bool> {
+    let text = "SELECT (SELECT min(number) FROM audit), (SELECT max(number) FROM audit)";
+    let above = |last: i64| last.saturating_sub(i64::try_from(kept).unwrap_or(i64::MAX));
+    let found = bounds(connection, text)?.and_then(|(first, last)| part(first, last, above(last)));
+    let Some((up_to, more)) = found else { return Ok(false) };
+    let done = drop_audit(connection, aside, up_to, kept);
+    if done.is_err() {
+        *aside = Aside::default();
     }
+    done.map(|()| more)
+}
+
+fn drop_audit(connection: &mut Connection, aside: &mut Aside, up_to: i64, kept: u64) -> rusqlite::Result<()> {
     let t = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
-    if let Some((up_to, _)) = requests {
-        t.prepare_cached("DELETE FROM requests WHERE number <= ?1")?
-            .execute([up_to])?;
-    }
-    if let Some((up_to, _)) = audit {
-        t.prepare_cached(
-            "UPDATE meta SET (anchor_number, anchor_hash) = (SELECT number, hash FROM audit WHERE number <= ?1
-             ORDER BY number DESC LIMIT 1)",
-        )?
-        .execute([up_to])?;
-        t.prepare_cached("DELETE FROM audit WHERE number <= ?1")?.execute([up_to])?;
-    }
-    t.commit()?;
-    if let (Some(seen), Some((up_to, _))) = (seen, requests) {
-        seen.forget_before(unsigned(up_to));
-    }
-    Ok(requests.is_some_and(|r| r.1) || audit.is_some_and(|a| a.1))
-}
-
-/// Up to which number, and whether there is more after it.
-fn requests_to_prune(connection: &Connection, before: WallTime) -> rusqlite::Result<Option<(i64, bool)>> {
-    let text = "SELECT (SELECT min(number) FROM requests), (SELECT max(number) FROM requests)";
-    let Some((first, last)) = bounds(connection, text)? else {
-        return Ok(None);
-    };
-    let above = last.saturating_sub(i64::try_from(KEPT_REQUESTS).unwrap_or(i64::MAX));
-    // The number before the first that is young enough; ones after it that are older, after a step of the clock, go later.
-    let mut young = connection.prepare_cached(
-        "SELECT number FROM (SELECT number, at FROM requests ORDER BY number LIMIT ?1) WHERE at >= ?2 ORDER BY number LIMIT 1",
-    )?;
-    let young: Option<i64> = young
-        .query_row(params![signed(PRUNED_AT_ONCE + 1), before.0], |r| r.get(0))
-        .optional()?;
-    // The last one stays, for numbers to go on from.
-    Ok(part(first, last - 1, young.map_or(last, |y| y - 1).max(above)))
-}
-
-fn audit_to_prune(connection: &Connection, kept: u64) -> rusqlite::Result<Option<(i64, bool)>> {
-    let found = bounds(
-        connection,
-        "SELECT (SELECT min(number) FROM audit), (SELECT max(number) FROM audit)",
-    )?;
-    Ok(found.and_then(|(first, last)| part(first, last, last.saturating_sub(i64::try_from(kept).unwrap_or(i64::MAX)))))
+    aside.put(&t, up_to, kept / aside::FOR_EACH)?;
+    t.prepare_cached(
+        "UPDATE meta SET (anchor_number, anchor_hash) = (SELECT number, hash FROM audit WHERE number <= ?1
+         ORDER BY number DESC LIMIT 1)",
+    )?
+    .execute([up_to])?;
+    t.prepare_cached("DELETE FROM audit WHERE number <= ?1")?.execute([up_to])?;
+    t.commit()
 }
 
 /// With both in one SELECT, SQLite would read the whole table.
-fn bounds(connection: &Connection, text: &str) -> rusqlite::Result<Option<(i64, i64)>> {
+pub(super) fn bounds(connection: &Connection, text: &str) -> rusqlite::Result<Option<(i64, i64)>> {
     let found: (Option<i64>, Option<i64>) = connection
         .prepare_cached(text)?
         .query_row([], |r| Ok((r.get(0)?, r.get(1)?)))?;

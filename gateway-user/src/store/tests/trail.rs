@@ -295,3 +295,105 @@ fn the_mark_of_a_restore_stays_until_what_follows_from_it_is_committed() {
     store.commit(&done, Revision(1), AT).unwrap();
     assert_eq!(store.load().unwrap().restored, None);
 }
+
+#[test]
+fn whoever_has_most_requests_loses_his_own_and_nobody_elses() {
+    let (_temp, path) = directory();
+    let mut store = SqliteStore::open(&path).unwrap();
+    store.keep_requests(1000);
+    let mut revision = Revision(0);
+    let mut ask = |store: &mut SqliteStore, client: &str, numbers: std::ops::Range<i64>, answer: usize| {
+        let of = |n: i64| request(client, &format!("r{n}"), n, Some(&vec![b'a'; answer]));
+        let all: Vec<_> = numbers.map(of).collect();
+        revision = store.commit(&requests(&all), revision, AT).unwrap().revision;
+    };
+    ask(&mut store, "mdm:few", 0..300, 9);
+    ask(&mut store, "vpn:heavy", 0..10, 300 << 10);
+    for round in 0..3 {
+        ask(&mut store, "mdm:many", round * 6_000..(round + 1) * 6_000, 9);
+        ask(&mut store, "mdm:few", 300 + round * 10..310 + round * 10, 9);
+        let mut calls = 0;
+        while store.prune(WallTime(0), u64::MAX).unwrap() {
+            calls += 1;
+            assert!(calls < 100, "it comes to an end");
+        }
+    }
+    let check = |store: &mut SqliteStore| {
+        let mut get = |client: &str, n: i64| store.request(client, &format!("r{n}").parse().unwrap()).unwrap();
+        for n in 0..330 {
+            assert_eq!(get("mdm:few", n).unwrap().answer.as_deref(), Some(&[b'a'; 9][..]), "{n}");
+        }
+        let left = |client, all: std::ops::Range<i64>, get: &mut dyn FnMut(&str, i64) -> Option<Request>| {
+            all.filter(|n| get(client, *n).is_some()).collect::<Vec<_>>()
+        };
+        // An even part of what the others leave: 335, which one heavy answer fills.
+        assert_eq!(left("vpn:heavy", 0..10, &mut get), [9]);
+        let many = left("mdm:many", 0..18_000, &mut get);
+        assert!((300..=400).contains(&many.len()), "{}", many.len());
+        assert_eq!(
+            (many[0], many[many.len() - 1]),
+            (18_000 - many.len() as i64, 17_999),
+            "the last ones"
+        );
+    };
+    check(&mut store);
+    drop(store);
+    let mut store = SqliteStore::open(&path).unwrap();
+    check(&mut store);
+    // What has moved is as old as it was.
+    while store.prune(WallTime(300), u64::MAX).unwrap() {}
+    let left: i64 = store
+        .connection()
+        .query_row("SELECT count(*) FROM requests WHERE at < 300", [], |r| r.get(0))
+        .unwrap();
+    assert!(left < 330, "those in front of younger ones are gone: {left}");
+}
+
+#[test]
+fn one_who_makes_many_entries_does_not_take_everyone_elses_with_them() {
+    let (_temp, path) = directory();
+    let mut store = SqliteStore::open(&path).unwrap();
+    // One in a hundred is the operator's.
+    let of = |number: u64| Entry {
+        by: ["mdm-berlin", "uid:0"][usize::from(number.is_multiple_of(100))].to_owned(),
+        ..entry(number, Some("phone"))
+    };
+    let mut head = Head::NONE;
+    for (revision, first) in [1, 6_001, 12_001].into_iter().enumerate() {
+        let changes = ChangeSet {
+            audit: (first..first + 6_000).map(of).collect(),
+            ..ChangeSet::default()
+        };
+        head = store.commit(&changes, Revision(revision as u64), AT).unwrap().audit_head;
+        while store.prune(WallTime(0), 4_000).unwrap() {}
+    }
+    let get = |store: &mut SqliteStore, number| store.audit(&AuditQuery::Number(number)).unwrap();
+    // An eighth of a quarter of 4,000: the last 125 of the 140 that have left the chain.
+    for number in [1_600, 9_000, 14_000] {
+        assert_eq!(numbers(get(&mut store, number)), [number]);
+    }
+    assert!(numbers(get(&mut store, 1_500)).is_empty() && numbers(get(&mut store, 13_999)).is_empty());
+    for device in [None, Some("phone".parse().unwrap())] {
+        let page = |number| AuditQuery::Before {
+            number: Some(number),
+            device: device.clone(),
+            limit: 3,
+        };
+        assert_eq!(numbers(store.audit(&page(14_002)).unwrap()), [14_001, 14_000, 13_900]);
+        assert_eq!(numbers(store.audit(&page(9_001)).unwrap()), [9_000, 8_900, 8_800]);
+    }
+    let count = |store: &SqliteStore, by: &str| -> i64 {
+        let text = "SELECT count(*) FROM audit_aside WHERE by = ?1";
+        store.connection().query_row(text, [by], |r| r.get(0)).unwrap()
+    };
+    assert_eq!((count(&store, "uid:0"), count(&store, "mdm-berlin")), (125, 125));
+    // The chain is whole from its anchor on, and export and log go by it alone.
+    let anchor = store
+        .connection()
+        .query_row("SELECT anchor_number, anchor_hash FROM meta", [], |r| rows::head(r, 0))
+        .unwrap();
+    let after = AuditQuery::After { number: 0, limit: 9_000 };
+    let mut verifier = Verifier::new(anchor, vec![head]);
+    store.audit(&after).unwrap().iter().for_each(|s| verifier.push(s));
+    assert_eq!(verifier.finish(), (head, 4_000, Vec::new()));
+}

@@ -137,6 +137,20 @@ mod tests {
         assert_eq!(role_of(&Peer::from_certificate(b"garbage", true)), None);
     }
 
+    /// Whoever reads the first of two lists of alternative names and whoever reads the last would see different roles.
+    #[test]
+    fn two_lists_of_names_are_none() {
+        let mut params = CertificateParams::default();
+        params.subject_alt_names = vec![SanType::URI("urn:lazaret:role:viewer".try_into().unwrap())];
+        let operator = b"urn:lazaret:role:operator";
+        let name = [&[0x86, u8::try_from(operator.len()).unwrap()][..], operator].concat();
+        let list = [&[0x30, u8::try_from(name.len()).unwrap()][..], &name].concat();
+        let more = rcgen::CustomExtension::from_oid_content(&[2, 5, 29, 17], list);
+        params.custom_extensions.push(more);
+        let certificate = params.self_signed(&KeyPair::generate().unwrap()).unwrap();
+        assert_eq!(role_of(&Peer::from_certificate(certificate.der(), false)), None);
+    }
+
     #[test]
     fn clients_are_told_apart_by_their_whole_subject() {
         let client = |attributes: &[(DnType, &str)]| {

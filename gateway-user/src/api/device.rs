@@ -193,6 +193,7 @@ impl DeviceService for Devices {
         let permit = super::watch::place(&self.watchers, &by)?;
         let (kept, live) = self.controller.watch_gateway_uris(after).await?;
         let watcher = Watcher {
+            controller: self.controller.clone(),
             last: kept.last().map(|c| c.revision).max(after),
             kept: kept.into_iter(),
             live,
@@ -212,9 +213,11 @@ impl DeviceService for Devices {
 
 /// A watch: first what was kept, then what happens, until an error ends it.
 struct Watcher {
+    controller: Controller,
     kept: vec::IntoIter<UriChange>,
-    live: broadcast::Receiver<UriChange>,
-    /// Up to which revision `kept` goes; `live` may begin before it.
+    /// `None`: more is kept behind `kept`.
+    live: Option<broadcast::Receiver<UriChange>>,
+    /// Up to which revision `kept` goes.
     last: Option<Revision>,
     /// What is outside his scope is left out.
     by: Identity,
@@ -224,12 +227,18 @@ struct Watcher {
 
 impl Watcher {
     async fn next(&mut self) -> Result<UriChange, Status> {
-        if let Some(change) = self.kept.find(|c| scope::sees_device(&self.by, c.device.as_str())) {
-            return Ok(change);
-        }
         loop {
+            if let Some(change) = self.kept.find(|c| scope::sees_device(&self.by, c.device.as_str())) {
+                return Ok(change);
+            }
+            let Some(live) = &mut self.live else {
+                let (kept, live) = self.controller.watch_gateway_uris(self.last).await?;
+                self.last = kept.last().map(|c| c.revision).max(self.last);
+                (self.kept, self.live) = (kept.into_iter(), live);
+                continue;
+            };
             let received = tokio::select! {
-                r = self.live.recv() => r,
+                r = live.recv() => r,
                 _ = self.stopped.wait_for(|s| *s) => Err(broadcast::error::RecvError::Closed),
             };
             match received {
@@ -260,7 +269,10 @@ mod tests {
     use tonic_types::StatusExt as _;
 
     use super::*;
-    use crate::model::{Role, Scope, WallTime};
+    use crate::{
+        controller::tests::kit::Gateway,
+        model::{Role, Scope, WallTime},
+    };
 
     fn change(revision: u64) -> UriChange {
         UriChange {
@@ -277,6 +289,7 @@ mod tests {
         live: broadcast::Sender<UriChange>,
         stop: watch::Sender<bool>,
         watcher: Watcher,
+        gateway: Gateway,
     }
 
     async fn watcher(kept: Vec<UriChange>) -> Fixture {
@@ -285,15 +298,37 @@ mod tests {
         let by = Identity::unlimited(Role::Mdm, "test");
         let permit = super::super::watch::places().take(&by).unwrap();
         let last = kept.last().map(|c| c.revision);
+        let gateway = Gateway::new().await;
         let watcher = Watcher {
+            controller: gateway.controller().clone(),
             kept: kept.into_iter(),
-            live: receiver,
+            live: Some(receiver),
             last,
             by,
             stopped,
             _permit: permit,
         };
-        Fixture { live, stop, watcher }
+        Fixture {
+            live,
+            stop,
+            watcher,
+            gateway,
+        }
+    }
+
+    #[tokio::test]
+    async fn what_is_kept_comes_page_by_page_and_then_what_happens() {
+        let mut f = watcher(vec![]).await;
+        (f.watcher.live, f.watcher.last) = (None, Some(Revision(0)));
+        for device in ["one", "two", "three"] {
+            f.gateway.register(device, "office").await;
+            f.gateway.applied(device).await.unwrap();
+        }
+        for device in ["one", "two", "three"] {
+            assert_eq!(f.watcher.next().await.unwrap().device.as_str(), device);
+        }
+        f.gateway.revoked("two").await.unwrap();
+        assert_eq!(f.watcher.next().await.unwrap().device.as_str(), "two");
     }
 
     #[tokio::test]

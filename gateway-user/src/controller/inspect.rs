@@ -3,26 +3,24 @@
 use std::{collections::HashMap, net::IpAddr};
 
 use gateway_ebpf::abi::{Answers, Count};
-use tokio::sync::broadcast;
 
 use super::{
     AddressEnforcement, AddressView, CounterView, Counters, DeviceView, EndView, PlaceView, Refusal, SessionView, Status,
-    Surroundings, batch::Settled, upkeep::Standing, writer::Writer,
+    Surroundings, UriWatch, batch::Settled, upkeep::Standing, writer::Writer,
 };
 use crate::{
     audit::rfc3339,
     config::{Config, InterfaceRole, Mode, PoolKind},
     kernel::{Assignment, HookPoint, InterfaceState, Link, Losses, ProgramReading, ReadBack},
-    model::{
-        BootTime, Device, DeviceId, DeviceState, InterfaceName, Now, PoolId, Revision, Scope, Session, SessionId, UriChange,
-        WallTime,
-    },
+    model::{BootTime, Device, DeviceId, DeviceState, InterfaceName, Now, PoolId, Revision, Scope, Session, SessionId, WallTime},
     reconcile::assignment,
     transition::{Directory as _, deadline_end, full_service, lease_end, release_end},
 };
 
 /// Devices that a question looks at.
 const SLICE: usize = 5_000;
+/// Changes of GatewayURIs in a page, and the rest of the last one's revision.
+const URIS: usize = 1_000;
 /// How long `status` shows a conflict, milliseconds.
 const CONFLICTS_SHOWN_MS: i64 = 3_600_000;
 
@@ -135,10 +133,12 @@ impl Writer {
             .collect()
     }
 
-    /// This thread alone sends changes, so none can fall between what is stored and what is to come.
-    pub(super) fn watch(&mut self, after: Option<Revision>) -> Result<(Vec<UriChange>, broadcast::Receiver<UriChange>), Refusal> {
-        let live = self.uris.subscribe();
-        let Some(after) = after else { return Ok((Vec::new(), live)) };
+    /// This thread alone sends changes, so none can fall between what is stored and what is to come. A page of what is stored: whoever asks for
+    /// all of it keeps nobody waiting, and has it in memory as he reads it.
+    pub(super) fn watch(&mut self, after: Option<Revision>) -> Result<UriWatch, Refusal> {
+        let Some(after) = after else {
+            return Ok((Vec::new(), Some(self.uris.subscribe())));
+        };
         let current = self.registry.revision;
         let too_old = Refusal::RevisionTooOld {
             asked: after.0,
@@ -150,9 +150,11 @@ impl Writer {
         }
         let kept = self
             .store
-            .uri_changes(after)
+            .uri_changes(after, URIS)
             .map_err(|e| Refusal::StoreUnavailable(e.to_string()))?;
-        Ok((kept.ok_or(too_old)?, live))
+        let kept = kept.ok_or(too_old)?;
+        let live = (kept.len() < URIS).then(|| self.uris.subscribe());
+        Ok((kept, live))
     }
 
     /// What a restore may have lost, until a policy is published.

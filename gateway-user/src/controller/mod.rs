@@ -62,6 +62,9 @@ use writer::{Job, Writer};
 /// Changes of GatewayURIs that a watcher may lag behind before it has to start again.
 const WATCH_BACKLOG: usize = 4096;
 
+/// Changes of GatewayURIs that are kept, and, behind the last of these, those to come.
+pub type UriWatch = (Vec<UriChange>, Option<broadcast::Receiver<UriChange>>);
+
 /// What the controller is made of.
 pub struct Start {
     /// Checked.

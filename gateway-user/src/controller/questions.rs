@@ -2,16 +2,16 @@
 
 use std::{collections::HashMap, net::IpAddr, time::Duration};
 
-use tokio::sync::{broadcast, oneshot, watch};
+use tokio::sync::{oneshot, watch};
 
 use super::{
     AddressView, Controller, Counters, DeviceView, Dossier, DriftView, Figures, PublicationView, Refusal, SessionView, Status,
-    Surroundings,
+    Surroundings, UriWatch,
 };
 use crate::{
     audit::{Head, Sealed},
     kernel::Losses,
-    model::{Device, DeviceId, DeviceState, Revision, Scope, SessionId, UriChange},
+    model::{Device, DeviceId, DeviceState, Revision, Scope, SessionId},
     store::AuditQuery,
     transition::Context,
 };
@@ -48,15 +48,13 @@ impl Controller {
         }
     }
 
-    /// Changes after a revision that are kept, and those to come. `None`: only those to come. A watcher that falls more than 4,096 changes
-    /// behind gets a lag error from the receiver and has to ask again.
+    /// Changes after a revision that are kept, and those to come. `None`: only those to come. Without those to come there are more that are kept:
+    /// ask again after the last one's revision. A watcher that falls more than 4,096 changes behind gets a lag error from the receiver and has to
+    /// ask again, too.
     ///
     /// # Errors
     /// [`Refusal::RevisionTooOld`], [`Refusal::StoreUnavailable`], [`Refusal::Busy`].
-    pub async fn watch_gateway_uris(
-        &self,
-        after: Option<Revision>,
-    ) -> Result<(Vec<UriChange>, broadcast::Receiver<UriChange>), Refusal> {
+    pub async fn watch_gateway_uris(&self, after: Option<Revision>) -> Result<UriWatch, Refusal> {
         self.ask(move |w| w.watch(after)).await?
     }
 

@@ -68,11 +68,12 @@ pub trait Store: Send {
     /// See [`StoreError`]; nothing was changed.
     fn commit(&mut self, changes: &ChangeSet, expected: Revision, at: WallTime) -> Result<Committed, StoreError>;
 
-    /// Changes of GatewayURIs after a revision, oldest first; `None`: some of them are no longer kept.
+    /// Changes of GatewayURIs after a revision, oldest first; `None`: some of them are no longer kept. So many, and the rest of the last one's
+    /// revision: fewer are all there are.
     ///
     /// # Errors
     /// See [`StoreError`].
-    fn uri_changes(&mut self, after: Revision) -> Result<Option<Vec<UriChange>>, StoreError>;
+    fn uri_changes(&mut self, after: Revision, most: usize) -> Result<Option<Vec<UriChange>>, StoreError>;
 
     /// A request that is remembered, whatever its age.
     ///

@@ -1,6 +1,6 @@
 //! All that a daemon loads when it starts, in one pass over each table in the order of its key.
 
-use rusqlite::{Connection, Row};
+use rusqlite::{Connection, OptionalExtension as _, Row};
 
 use super::{
     Snapshot,
@@ -49,20 +49,48 @@ pub(super) fn head(connection: &Connection) -> rusqlite::Result<Snapshot> {
 }
 
 /// See [`super::Store::uri_changes`].
-pub(super) fn uri_changes(connection: &Connection, after: Revision) -> rusqlite::Result<Option<Vec<UriChange>>> {
+pub(super) fn uri_changes(connection: &Connection, after: Revision, most: usize) -> rusqlite::Result<Option<Vec<UriChange>>> {
     let floor = unsigned(connection.query_row("SELECT uri_floor FROM meta", [], |r| r.get(0))?);
     if after.0 < floor {
         return Ok(None);
     }
-    // Back from the last one, since revisions ascend with numbers: there is no index that each commit would have to write.
-    let text = "SELECT revision, device, old, new, at, reason FROM uri_changes ORDER BY number DESC";
+    let Some(first) = first_after(connection, after)? else {
+        return Ok(Some(Vec::new()));
+    };
+    let text = "SELECT revision, device, old, new, at, reason FROM uri_changes WHERE number >= ?1 ORDER BY number";
     let mut statement = connection.prepare_cached(text)?;
-    let mut changes = statement
-        .query_map([], rows::uri_change)?
-        .take_while(|c| !matches!(c, Ok(c) if c.revision <= after))
-        .collect::<rusqlite::Result<Vec<_>>>()?;
-    changes.reverse();
+    let mut changes: Vec<UriChange> = Vec::new();
+    for change in statement.query_map([first], rows::uri_change)? {
+        let change = change?;
+        if changes.len() >= most && changes.last().is_some_and(|last| last.revision < change.revision) {
+            break;
+        }
+        changes.push(change);
+    }
     Ok(Some(changes))
+}
+
+/// The number of the first change after a revision. Halving, since revisions ascend with numbers: there is no index that each commit would have
+/// to write.
+fn first_after(connection: &Connection, after: Revision) -> rusqlite::Result<Option<i64>> {
+    let pair = |r: &rusqlite::Row<'_>| Ok((r.get::<_, i64>(0)?, unsigned(r.get(1)?)));
+    let last = "SELECT number, revision FROM uri_changes ORDER BY number DESC LIMIT 1";
+    let last = connection.prepare_cached(last)?.query_row([], pair).optional()?;
+    let Some((mut high, _)) = last.filter(|(_, revision)| *revision > after.0) else {
+        return Ok(None);
+    };
+    let from = "SELECT number, revision FROM uri_changes WHERE number >= ?1 ORDER BY number LIMIT 1";
+    let mut from = connection.prepare_cached(from)?;
+    let mut low = 0;
+    // What is at `high`, or behind it, is later; what is before `low` is not.
+    while low < high {
+        let middle = low + (high - low) / 2;
+        match from.query_row([middle], pair).optional()? {
+            Some((number, revision)) if revision <= after.0 => low = number + 1,
+            _ => high = middle,
+        }
+    }
+    Ok(Some(low))
 }
 
 /// Sessions and addresses, both by the session's number.

@@ -173,8 +173,8 @@ impl Store for SqliteStore {
         Ok(done)
     }
 
-    fn uri_changes(&mut self, after: Revision) -> Result<Option<Vec<UriChange>>, StoreError> {
-        read::uri_changes(&self.connection, after).map_err(|e| map(&self.path, &e))
+    fn uri_changes(&mut self, after: Revision, most: usize) -> Result<Option<Vec<UriChange>>, StoreError> {
+        read::uri_changes(&self.connection, after, most).map_err(|e| map(&self.path, &e))
     }
 
     fn request(&mut self, client: &str, id: &RequestId) -> Result<Option<Request>, StoreError> {

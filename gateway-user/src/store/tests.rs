@@ -306,13 +306,58 @@ fn the_last_changes_of_uris_are_kept_and_what_is_gone_is_known() {
             .unwrap();
     }
     let after = |store: &mut SqliteStore, n| {
-        let kept = store.uri_changes(Revision(n)).unwrap();
+        let kept = store.uri_changes(Revision(n), 1000).unwrap();
         kept.map(|k| k.into_iter().map(|c| (c.revision.0, c.new)).collect::<Vec<_>>())
     };
     // Six are gone whole, and the first of revision 4: whoever needs that one is told.
     assert_eq!(after(&mut store, 3), None);
     assert_eq!(after(&mut store, 4).unwrap(), [(5, "4a".to_owned()), (5, "4b".to_owned())]);
     assert_eq!(after(&mut store, 5).unwrap(), []);
+}
+
+#[test]
+fn changes_of_uris_are_told_in_pages_of_whole_revisions() {
+    let (_temp, path) = directory();
+    let mut store = SqliteStore::open(&path).unwrap();
+    let change = |new: String| UriChange {
+        revision: Revision(0),
+        device: "phone".parse().unwrap(),
+        old: "q".into(),
+        new,
+        at: WallTime(0),
+        reason: "x".into(),
+    };
+    // One to three changes in each revision, and none in some.
+    for n in 0..40_u64 {
+        let changes = ChangeSet {
+            uris: (0..n % 4).map(|i| change(format!("{n}.{i}"))).collect(),
+            ..ChangeSet::default()
+        };
+        let revision = store.load().unwrap().revision;
+        if n % 4 > 0 {
+            store.commit(&changes, revision, AT).unwrap();
+        }
+    }
+    let all = store.uri_changes(Revision(0), 1000).unwrap().unwrap();
+    assert_eq!(all.len(), 60);
+    for most in [1, 2, 5, 59, 60, 61] {
+        let (mut told, mut after) = (Vec::new(), Revision(0));
+        loop {
+            let page = store.uri_changes(after, most).unwrap().unwrap();
+            assert!(page.len() <= most + 2, "{} of {most}", page.len());
+            let last = page.len() < most;
+            after = page.last().map_or(after, |c| c.revision);
+            told.extend(page);
+            if last {
+                break;
+            }
+        }
+        assert_eq!(told, all, "{most}");
+    }
+    for change in &all {
+        let rest = store.uri_changes(change.revision, 1000).unwrap().unwrap();
+        assert!(rest.iter().eq(all.iter().filter(|c| c.revision > change.revision)));
+    }
 }
 
 #[test]

@@ -51,7 +51,8 @@ async fn a_restriction_that_cannot_be_committed_is_in_force_and_becomes_durable(
     g.open("phone", &["10.66.0.5"]).await.unwrap();
     let before = g.applied("phone").await.unwrap();
     g.clock.advance_ms(1000);
-    let (_, mut changes) = g.controller().watch_gateway_uris(None).await.unwrap();
+    let (_, changes) = g.controller().watch_gateway_uris(None).await.unwrap();
+    let mut changes = changes.unwrap();
     g.disk.fill();
 
     let revoked = g.revoked("phone").await.unwrap();

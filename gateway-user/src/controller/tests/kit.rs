@@ -277,7 +277,7 @@ impl Gateway {
             .await
     }
 
-    pub(super) async fn applied(&self, device: &str) -> Result<SignalOutcome, Refusal> {
+    pub(crate) async fn applied(&self, device: &str) -> Result<SignalOutcome, Refusal> {
         self.applied_at(device, 0).await
     }
 
@@ -287,7 +287,7 @@ impl Gateway {
             .await
     }
 
-    pub(super) async fn revoked(&self, device: &str) -> Result<SignalOutcome, Refusal> {
+    pub(crate) async fn revoked(&self, device: &str) -> Result<SignalOutcome, Refusal> {
         self.tell().policy_revoked(self.seen(0), id(device), "test".to_owned()).await
     }
 
@@ -455,8 +455,8 @@ impl Store for Limited {
             .push(Call::Note(if result.is_ok() { "committed" } else { "not committed" }));
         result
     }
-    fn uri_changes(&mut self, after: Revision) -> Result<Option<Vec<UriChange>>, StoreError> {
-        self.store.uri_changes(after)
+    fn uri_changes(&mut self, after: Revision, most: usize) -> Result<Option<Vec<UriChange>>, StoreError> {
+        self.store.uri_changes(after, most)
     }
     fn request(&mut self, client: &str, id: &RequestId) -> Result<Option<Request>, StoreError> {
         self.store.request(client, id)

@@ -14,7 +14,8 @@ async fn a_watcher_that_comes_back_misses_nothing_and_sees_nothing_twice() {
         g.clock.advance_ms(1);
         g.revoked("phone").await.unwrap();
     }
-    let (kept, mut live) = g.controller().watch_gateway_uris(Some(from)).await.unwrap();
+    let (kept, live) = g.controller().watch_gateway_uris(Some(from)).await.unwrap();
+    let mut live = live.unwrap();
     g.clock.advance_ms(1);
     let released = g.applied("phone").await.unwrap();
     let mut all = kept.clone();

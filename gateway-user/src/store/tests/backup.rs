@@ -307,7 +307,11 @@ fn a_restore_takes_nothing_over_that_is_no_longer_true_and_keeps_the_old() {
         (Revision(3), 9),
         "above all that there was"
     );
-    assert_eq!(daemon.uri_changes(Revision(2)).unwrap(), None, "watchers have to start again");
+    assert_eq!(
+        daemon.uri_changes(Revision(2), 1000).unwrap(),
+        None,
+        "watchers have to start again"
+    );
     assert_eq!(daemon.request("uid:0", &"r9".parse().unwrap()).unwrap(), None);
     let entry = daemon.audit(&AuditQuery::Number(10)).unwrap().remove(0).entry;
     assert_eq!((entry.action.as_str(), entry.before), ("RestoreStore", head.to_string()));

@@ -105,8 +105,8 @@ fn a_database_of_version_1_is_brought_up_whole() {
         (loaded.revision, loaded.next_session, loaded.committed_at, loaded.audit_head),
         (Revision(7), 10, None, None)
     );
-    assert_eq!(store.uri_changes(Revision(5)).unwrap(), None);
-    assert_eq!(store.uri_changes(Revision(6)).unwrap().unwrap().len(), 1);
+    assert_eq!(store.uri_changes(Revision(5), 1000).unwrap(), None);
+    assert_eq!(store.uri_changes(Revision(6), 1000).unwrap().unwrap().len(), 1);
     // Aliases still belong to one device each, and devices can be written.
     let thief = Device {
         aliases: Rare::new(Aliases {

@@ -101,7 +101,7 @@ fn a_signal_costs_the_same_however_much_is_kept() {
         let prune = steps(&mut store, |s| s.prune(WallTime(0), u64::MAX).unwrap());
         // What a watcher that has all of it asks, and the second page of the device's first entries.
         let uris = steps(&mut store, |s| {
-            assert!(s.uri_changes(Revision(u32::MAX.into())).unwrap().is_some())
+            assert!(s.uri_changes(Revision(u32::MAX.into()), 1000).unwrap().is_some())
         });
         let page = AuditQuery::Before {
             number: Some(7),

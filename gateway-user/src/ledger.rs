@@ -117,7 +117,7 @@ mod tests {
     use super::*;
     use crate::{
         config::Config,
-        model::{BootTime, Enrolment, Lease, Now, Window},
+        model::{BootTime, Enrolment, Lease, Now, Rare, Window},
         transition::Policies,
     };
 
@@ -163,9 +163,11 @@ mod tests {
     #[test]
     fn each_kind_by_its_own_clock() {
         let none = Enrolment::default;
-        let window = |from, to| Window {
-            not_before: from,
-            not_after: to,
+        let window = |from, to| {
+            Rare::new(Window {
+                not_before: from,
+                not_after: to,
+            })
         };
         let expected = device(DeviceState::Registered, none());
         assert_eq!(of(&expected), [(Kind::Expected, ago(10))]);

@@ -189,7 +189,7 @@ fn requirements(dossier: &Dossier, config: &Config, now: WallTime) -> Vec<Requir
 }
 
 fn window(device: &Device, now: WallTime) -> (String, bool) {
-    let window = device.enrolment.window;
+    let window = *device.enrolment.window;
     match (device.enrolment.enrolled_at, window.not_before, window.not_after) {
         (Some(at), ..) => (format!("enrolled at {}", time(at)), true),
         (None, Some(from), _) if now < from => (format!("opens at {} (in {})", time(from), span(from.0 - now.0)), false),
@@ -235,7 +235,7 @@ fn next(dossier: &Dossier, now: WallTime) -> Vec<(WallTime, String)> {
         next.push((at, sentence.to_owned()));
     }
     let waits = device.enrolment.enrolled_at.is_none() && device.state != DeviceState::Retired;
-    let window = device.enrolment.window;
+    let window = *device.enrolment.window;
     let bounds = [
         (window.not_before, "its enrolment window opens"),
         (window.not_after, "its enrolment window closes"),

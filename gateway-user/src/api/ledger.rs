@@ -81,7 +81,7 @@ fn entry(kind: Kind, device: &Device, since: WallTime, deadline: Option<WallTime
         owner: device.owner.to_string(),
         state: render::state(device.state).into(),
         since: Some(render::timestamp(since)),
-        window: Some(render::window(device.enrolment.window)),
+        window: Some(render::window(&device.enrolment.window)),
         deadline_at: deadline.map(render::timestamp),
     }
 }

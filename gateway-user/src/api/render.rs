@@ -86,7 +86,7 @@ pub(super) fn device(config: &Config, v: DeviceView) -> v1::Device {
         lease_ends_at: v.lease_ends_at.map(timestamp),
         sessions: v.sessions.into_iter().map(|s| session(config, s)).collect(),
         revision: d.revision.0,
-        window: Some(window(d.enrolment.window)),
+        window: Some(window(&d.enrolment.window)),
         enrolled_at: d.enrolment.enrolled_at.map(timestamp),
         arrived_at: d.enrolment.arrived_at.map(timestamp),
         arrived_outside_at: d.enrolment.arrived_outside.map(timestamp),
@@ -102,7 +102,7 @@ pub(super) fn device(config: &Config, v: DeviceView) -> v1::Device {
     }
 }
 
-pub(super) fn window(w: Window) -> v1::EnrolmentWindow {
+pub(super) fn window(w: &Window) -> v1::EnrolmentWindow {
     v1::EnrolmentWindow {
         not_before: w.not_before.map(timestamp),
         not_after: w.not_after.map(timestamp),

@@ -261,7 +261,7 @@ impl Aliases {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Enrolment {
     /// When it may enrol.
-    pub window: Window,
+    pub window: Rare<Window>,
     /// When it was first released by proof.
     pub enrolled_at: Option<WallTime>,
     /// When it first arrived.
@@ -431,7 +431,7 @@ macro_rules! absent {
         })*
     };
 }
-absent!(Aliases, Enrolment, Release, Handshake);
+absent!(Aliases, Enrolment, Window, Release, Handshake);
 
 #[cfg(test)]
 mod tests {
@@ -440,7 +440,8 @@ mod tests {
     /// A million of them: what is here is there a million times.
     #[test]
     fn a_device_is_small() {
-        assert!(size_of::<Device>() <= 144, "{}", size_of::<Device>());
+        assert!(size_of::<Device>() <= 120, "{}", size_of::<Device>());
+        assert!(size_of::<Enrolment>() <= 96, "{}", size_of::<Enrolment>());
     }
 
     #[test]

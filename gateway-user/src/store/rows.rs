@@ -139,10 +139,10 @@ impl Devices {
                 arrived_at: time(row, 13)?,
                 arrived_outside: time(row, 14)?,
                 deadline: span_of(row, 15)?,
-                window: Window {
+                window: Rare::new(Window {
                     not_before: time(row, 25)?,
                     not_after: time(row, 26)?,
-                },
+                }),
             }),
             keys: Rare::new(Handshake {
                 offer: self.offer(row)?,

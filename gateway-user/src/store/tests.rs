@@ -75,10 +75,10 @@ fn whole(id: &str) -> Device {
             reach: Some(["w*", "b"].map(|p| p.parse().unwrap()).into()),
         }),
         enrolment: Rare::new(Enrolment {
-            window: Window {
+            window: Rare::new(Window {
                 not_before: Some(WallTime(-1)),
                 not_after: Some(WallTime(i64::MAX)),
-            },
+            }),
             enrolled_at: Some(WallTime(21)),
             arrived_at: Some(WallTime(22)),
             arrived_outside: Some(WallTime(23)),

@@ -130,10 +130,10 @@ fn narrower(backup: &Enrolment, old: &Enrolment) -> Enrolment {
         (a, b) => a.or(b),
     };
     Enrolment {
-        window: Window {
+        window: Rare::new(Window {
             not_before: backup.window.not_before.max(old.window.not_before),
             not_after,
-        },
+        }),
         enrolled_at: backup.enrolled_at.and_then(|at| old.enrolled_at.map(|_| at)),
         arrived_at: backup.arrived_at,
         arrived_outside: backup.arrived_outside.max(old.arrived_outside),
@@ -161,7 +161,7 @@ fn both(backup: &Aliases, old: &Aliases) -> (Aliases, bool) {
 
 /// Until it is registered with another window. No clock makes this one open, however wrong it is.
 fn close(device: &mut Device) {
-    device.enrolment.window = Window {
+    *device.enrolment.window = Window {
         not_before: None,
         not_after: Some(WallTime(0)),
     };

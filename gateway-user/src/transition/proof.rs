@@ -75,7 +75,7 @@ pub fn window_open(device: &Device, context: &Context<'_>) -> Result<(), Refusal
     if device.enrolment.enrolled_at.is_some() {
         return Ok(());
     }
-    let window = device.enrolment.window;
+    let window = *device.enrolment.window;
     let (closed, bounded) = (
         window.not_after.is_some_and(|t| context.at_least() > t),
         window.not_after.is_some(),
@@ -93,7 +93,7 @@ pub fn window_open(device: &Device, context: &Context<'_>) -> Result<(), Refusal
 
 /// Whether its window is open; by a clock that is behind, at the last commit.
 pub(super) fn within_window(device: &Device, context: &Context<'_>) -> Result<(), Refusal> {
-    let (window, now) = (device.enrolment.window, context.at_least());
+    let (window, now) = (*device.enrolment.window, context.at_least());
     if window.not_before.is_some_and(|t| now < t) {
         return Err(Refusal::EnrolmentNotOpen(device.id.clone()));
     }

@@ -193,7 +193,7 @@ fn one(known: Option<&Device>, registration: &Registration, reach: &Reach, conte
         let lease = shorter(device.release.lease, pool, context.now);
         device.release.lease = lease;
     }
-    if device.enrolment.window != registration.window {
+    if *device.enrolment.window != registration.window {
         enrol_anew(&mut device, registration.window, context);
     }
     Ok(finish(known, device, context.config))
@@ -202,7 +202,7 @@ fn one(known: Option<&Device>, registration: &Registration, reach: &Reach, conte
 /// Another window: what came of the one before no longer counts. A release goes on; what a deadline or an early arrival has shut opens.
 fn enrol_anew(device: &mut Device, window: Window, context: &Context<'_>) {
     device.enrolment = Rare::new(Enrolment {
-        window,
+        window: Rare::new(window),
         arrived_at: context.connected.then_some(context.now.wall),
         ..Enrolment::default()
     });

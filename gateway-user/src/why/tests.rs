@@ -118,7 +118,7 @@ fn a_device_that_has_only_been_registered() {
 fn windows_that_are_not_open() {
     let with = |window, enrolled_at| {
         let mut d = dossier(DeviceState::Registered, StateReason::Registered);
-        (d.device.device.enrolment.window, d.device.device.enrolment.enrolled_at) = (window, enrolled_at);
+        (*d.device.device.enrolment.window, d.device.device.enrolment.enrolled_at) = (window, enrolled_at);
         of(&d)
     };
     let window = |from: Option<i64>, to: Option<i64>| Window {

@@ -11,7 +11,7 @@ fn registering_again_is_no_change() {
     assert!(!again.changed);
     desk.window(None, Some(HOUR));
     let lost = desk.register(&registration("phone", "lab")).unwrap();
-    assert_eq!(lost.device.enrolment.window, Window::default(), "all of it is replaced");
+    assert_eq!(*lost.device.enrolment.window, Window::default(), "all of it is replaced");
 }
 
 #[test]

@@ -455,7 +455,7 @@ impl Walk {
             ..registration("phone", before.full_service_pool.as_str())
         };
         let Ok(step) = self.desk.register(&list) else { return true };
-        if window != before.enrolment.window {
+        if window != *before.enrolment.window {
             self.known.enrolled = false;
             self.known.deadline = None;
         }
@@ -572,7 +572,7 @@ impl Walk {
 
     /// Whether it may enrol now, or has; the deadline counts only where it shuts.
     fn open(&self, context: &Context<'_>) -> bool {
-        let window = self.desk.device.enrolment.window;
+        let window = *self.desk.device.enrolment.window;
         let wall = self.behind.map_or(context.now.wall, |last| last.max(context.now.wall));
         // Whether it has ended already, a clock that is behind cannot tell.
         let not_ended = window.not_after.is_none_or(|t| wall <= t && self.behind.is_none());

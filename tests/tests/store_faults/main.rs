@@ -231,3 +231,29 @@ fn a_directory_that_is_taken_away() {
     fs::rename(&away, &state).unwrap();
     recovers(lab);
 }
+
+/// The file that gets the audit's entries: the daemon runs without it, says so, and what it lacks is written once it is there.
+#[test]
+fn an_audit_log_whose_directory_is_missing() {
+    require!(Root, Bpf, Tun);
+    let lab = connected(|g| {
+        let log = g.folder().join("logs/audit.jsonl");
+        g.configure("[log]\n", &format!("[store]\naudit_log = \"{}\"\n\n[log]\n", log.display()))
+    });
+    let said = || {
+        let status = lab.local.status()?;
+        Ok(status
+            .warnings
+            .iter()
+            .any(|w| w.contains("audit log") && w.contains("make its directory")))
+    };
+    until(LIMIT, "status says so", said).unwrap();
+    assert_eq!(through(&lab, 20), 20, "it holds nothing up");
+    fs::create_dir(lab.gateway.folder().join("logs")).unwrap();
+    until(LIMIT, "status is well again", || Ok(!said()?)).unwrap();
+    let lines = fs::read_to_string(lab.gateway.folder().join("logs/audit.jsonl")).unwrap();
+    assert!(
+        lines.contains("\"number\":1,") && lines.contains("ReportPolicyApplied"),
+        "{lines}"
+    );
+}

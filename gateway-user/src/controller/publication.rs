@@ -305,9 +305,9 @@ impl PublicationView {
             return Some("the publication is paused: lazaret policy resume".to_owned());
         }
         if let Some(since) = self.full_since {
-            let (at, counted, twice) = (crate::audit::rfc3339(since.wall), progress.counted, ceiling.saturating_mul(2));
+            let (at, twice) = (crate::audit::rfc3339(since.wall), ceiling.saturating_mul(2));
             return Some(format!(
-                "no wave since {at}: the ceiling of {ceiling} is full: {counted} connected device(s) are stale and have not proved revision {revision} \
+                "no wave since {at}: the ceiling of {ceiling} is full of connected devices that are stale and have not proved revision {revision} \
                  (lazaret devices --state stale, --state policy-pending; lazaret why DEVICE); a place comes free when one proves it, disconnects or \
                  passes its deadline in quarantine; or raise the ceiling: lazaret policy publish {revision} --ceiling {twice} --rate {rate}"
             ));

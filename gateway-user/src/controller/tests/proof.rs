@@ -5,8 +5,8 @@ use std::time::Duration;
 use super::kit::*;
 use crate::{
     config::Config,
-    controller::{Enforcement, PolicyKey, Progress, Refusal, SignalOutcome},
-    model::{BootTime, DeviceState, ExceptionKind, Now, PolicyRevision, StateReason, WallTime},
+    controller::{Enforcement, PolicyKey, Progress, Refusal, SignalContext, SignalOutcome},
+    model::{BootTime, DeviceState, ExceptionKind, Identity, Now, PolicyRevision, Role, StateReason, WallTime},
 };
 
 fn rev(text: &str) -> PolicyRevision {
@@ -315,6 +315,46 @@ async fn who_released_a_device_is_known_past_all_that_came_after() {
     // A release by time or by the gateway is nobody's.
     g.clock.advance_ms(2 * LEASE_MS);
     assert_eq!(dossier(20).await.changed_by, "gateway");
+    // A state may get another reason while it lasts: then it is whoever gave it that.
+    let as_ = |name: &str| SignalContext {
+        by: Identity::unlimited(Role::Mdm, name),
+        ..g.seen(0)
+    };
+    let by = async || dossier(1).await.changed_by;
+    g.tell()
+        .policy_revoked(as_("revoker"), id("phone"), String::new())
+        .await
+        .unwrap();
+    assert_eq!(by().await, "revoker");
+    g.clock.advance_ms(1);
+    let grant = async |name| {
+        let why = "an audit".to_owned();
+        let length = Duration::from_mins(10);
+        let told = g
+            .tell()
+            .grant_exception(as_(name), id("phone"), ExceptionKind::Release, why, length);
+        told.await.unwrap();
+    };
+    grant("operator").await;
+    assert_eq!(by().await, "operator");
+    let proof = async |name| {
+        g.clock.advance_ms(1);
+        let told = g.tell().policy_applied(as_(name), id("phone"), rev("rev-1"), None);
+        told.await.unwrap();
+    };
+    proof("mdm-1").await;
+    proof("mdm-2").await;
+    assert_eq!(by().await, "mdm-1", "the second one renewed it");
+    grant("another").await;
+    assert_eq!(by().await, "another");
+    g.tell()
+        .end_exception(as_("operator"), id("phone"), String::new())
+        .await
+        .unwrap();
+    assert_eq!(
+        (state(&g, "phone").await, by().await.as_str()),
+        (DeviceState::Released, "mdm-1")
+    );
 }
 
 #[tokio::test]

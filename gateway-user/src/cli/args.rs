@@ -312,7 +312,7 @@ pub(super) struct ReleaseArgs {
     #[arg(value_name = "ID")]
     pub(super) device: model::DeviceId,
     /// How long, like 8h or 2d
-    #[arg(long = "for", value_name = "TIME", value_parser = humantime::parse_duration)]
+    #[arg(long = "for", value_name = "TIME", value_parser = life::span)]
     pub(super) length: std::time::Duration,
     /// Why, for the audit
     #[arg(long)]

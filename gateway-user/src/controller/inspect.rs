@@ -161,7 +161,7 @@ impl Writer {
     pub(super) fn forgetful(&self) -> Option<String> {
         let since = rfc3339(self.forgotten?);
         Some(format!(
-            "a backup took the database's place, and what was blocked, retired, restricted and published since {since} is forgotten: block and retire              again what has to be, then publish the policy in force (lazaret policy publish), also if it is the same"
+            "a backup took the database's place, and what was blocked, retired, restricted and published since {since} is forgotten: block and retire again what has to be, then publish the policy in force (lazaret policy publish), also if it is the same"
         ))
     }
 

@@ -47,12 +47,15 @@ pub fn tightened(backup: &Device, old: &Device, now: WallTime) -> (Device, Taken
         taken.narrowed = true;
     }
     let (aliases, none_left) = both(&device.aliases, &old.aliases);
+    let came = |backup: usize, old: usize| backup == 0 && old > 0;
+    let bound_since = came(device.aliases.certificates.len(), old.aliases.certificates.len())
+        || came(device.aliases.vpn_keys.len(), old.aliases.vpn_keys.len());
     if aliases != *device.aliases {
         device.aliases = Rare::new(aliases);
         taken.withdrawn = true;
     }
-    // Which pool grants less nobody can tell; and without any of its certificates it would be known by its name alone.
-    if device.state != DeviceState::Retired && (none_left || device.full_service_pool != old.full_service_pool) {
+    // Which pool grants less nobody can tell; and without any of its certificates, or those that it got since, it would be known by its name alone.
+    if device.state != DeviceState::Retired && (none_left || bound_since || device.full_service_pool != old.full_service_pool) {
         close(&mut device);
         taken.closed = true;
     }

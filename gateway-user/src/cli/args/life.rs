@@ -212,7 +212,7 @@ pub(in crate::cli) struct GrantArgs {
 }
 
 /// A length that the API can be told: whole seconds.
-fn span(text: &str) -> Result<Duration, String> {
+pub(super) fn span(text: &str) -> Result<Duration, String> {
     let length = humantime::parse_duration(text).map_err(|e| e.to_string())?;
     if length < Duration::from_secs(1) {
         return Err("at least a second, like 8h or 2d".to_owned());

@@ -82,6 +82,33 @@ fn aliases_that_were_withdrawn_do_not_come_back() {
 }
 
 #[test]
+fn who_was_known_by_a_certificate_or_a_key_since_is_not_known_by_its_name_again() {
+    let backup = {
+        let mut desk = Desk::new("office");
+        desk.proof("r1").pass(HOUR);
+        desk
+    };
+    let aliases = [
+        Aliases {
+            certificates: [Fingerprint::new([1; 32])].into(),
+            ..Aliases::default()
+        },
+        Aliases {
+            vpn_keys: [VpnKey([1; 32])].into(),
+            ..Aliases::default()
+        },
+    ];
+    for since in aliases {
+        let mut old = backup.clone();
+        old.device.aliases = Rare::new(since);
+        let (device, what) = taken(&backup, &old);
+        assert!(what.closed && !what.withdrawn);
+        let mut new = restored(&backup, device);
+        assert_eq!(new.pass(1).no_proof("r1"), "ENROLMENT_CLOSED");
+    }
+}
+
+#[test]
 fn another_pool_has_to_be_registered_anew() {
     let (mut backup, mut old) = (Desk::new("lab"), Desk::new("office"));
     backup.proof("r1");

@@ -19,7 +19,7 @@ use std::{
     process::{Child, Command, Output, Stdio},
     sync::mpsc::sync_channel,
     thread,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use serde_json::Value;
@@ -44,6 +44,10 @@ const NFT: [&str; 5] = [
 
 /// Within this nft ends. It takes milliseconds, unless another program holds the kernel's lock of the rules.
 const LIMIT: Duration = Duration::from_secs(10);
+
+/// A start tries again while it has not taken so long: a machine that boots has much to do at once. With the last try it ends within the service
+/// manager's patience.
+const START: Duration = Duration::from_secs(20);
 
 /// Why the floor could not be set or read.
 #[derive(Debug, thiserror::Error)]
@@ -73,7 +77,7 @@ pub enum FloorError {
 /// # Errors
 /// See [`FloorError`]; what was there stays then.
 pub fn close(config: &Config) -> Result<(), FloorError> {
-    Floor::close(config).map(|_| ())
+    Floor::begin(config).map(|_| ())
 }
 
 /// Removes the table: nothing is denied by it any more. That it is not there is fine.
@@ -106,6 +110,15 @@ pub struct Standing {
 }
 
 impl Floor {
+    /// The same at a start, when nothing else keeps the gateway closed yet: it is tried again for a while if nft does not end in time.
+    ///
+    /// # Errors
+    /// See [`FloorError`]; what was there stays then.
+    pub fn begin(config: &Config) -> Result<Self, FloorError> {
+        let since = Instant::now();
+        again(|| since.elapsed(), || Self::close(config))
+    }
+
     /// Closes the floor, in one transaction. Interfaces that were judged stay so, if they exist: the daemon restarts without a gap.
     ///
     /// # Errors
@@ -252,6 +265,21 @@ fn judged_in(objects: &[Value], links: &[LinkNow]) -> BTreeSet<u32> {
     elements.into_iter().flatten().filter_map(index).collect()
 }
 
+/// Tries until it is done, or has failed otherwise than for being late, or has taken [`START`].
+fn again<T>(taken: impl Fn() -> Duration, mut attempt: impl FnMut() -> Result<T, FloorError>) -> Result<T, FloorError> {
+    loop {
+        match attempt() {
+            Err(FloorError::Late) if taken() < START => {
+                tracing::warn!(
+                    "{}; it is tried again, and the floor is as it was meanwhile",
+                    FloorError::Late
+                );
+            }
+            done => return done,
+        }
+    }
+}
+
 /// Runs nft without a shell and without our environment. Returns what it prints.
 fn nft(arguments: &[&str], input: &str) -> Result<Vec<u8>, FloorError> {
     let path = NFT.into_iter().find(|p| Path::new(p).exists()).ok_or(FloorError::NoNft)?;
@@ -301,5 +329,44 @@ fn finish(mut child: Child, input: String) -> Result<Output, FloorError> {
             let _gone = nix::sys::signal::kill(id, nix::sys::signal::Signal::SIGKILL);
             Err(FloorError::Late)
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+
+    use super::*;
+
+    /// How often it is tried if each try takes so long and all are late but the last of so many.
+    fn tries(each: Duration, late: u32) -> (u32, bool) {
+        let (tried, clock) = (Cell::new(0), Cell::new(Duration::ZERO));
+        let done = again(
+            || clock.get(),
+            || {
+                tried.set(tried.get() + 1);
+                clock.set(clock.get() + each);
+                if tried.get() > late { Ok(()) } else { Err(FloorError::Late) }
+            },
+        );
+        (tried.get(), done.is_ok())
+    }
+
+    #[test]
+    fn a_start_waits_for_a_busy_machine_and_not_for_ever() {
+        assert_eq!(tries(LIMIT, 0), (1, true));
+        assert_eq!(tries(LIMIT, 1), (2, true));
+        assert_eq!(tries(LIMIT, u32::MAX), (2, false));
+        // Of the three times that it runs nft, the last may be the late one.
+        assert_eq!(tries(3 * LIMIT, u32::MAX), (1, false));
+        let tried = Cell::new(0);
+        let refused = again(
+            || Duration::ZERO,
+            || {
+                tried.set(tried.get() + 1);
+                Err::<(), _>(FloorError::NoNft)
+            },
+        );
+        assert!(matches!(refused, Err(FloorError::NoNft)) && tried.get() == 1);
     }
 }

@@ -73,7 +73,7 @@ impl Live {
             .inspect_err(|e| tracing::warn!("nftables cannot be listened to: {e}; the floor is looked at every second"))
             .ok();
         let floor = match config.mode {
-            Mode::Enforce => Some(Floor::close(config)?),
+            Mode::Enforce => Some(Floor::begin(config)?),
             Mode::Observe => {
                 floor::open()?;
                 None

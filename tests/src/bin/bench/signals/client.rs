@@ -73,15 +73,20 @@ pub(crate) fn unary(fleet: &Fleet, devices: &[u32]) -> Result<(Duration, Vec<Dur
     })
 }
 
-/// One after the other: how long each takes.
+/// One after the other: how long each takes. Calls and connection share the runtime's one thread, so that no thread of the client's own waits
+/// for another of them.
 pub(crate) fn lone(fleet: &Fleet, devices: &[u32]) -> Result<Vec<Duration>> {
     let client = fleet.gateway.mdm()?;
+    let (channel, devices) = (client.channel(), devices.to_vec());
     client.block_on(async {
-        let mut latencies = Vec::with_capacity(devices.len());
-        for n in devices {
-            latencies.push(call(client.channel(), *n).await?);
-        }
-        Ok(latencies)
+        let calls = tokio::spawn(async move {
+            let mut latencies = Vec::with_capacity(devices.len());
+            for n in devices {
+                latencies.push(call(channel.clone(), n).await?);
+            }
+            Ok(latencies)
+        });
+        calls.await?
     })
 }
 

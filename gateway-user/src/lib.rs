@@ -1,5 +1,6 @@
 //! Lazaret's daemon and command line, as a library; `main.rs` is thin. ARCHITECTURE.md has the map. Modules in the order of the flow.
 
+mod background;
 pub mod clock;
 pub mod config;
 mod durable;

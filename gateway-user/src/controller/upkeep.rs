@@ -14,7 +14,10 @@ use std::{
 
 use tokio::{sync::oneshot, time::timeout};
 
-use crate::kernel::{Attached, InterfaceState, KernelError, Link, Places, ReadBack};
+use crate::{
+    background,
+    kernel::{Attached, InterfaceState, KernelError, Link, Places, ReadBack},
+};
 
 /// What was found attached holds for so long: mostly a commit takes less, and the other thread looks meanwhile.
 const FRESH: Duration = Duration::from_millis(5);
@@ -108,15 +111,17 @@ impl Upkeep {
         let next: Arc<Mutex<Option<Vec<Link>>>> = Arc::default();
         let (errand, errands) = channel();
         let (kept, wanted) = (Arc::clone(&places), Arc::clone(&next));
-        thread::Builder::new()
-            .name("upkeep".to_owned())
-            .spawn(move || keep(&*kept, &wanted, &errands))?;
+        thread::Builder::new().name("upkeep".to_owned()).spawn(move || {
+            background::yield_to_others();
+            keep(&*kept, &wanted, &errands);
+        })?;
         let (reader, asked) = channel();
         let (answer, answers) = channel();
         let read = Arc::clone(&places);
-        thread::Builder::new()
-            .name("attached".to_owned())
-            .spawn(move || while asked.recv().is_ok() && answer.send(read.attached()).is_ok() {})?;
+        thread::Builder::new().name("attached".to_owned()).spawn(move || {
+            background::yield_to_others();
+            while asked.recv().is_ok() && answer.send(read.attached()).is_ok() {}
+        })?;
         Ok(Self {
             places,
             keeper: Keeper(errand),

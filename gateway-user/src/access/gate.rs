@@ -251,9 +251,12 @@ mod tests {
         let path = "/lazaret.v1.DeviceService/ReportPolicyApplied";
         let later = Some(now + Duration::from_secs(1));
         assert_eq!(reason(Some(&known(Role::Mdm, later)), path), Ok(Role::Mdm));
-        assert_eq!(reason(Some(&known(Role::Operator, None)), path), Ok(Role::Operator));
+        let revoked = "/lazaret.v1.DeviceService/ReportPolicyRevoked";
+        assert_eq!(reason(Some(&known(Role::Operator, None)), revoked), Ok(Role::Operator));
         let denied = (Code::PermissionDenied, "ROLE_NOT_ALLOWED".into());
-        assert_eq!(reason(Some(&known(Role::Viewer, later)), path), Err(denied));
+        for role in [Role::Viewer, Role::Operator] {
+            assert_eq!(reason(Some(&known(role, later)), path), Err(denied.clone()));
+        }
         let unknown = (Code::Unimplemented, "UNKNOWN_METHOD".into());
         assert_eq!(reason(Some(&known(Role::Operator, later)), "/x"), Err(unknown));
         let ended = Some(now - Duration::from_secs(1));

@@ -142,21 +142,21 @@ fn until_closed(stream: &mut TcpStream) -> Duration {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn handshakes_have_a_time_limit() {
     let gateway = Gateway::with(Pki::new("slow"), |c| {
-        c.api.as_mut().unwrap().handshake_timeout = Duration::from_millis(300)
+        c.api.as_mut().unwrap().handshake_timeout = Duration::from_secs(2)
     })
     .await;
     let address = gateway.address;
     let silent = tokio::task::spawn_blocking(move || until_closed(&mut TcpStream::connect(address).unwrap()))
         .await
         .unwrap();
-    assert!((250..5000).contains(&silent.as_millis()), "{silent:?}");
+    assert!((1900..8000).contains(&silent.as_millis()), "{silent:?}");
     let talks = tokio::task::spawn_blocking(move || {
         let mut stream = TcpStream::connect(address).unwrap();
         stream.write_all(b"GET / HTTP/1.1\r\n\r\n").unwrap();
         until_closed(&mut stream)
     });
     assert!(
-        talks.await.unwrap() < Duration::from_millis(250),
+        talks.await.unwrap() < Duration::from_millis(1500),
         "what is not TLS is closed at once"
     );
 

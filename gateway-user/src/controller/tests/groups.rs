@@ -71,8 +71,8 @@ async fn what_waits_together_is_committed_and_read_back_together() {
     let commits = commits(&g.kernel.take_calls());
     assert!(commits <= 3, "{commits} commits of 40 signals");
     assert!(
-        looks <= 40 + 3,
-        "{looks}: one for each session that opened, and one for each batch"
+        looks <= 40 + 2 * 3,
+        "{looks}: one for each session that opened, and one for each batch, or two where its commit took longer than a look holds"
     );
 }
 

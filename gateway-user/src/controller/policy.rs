@@ -133,12 +133,15 @@ impl Writer {
     /// Each by itself: what is refused is said, the rest is done.
     pub(super) fn renew_leases(&mut self, ask: Ask<'_>, devices: Vec<DeviceId>) -> Result<Decided<RenewOutcome>, Refusal> {
         let mut refused = Vec::new();
+        if !ask.again {
+            // Of a list; one alone has caught up. Before any is decided: it may settle the batch, which must have nothing yet of what this
+            // command answers for.
+            devices.iter().for_each(|device| self.catch_up(device));
+        }
         for device in &devices {
             let step = if ask.again {
                 Ok(None)
             } else {
-                // Of a list; one alone has caught up.
-                self.catch_up(device);
                 self.step(device, Signal::RenewLease).map(Some)
             };
             refused.push(match step {

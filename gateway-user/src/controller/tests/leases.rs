@@ -1,6 +1,6 @@
 //! Leases: renewed, over, over while the daemon is down, and over with the daemon dead.
 
-use std::{collections::BTreeMap, net::IpAddr};
+use std::{collections::BTreeMap, net::IpAddr, time::Duration};
 
 use futures_util::FutureExt as _;
 
@@ -8,7 +8,7 @@ use super::kit::*;
 use crate::{
     controller::{Acknowledge, Enforcement, Refusal, RenewOutcome, Renewal},
     kernel::fake::Call,
-    model::{BootTime, DeviceState, Now, WallTime},
+    model::{BootTime, DeviceState, ExceptionKind, Now, WallTime},
 };
 
 async fn released_in_the_lab() -> Gateway {
@@ -56,7 +56,7 @@ async fn a_renewal_is_enforced_when_its_end_is_read_back() {
     g.clock.advance_ms(LEASE_MS / 2);
     g.kernel.state().lease_end = Some(old);
     let mut soon = g.seen(0);
-    soon.deadline = std::time::Duration::from_millis(50);
+    soon.deadline = Duration::from_millis(50);
     let renewed = g.tell().policy_applied(soon, id("phone"), "r1".parse().unwrap(), None).await;
     assert_eq!(enforcement(renewed), Enforcement::Committed);
     g.kernel.state().lease_end = None;
@@ -242,7 +242,7 @@ async fn renewals_in_bulk_are_read_back_each() {
     g.clock.advance_ms(LEASE_MS / 4);
     g.kernel.state().lease_end = Some(old);
     let mut soon = g.seen(0);
-    soon.deadline = std::time::Duration::from_millis(50);
+    soon.deadline = Duration::from_millis(50);
     let told = g.tell().renew_leases(soon, names.clone()).await.unwrap();
     let committed = Some(Enforcement::Committed);
     assert!(!told.renewals[0].result.as_ref().unwrap().addresses.is_empty());
@@ -252,6 +252,32 @@ async fn renewals_in_bulk_are_read_back_each() {
     fast.acknowledge = Acknowledge::Committed;
     let told = g.tell().renew_leases(fast, names).await.unwrap();
     assert_eq!(levels(told), [committed, None, committed, unseen]);
+}
+
+/// What is over of a later device of the list settles the batch; were that to fail, no renewal must have been in it.
+#[tokio::test]
+async fn a_renewal_that_was_not_committed_is_not_answered() {
+    let g = released_in_the_lab().await;
+    g.register("tablet", "lab").await;
+    g.applied("tablet").await.unwrap();
+    g.clock.advance_ms(LEASE_MS / 2);
+    let go = g.hold().await;
+    // It ends as it is granted, and before it is committed.
+    let (kind, why) = (ExceptionKind::Release, "a moment".to_owned());
+    let mut granted = Box::pin(g.tell().grant_exception(g.seen(0), id("tablet"), kind, why, Duration::ZERO));
+    let mut renewed = Box::pin(g.tell().renew_leases(g.seen(0), ["phone", "tablet"].map(id).to_vec()));
+    assert!((&mut granted).now_or_never().is_none());
+    assert!((&mut renewed).now_or_never().is_none());
+    // The first commit fails, the second does not.
+    g.disk.fill();
+    let (first, second) = (g.disk.clone(), g.disk.clone());
+    g.disk.meanwhile(move || first.meanwhile(move || second.free()));
+    go.send(()).unwrap();
+    assert!(matches!(granted.await, Err(Refusal::StoreUnavailable(_))));
+    let renewed = renewed.await.unwrap().renewals.remove(0).result.unwrap();
+    assert_eq!(renewed.device.lease_ends_at, Some(WallTime(g.now().wall.0 + 3_600_000)));
+    g.clock.advance_ms(LEASE_MS / 2);
+    assert_eq!(g.judged("10.66.0.5"), LAB);
 }
 
 #[tokio::test]
@@ -280,7 +306,7 @@ async fn a_proof_is_spent_when_its_lease_is_over_however_many_end_with_it() {
             proved.map(drop).map_err(|e| e.refusal),
         )
     });
-    tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+    tokio::time::sleep(Duration::from_millis(50)).await;
     go.send(()).unwrap();
     assert_eq!(
         again.await.unwrap(),

@@ -302,7 +302,7 @@ fn advice(dossier: &Dossier, config: &Config, now: WallTime) -> Vec<String> {
             let publication = dossier.publication.as_ref();
             let newer = publication.map_or_else(String::new, |p| format!(" {}", p.revision));
             advice.push(format!(
-                "a newer policy revision{newer} is published: the device becomes stale when its wave comes, unless it proves it first"
+                "a newer policy revision{newer} is published: its wave has not come; the device becomes stale when it does, unless it proves it first"
             ));
             if view.sessions.is_empty() && publication.is_some_and(|p| p.ceiling > 0 || p.rate > 0) {
                 advice.push("it is not connected: its wave comes when it is".to_owned());

@@ -163,6 +163,8 @@ impl DeviceService for Devices {
         for told in &mut dossier.entries {
             told.entry = scope::told_to(&by, told.entry.clone());
         }
+        // It counts everybody's devices.
+        dossier.standstill = dossier.standstill.filter(|_| by.scope.has_all_devices());
         let answer = why::answer(&dossier, &self.config, self.clock.now().wall);
         Ok(Response::new(render::device::explained(&self.config, answer, dossier)))
     }

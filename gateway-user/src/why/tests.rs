@@ -300,7 +300,7 @@ fn what_is_released_and_what_may_end_it() {
         "{a:#?}"
     );
     d.awaits_wave = true;
-    assert!(of(&d).advice[0].contains("becomes stale when its wave comes"));
+    assert!(of(&d).advice[0].contains("its wave has not come; the device becomes stale when it does"));
     d.standstill = Some("the ceiling is full".to_owned());
     assert_eq!(of(&d).advice[1], "its wave does not come now: the ceiling is full");
     // Under an exception lies the proof.

@@ -3,7 +3,8 @@
 use gateway_user::model::Role;
 use lazaret_proto::v1::{
     self, device_service_client::DeviceServiceClient, inspect_service_client::InspectServiceClient,
-    operator_service_client::OperatorServiceClient, session_service_client::SessionServiceClient,
+    operator_service_client::OperatorServiceClient, policy_service_client::PolicyServiceClient,
+    session_service_client::SessionServiceClient,
 };
 use tonic::{Code, Status, transport::Channel};
 use tonic_types::StatusExt as _;
@@ -165,6 +166,51 @@ async fn who_may_act_on_both_has_the_last_word() {
         reason(&open(&mut vpn, "small-1", 1).await.unwrap_err()),
         "FINGERPRINT_MISMATCH"
     );
+    gateway.stop().await;
+}
+
+#[tokio::test]
+async fn why_a_wave_does_not_come_counts_nobody_beyond_his_limits() {
+    let gateway = Gateway::new("claims-wave").await;
+    let all = gateway.channel(Role::Mdm).await;
+    let (mut mdm, mut policies) = (DeviceServiceClient::new(all.clone()), PolicyServiceClient::new(all));
+    let mut vpn = SessionServiceClient::new(gateway.channel(Role::Vpn).await);
+    let mut small = limited(&gateway, "small-*").await;
+    for (last, id) in [(1, "big-1"), (2, "small-1")] {
+        register(&mut mdm, id, false).await.unwrap();
+        open(&mut vpn, id, last).await.unwrap();
+        let applied = v1::ReportPolicyAppliedRequest {
+            context: context("applied"),
+            device_id: id.into(),
+            policy_revision: "r1".into(),
+            ..Default::default()
+        };
+        mdm.report_policy_applied(applied).await.unwrap();
+    }
+    let request = v1::PublishPolicyRevisionRequest {
+        context: context("publish"),
+        policy_revision: "r2".into(),
+        ceiling: 1,
+        rate_per_minute: 600,
+        ..Default::default()
+    };
+    policies.publish_policy_revision(request).await.unwrap();
+    let about = || v1::ExplainDeviceRequest {
+        device_id: "small-1".into(),
+        ..Default::default()
+    };
+    let mut told = String::new();
+    for _ in 0..200 {
+        told = format!("{:?}", mdm.explain_device(about()).await.unwrap().into_inner());
+        if told.contains("the ceiling of 1 is full") {
+            break;
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+    }
+    assert!(told.contains("the ceiling of 1 is full"), "{told}");
+    let told = format!("{:?}", small.explain_device(about()).await.unwrap().into_inner());
+    assert!(told.contains("its wave has not come"), "{told}");
+    assert!(!told.contains("ceiling") && !told.contains("no wave"), "{told}");
     gateway.stop().await;
 }
 

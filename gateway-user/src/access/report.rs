@@ -76,7 +76,7 @@ pub struct ListReport {
 
 pub(super) fn report(api: &Api, trust: &Trust, clients: &Clients, now: SystemTime) -> Report {
     let cas: Vec<CaReport> = trust.cas.iter().map(|ca| of_ca(api, trust, ca, clients, now)).collect();
-    let mut warnings = trust.left_out.clone();
+    let mut warnings = trust.warnings.clone();
     let soon = DAY * api.warn_days;
     warnings.extend(ending("the gateway's certificate", &trust.server, soon, now));
     warnings.extend(

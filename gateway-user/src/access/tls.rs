@@ -88,7 +88,7 @@ pub enum TlsError {
     /// Its extended key usage does not name servers.
     #[error("the certificate in {0} is not for servers (extended key usage serverAuth)")]
     NotForServers(PathBuf),
-    /// A CA's, by which clients take no server.
+    /// A CA's whose key signs no handshake: no client may take it (RFC 8446 section 4.4.2.2).
     #[error("the certificate in {0} is a CA's, not the gateway's own: `lazaret pki issue --server` makes one")]
     IsACa(PathBuf),
     /// A client CA that is none.
@@ -263,7 +263,8 @@ pub(super) fn check_server(path: &Path, chain: &[CertificateDer<'_>], now: Syste
         let end = check_dates(path, &certificate, now)?;
         first_end.get_or_insert(end);
         let usage = certificate.extended_key_usage().ok().flatten();
-        if i == 0 && certificate.is_ca() {
+        let usages = certificate.key_usage().ok().flatten();
+        if i == 0 && certificate.is_ca() && usages.is_some_and(|u| !u.value.digital_signature()) {
             return Err(TlsError::IsACa(path.into()));
         }
         if i == 0 && usage.is_some_and(|u| !u.value.server_auth && !u.value.any) {
@@ -271,6 +272,17 @@ pub(super) fn check_server(path: &Path, chain: &[CertificateDer<'_>], now: Syste
         }
     }
     first_end.ok_or_else(|| TlsError::NoCertificate(path.into()))
+}
+
+/// What not every client takes of a server's own certificate that [`check_server`] lets through: one that is a CA's, too, as `openssl req -x509` makes it.
+pub(super) fn doubtful(path: &Path, certificate: &X509Certificate<'_>) -> Option<String> {
+    certificate.is_ca().then(|| {
+        format!(
+            "the certificate in {} is a CA's, too: clients with rustls (`lazaret` among them) do not take it from a server; \
+             `lazaret pki issue --server` makes one that all take",
+            path.display()
+        )
+    })
 }
 
 /// A trust anchor is not asked for its constraints at a handshake, so it is asked here.

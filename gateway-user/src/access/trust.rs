@@ -39,8 +39,8 @@ pub struct Trust {
     pub cas: Vec<Ca>,
     /// Their revocation lists.
     pub lists: Vec<List>,
-    /// What the files name and is left out, each with why.
-    pub left_out: Vec<String>,
+    /// What the files name and is left out, each with why, and what not every client takes.
+    pub warnings: Vec<String>,
     verifier: Arc<dyn ClientCertVerifier>,
 }
 
@@ -108,23 +108,20 @@ pub fn load(api: &Api, finished: &BTreeSet<Fingerprint>) -> Result<Trust, TlsErr
     let now = SystemTime::now();
     let chain = tls::certificates(&api.certificate)?;
     let not_after = tls::check_server(&api.certificate, &chain, now)?;
-    let server = dated(
-        &api.certificate,
-        &tls::parse(&api.certificate, chain.first().map_or(&[], |c| c.as_ref()))?,
-        not_after,
-    );
+    let own = tls::parse(&api.certificate, chain.first().map_or(&[], |c| c.as_ref()))?;
+    let server = dated(&api.certificate, &own, not_after);
+    let mut warnings: Vec<String> = tls::doubtful(&api.certificate, &own).into_iter().collect();
     let key = tls::key(&api.key, api.user.as_deref())?;
     let provider = Arc::new(provider::default_provider());
 
-    let mut left_out = Vec::new();
-    let cas = cas(api, finished, now, &provider, &mut left_out)?;
+    let cas = cas(api, finished, now, &provider, &mut warnings)?;
     let mut roots = RootCertStore::empty();
     for (ca, der) in &cas {
         roots.add(der.clone()).map_err(|e| garbage(&ca.certificate.file, e))?;
     }
     let cas: Vec<Ca> = cas.into_iter().map(|(ca, _)| ca).collect();
     let roots = Arc::new(roots);
-    let (lists, ders) = lists(api, &cas, &roots, &provider, &mut left_out)?;
+    let (lists, ders) = lists(api, &cas, &roots, &provider, &mut warnings)?;
 
     let verifier = verifier(&roots, &provider, ders).map_err(|e| garbage(first(&api.client_ca), e))?;
     let builder = ServerConfig::builder_with_provider(provider)
@@ -146,7 +143,7 @@ pub fn load(api: &Api, finished: &BTreeSet<Fingerprint>) -> Result<Trust, TlsErr
         server,
         cas,
         lists,
-        left_out,
+        warnings,
         verifier,
     })
 }

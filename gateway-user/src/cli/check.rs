@@ -1,6 +1,6 @@
 //! `lazaret check`: what is wrong with a configuration, what may not be meant, and what it says in short. Reads; changes nothing.
 
-use std::{fs, io::ErrorKind, net::UdpSocket, os::unix::fs::MetadataExt as _, path::Path};
+use std::{collections::BTreeSet, fs, io::ErrorKind, net::UdpSocket, os::unix::fs::MetadataExt as _, path::Path};
 
 use nix::unistd::{User, geteuid};
 use serde_json::json;
@@ -12,6 +12,7 @@ use super::{
     table::{Cell, Page, Tone, toned, write_out},
 };
 use crate::{
+    access::trust,
     config::{Allow, Config, ConfigError, ConfigErrors, InterfacePattern, InterfaceRole, InterfaceRule, Metrics},
     store,
 };
@@ -26,6 +27,7 @@ pub(super) fn run(args: &CheckArgs) -> Result<Outcome, Failure> {
         errors.extend(beyond_the_file(&args.file, config).iter().map(ToString::to_string));
         errors.extend(state(&args.file, config).iter().map(ToString::to_string));
         warnings = config.warnings();
+        warnings.extend(certificates(config));
         warnings.extend(audit_log(config));
         warnings.extend(listens(config));
         warnings.extend(on_this_host(config));
@@ -101,7 +103,7 @@ fn beyond_the_file(file: &Path, config: &Config) -> Vec<ConfigError> {
         }
     }
     if let Some(api) = &config.api
-        && let Err(e) = crate::access::trust::load(api, &Default::default())
+        && let Err(e) = trust::load(api, &BTreeSet::new())
     {
         errors.push(ConfigError::at_key(file, "api", e.key(api), e.to_string(), ""));
     }
@@ -118,6 +120,12 @@ fn state(file: &Path, config: &Config) -> Option<ConfigError> {
     let owners = [geteuid().as_raw(), 0, user];
     let e = store::fit(&config.paths.state, &owners).err()?;
     Some(ConfigError::at_key(file, "paths", "state", e.to_string(), ""))
+}
+
+/// What of the files of `[api]` the daemon leaves out, and what not every client takes.
+fn certificates(config: &Config) -> Vec<String> {
+    let trust = config.api.as_ref().map(|api| trust::load(api, &BTreeSet::new()));
+    trust.and_then(Result::ok).map(|trust| trust.warnings).unwrap_or_default()
 }
 
 /// Whether the file can be written that gets the audit's entries. Without it the daemon runs, and `status` warns.

@@ -18,6 +18,7 @@ use tonic::{
 use crate::{
     gateway::{Gateway, Pki, context, device, reason},
     raw::{OtherCa, ca_params, params, status, tls},
+    retirement::openssl,
 };
 
 /// A gateway that trusts both CAs.
@@ -236,5 +237,38 @@ async fn messages_are_bounded() {
         100,
         "nothing of the refused message was taken"
     );
+    gateway.stop().await;
+}
+
+/// OpenSSL, Go and Python take it from a server when they trust it; rustls does not.
+#[tokio::test]
+async fn a_self_signed_certificate_that_is_a_ca_s_serves_who_trusts_it_and_is_warned_of() {
+    let pki = Pki::new("self-signed");
+    let folder = pki.ca.clone();
+    openssl(
+        &folder,
+        "req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -subj /CN=gateway.test -addext subjectAltName=DNS:gateway.test \
+         -days 30 -keyout own.key -out own.pem",
+    );
+    let gateway = Gateway::with(pki, |c| {
+        let api = c.api.as_mut().unwrap();
+        (api.certificate, api.key) = (folder.join("own.pem"), folder.join("own.key"));
+    })
+    .await;
+    let warnings = gateway.access.warnings();
+    assert!(warnings.iter().any(|w| w.contains("is a CA's, too")), "{warnings:?}");
+    let address = gateway.address.to_string();
+    let shown = tokio::task::spawn_blocking(move || {
+        let mut client = std::process::Command::new("openssl");
+        client.args(["s_client", "-connect", &address, "-CAfile", "own.pem", "-alpn", "h2"]);
+        client.args(["-verify_return_error", "-verify_hostname", "gateway.test"]);
+        client
+            .current_dir(folder)
+            .stdin(std::process::Stdio::null())
+            .output()
+            .unwrap()
+    });
+    let shown = String::from_utf8(shown.await.unwrap().stdout).unwrap();
+    assert!(shown.contains("Verify return code: 0 (ok)"), "{shown}");
     gateway.stop().await;
 }

@@ -17,7 +17,7 @@ use tonic_types::StatusExt as _;
 use crate::gateway::{Gateway, NAME, Pki};
 
 /// Runs openssl in a folder.
-fn openssl(folder: &Path, words: &str) {
+pub(crate) fn openssl(folder: &Path, words: &str) {
     let output = Command::new("openssl")
         .current_dir(folder)
         .args(words.split(' '))

@@ -218,6 +218,15 @@ fn directories_and_certificates_that_pki_cannot_use() {
     fails(&renewed, 1, &["CA's certificate", "retiring_ca"]);
 }
 
+/// Certificate and key of `openssl req -x509`: CA:TRUE, and no key usage.
+fn self_signed_as_openssl_makes_it() -> (String, String) {
+    let key = rcgen::KeyPair::generate().unwrap();
+    let mut params = rcgen::CertificateParams::new(["gateway.test".to_owned()]).unwrap();
+    params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+    let certificate = params.self_signed(&key).unwrap();
+    (certificate.pem(), key.serialize_pem())
+}
+
 #[test]
 fn check_finds_what_would_end_the_daemon_on_this_host() {
     let g = Gateway::new("cli-check-host");
@@ -228,6 +237,10 @@ fn check_finds_what_would_end_the_daemon_on_this_host() {
         let args = [&["pki", "issue", "--dir", &ca, "--name", name][..], role].concat();
         assert_eq!(lazaret(&args).code, 0);
     }
+    let pair = self_signed_as_openssl_makes_it();
+    g.file("ca/own.pem", &pair.0);
+    let key = g.file("ca/own.key", &pair.1);
+    fs::set_permissions(key, fs::Permissions::from_mode(0o600)).unwrap();
     let checked = |more: &str| lazaret(&["check", &g.file("host.toml", &format!("{CONFIG}{more}"))]);
     let api = |at: &str, pair: &str, trusted: &str| {
         checked(&format!(
@@ -259,6 +272,13 @@ fn check_finds_what_would_end_the_daemon_on_this_host() {
         let line = ran.out.lines().next().unwrap();
         assert!(line.contains(&format!(": {place}: ")) && line.contains(words), "{line}");
     }
+    // One that some clients take and some do not is theirs to judge.
+    let self_signed = api(good, "own", &trusted);
+    assert!(
+        self_signed.code == 0 && self_signed.out.contains("is a CA's, too"),
+        "{}",
+        self_signed.out
+    );
     let elsewhere = api("192.0.2.77:9443", "gw", &trusted);
     assert_eq!(elsewhere.code, 0);
     assert!(

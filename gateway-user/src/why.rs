@@ -9,7 +9,7 @@ use std::{
 use crate::{
     config::{AfterDeadline, Config, PoolKind},
     controller::{Dossier, SessionView},
-    model::{Device, DeviceState, ExceptionKind, PolicyRevision, StateReason, Trust, WallTime},
+    model::{Device, DeviceState, ExceptionKind, PolicyRevision, StateReason, Trust, WallTime, Window},
 };
 
 /// The answer.
@@ -314,6 +314,9 @@ fn advice(dossier: &Dossier, config: &Config, now: WallTime) -> Vec<String> {
         DeviceState::Retired => advice.push("register the device under a new id".to_owned()),
         DeviceState::Blocked => advice.push(match device.state_reason {
             StateReason::ExceptionBlock => format!("end the block if it is no longer wanted: lazaret exception end {id}"),
+            StateReason::DeadlinePassed if *device.enrolment.window == Window::CLOSED => format!(
+                "register it anew, since a restore has closed it; that leaves its deadline's block, which another enrolment window ends after it: lazaret device register {id} --not-after 2d"
+            ),
             _ => renew_window,
         }),
         _ if closed => advice.push(renew_window),

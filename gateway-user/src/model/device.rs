@@ -281,6 +281,14 @@ pub struct Window {
     pub not_after: Option<WallTime>,
 }
 
+impl Window {
+    /// What a restore closes, until it is registered anew. No clock makes it open, however wrong it is.
+    pub const CLOSED: Self = Self {
+        not_before: None,
+        not_after: Some(WallTime(0)),
+    };
+}
+
 /// What a release stands on, and what the next one has to be newer than.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Release {

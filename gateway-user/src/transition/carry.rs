@@ -162,12 +162,9 @@ fn both(backup: &Aliases, old: &Aliases) -> (Aliases, bool) {
     (aliases, none_left)
 }
 
-/// Until it is registered with another window. No clock makes this one open, however wrong it is.
+/// Until it is registered with another window.
 fn close(device: &mut Device) {
-    *device.enrolment.window = Window {
-        not_before: None,
-        not_after: Some(WallTime(0)),
-    };
+    *device.enrolment.window = Window::CLOSED;
     device.enrolment.enrolled_at = None;
 }
 

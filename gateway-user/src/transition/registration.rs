@@ -199,14 +199,20 @@ fn one(known: Option<&Device>, registration: &Registration, reach: &Reach, conte
     Ok(finish(known, device, context.config))
 }
 
-/// Another window: what came of the one before no longer counts. A release goes on; what a deadline or an early arrival has shut opens.
+/// Another window: what came of the one before no longer counts. A release goes on; what a deadline or an early arrival has shut opens. After a
+/// restore that has closed the device any window is another one: a deadline's block stays, until the next.
 fn enrol_anew(device: &mut Device, window: Window, context: &Context<'_>) {
+    let deadlines = device.exception.is_none() && device.state_reason == StateReason::DeadlinePassed;
+    let under_another = device.exception.is_some() && arrival::is_past_deadline(device, context);
+    let blocked = device.state == DeviceState::Blocked && *device.enrolment.window == Window::CLOSED;
+    let stays = blocked && (deadlines || under_another);
     device.enrolment = Rare::new(Enrolment {
         window: Rare::new(window),
         arrived_at: context.connected.then_some(context.now.wall),
+        deadline: device.enrolment.deadline.filter(|_| stays),
         ..Enrolment::default()
     });
-    if device.state == DeviceState::Blocked && device.exception.is_none() {
+    if device.state == DeviceState::Blocked && device.exception.is_none() && !stays {
         arrival::rest(device, StateReason::NewWindow, context);
     } else {
         arrival::begin_deadline(device, context);

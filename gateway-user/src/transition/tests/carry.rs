@@ -242,3 +242,29 @@ fn live(desk: &mut Desk, what: u64, n: u64) {
     desk.pass(i64::try_from(n).unwrap_or(0) * 7 * MINUTE).due();
     assert_ne!(desk.device.release.restricted_at, Some(Release::UNTIMED));
 }
+
+#[test]
+fn a_deadlines_block_outlasts_the_registration_that_a_restore_asks_for() {
+    let mut old = Desk::new("office");
+    old.connect().pass(48 * HOUR).due();
+    assert_eq!(old.is(), (DeviceState::Blocked, StateReason::DeadlinePassed));
+    let mut under = old.clone();
+    under.tell(except(ExceptionKind::Block, 20));
+    for (old, hours) in [(old, 0), (under, 20)] {
+        let mut backup = Desk::new("office");
+        backup.device.full_service_pool = "lab".parse().unwrap();
+        let (device, what) = taken(&backup, &old);
+        assert!(what.closed);
+        for device in [device, unregistered(&old.device, old.now.wall).unwrap()] {
+            let mut new = restored(&old, device);
+            new.window(None, None);
+            new.connect().pass(hours * HOUR).due();
+            assert_eq!(new.is(), (DeviceState::Blocked, StateReason::DeadlinePassed));
+            assert_eq!(new.no_proof("r1"), "QUARANTINE_DEADLINE");
+            // Another one after that ends it.
+            new.window(None, Some(1000 * HOUR));
+            assert_eq!(new.is(), (DeviceState::Quarantined, StateReason::NewWindow));
+            assert!(new.pass(1).proof("r1").released());
+        }
+    }
+}

@@ -13,6 +13,7 @@ use tokio::sync::oneshot;
 use super::{
     Acknowledge, AddressEnforcement, Answer, Enforcement, Refusal, Refused, SignalContext,
     cause::{About, Ask, Cause, START},
+    quota::{Count, Patterns},
     requests::{self, Before, Held},
     review::Review,
     turns::Waiting,
@@ -62,6 +63,7 @@ enum Undo {
     Device(DeviceId, Option<Box<Device>>),
     Session(SessionId),
     Policies(Box<Policies>),
+    Count(Patterns, Count),
 }
 
 /// Someone who waits for an answer.
@@ -280,6 +282,11 @@ impl Writer {
         });
     }
 
+    /// How many devices an MDM had before it registered some.
+    pub(super) fn undo_count(&mut self, of: Patterns, before: Count) {
+        self.batch.undo.push(Undo::Count(of, before));
+    }
+
     /// What restricts: true at once, and in the kernel next. Returns what the kernel refused; it is repaired later.
     pub(super) fn restrict(&mut self, steps: &[Step], closing: &[SessionId], cause: Cause<'_>) -> Option<KernelError> {
         let clearing: Vec<_> = closing
@@ -378,7 +385,7 @@ impl Writer {
     }
 
     fn undo(&mut self, batch: &mut Batch) {
-        let mut free: Vec<IpAddr> = Vec::new();
+        let (mut free, mut counts): (Vec<IpAddr>, Vec<_>) = Default::default();
         for undo in batch.undo.drain(..).rev() {
             match undo {
                 Undo::Device(id, old) => {
@@ -391,12 +398,14 @@ impl Writer {
                     self.policies = *old;
                     self.review(Review::published());
                 }
+                Undo::Count(of, count) => counts.push((of, count)),
                 Undo::Session(id) => {
                     let session = self.registry.remove_session(id);
                     free.extend(session.iter().flat_map(|s| s.addresses.iter()));
                 }
             }
         }
+        self.quota.undo(counts, self.registry.device_count());
         self.audit.store_failed(&batch.entries);
         free.retain(|a| !self.registry.is_held(*a));
         self.apply(free.into_iter().map(Op::Clear).collect());

@@ -27,9 +27,9 @@ impl Writer {
             let sessions = concerned.iter().flat_map(|id| self.registry.sessions_of(id));
             let sessions: Vec<SessionId> = sessions.map(|s| s.id).collect();
             self.settle_before(&concerned, sessions);
-            self.within_quota(&ask.context.by.scope, list)?;
-            let reach = &ask.context.by.scope.devices;
-            let steps = transition::register(&self.registry, list, reach, &self.context(self.clock.now()))?;
+            let scope = &ask.context.by.scope;
+            let counted = self.within_quota(scope, list)?;
+            let steps = transition::register(&self.registry, list, &scope.devices, &self.context(self.clock.now()))?;
             let changed: Vec<Step> = steps.into_iter().filter(|s| s.changed).collect();
             let overruled = transition::overruled(&self.registry, &changed);
             let mut ending: BTreeSet<SessionId> = changed.iter().flat_map(|s| self.unproved_by(&s.device)).collect();
@@ -38,6 +38,8 @@ impl Writer {
                 self.end_sessions(&Vec::from_iter(ending), ask.cause());
             }
             self.loosen(&changed, &[], ask.cause());
+            let new = changed.iter().filter(|s| s.from.is_none()).count();
+            self.count_registered(scope, counted, new as u64);
             overruled.iter().for_each(|o| self.overrule(o, ask.cause()));
         }
         Ok(Decided::new(Subject::Nothing, move |w, settled| {

@@ -2,11 +2,13 @@
 
 use std::time::{Duration, Instant};
 
+use futures_util::FutureExt as _;
+
 use super::kit::*;
 use crate::{
-    controller::{Enforcement, Refusal},
+    controller::{Enforcement, Refusal, Registration, SignalContext},
     kernel::{HookPoint, fake::Call},
-    model::{DeviceState, Revision, Scope},
+    model::{DeviceState, Identity, Revision, Role, Scope},
 };
 
 #[tokio::test]
@@ -370,5 +372,63 @@ async fn a_list_of_a_scope_looks_at_nothing_else() {
             }
             assert_eq!(found, want, "{patterns:?} by {limit}");
         }
+    }
+}
+
+/// A gateway on which who has limits may have two devices.
+async fn of_two() -> Gateway {
+    let mut config = config();
+    config.devices.limited_mdm = 2;
+    Gateway::with(config).await
+}
+
+/// Registered by who is limited to `small-*`.
+async fn register_small(g: &Gateway, registration: Registration) -> Result<(), Refusal> {
+    let mut by = Identity::unlimited(Role::Mdm, "small");
+    by.scope.devices = Some(["small-*".parse().unwrap()].into());
+    let context = SignalContext { by, ..g.seen(0) };
+    g.tell().register(context, vec![registration]).await.map(drop)
+}
+
+#[tokio::test]
+async fn what_is_refused_counts_against_no_quota() {
+    let g = of_two().await;
+    let named = |device: &str| Registration {
+        common_names: vec![id("taken")],
+        ..registration(device, "office")
+    };
+    let list = vec![registration("small-1", "office"), named("big-1")];
+    g.tell().register(g.seen(0), list).await.unwrap();
+    let refused = register_small(&g, named("small-2")).await.unwrap_err();
+    assert_eq!(refused.name(), "ALIAS_TAKEN");
+    // Others register as many.
+    g.register("big-2", "office").await;
+    assert_eq!(register_small(&g, registration("small-2", "office")).await, Ok(()));
+    let more = register_small(&g, registration("small-3", "office")).await;
+    assert_eq!(more, Err(Refusal::DeviceQuota(2)));
+}
+
+#[tokio::test]
+async fn what_was_not_committed_counts_against_no_quota() {
+    let g = of_two().await;
+    g.register("big-0", "office").await;
+    let go = g.hold().await;
+    let mut others = Box::pin(g.tell().register(g.seen(0), vec![registration("small-0", "office")]));
+    let small = |n: u32| Box::pin(register_small(&g, registration(&format!("small-{n}"), "office")));
+    let (mut own, mut over) = (small(1), small(2));
+    assert!((&mut others).now_or_never().is_none());
+    assert!((&mut own).now_or_never().is_none());
+    assert!((&mut over).now_or_never().is_none());
+    g.disk.fill();
+    go.send(()).unwrap();
+    assert!(matches!(others.await, Err(Refusal::StoreUnavailable(_))));
+    assert!(matches!(own.await, Err(Refusal::StoreUnavailable(_))));
+    assert_eq!(over.await, Err(Refusal::DeviceQuota(2)), "both may yet be committed");
+    g.disk.free();
+    // Others register as many.
+    g.register("big-1", "office").await;
+    g.register("big-2", "office").await;
+    for more in [Ok(()), Ok(()), Err(Refusal::DeviceQuota(2))].into_iter().zip(1..) {
+        assert_eq!((small(more.1).await, more.1), more);
     }
 }

@@ -209,8 +209,9 @@ impl Writer {
         }
         if log.lost > 0 {
             warnings.push(format!(
-                "{} entries of the audit were pruned before the audit log could be written: it lacks them",
-                log.lost
+                "{} entries of the audit were pruned before the audit log could be written: it lacks them (said until {} is removed, and the daemon restarted)",
+                log.lost,
+                self.config.paths.state.join("audit-log.lost").display()
             ));
         }
         warnings.extend(self.publication_warning());

@@ -34,6 +34,8 @@ const AT_ONCE: u32 = 1000;
 const TAIL: u64 = 8 << 20;
 /// Remembers how far the file came, for when it is rotated away while the daemon is down.
 const POSITION: &str = "audit-log.position";
+/// Remembers how many entries the file lacks, and up to which that is counted.
+const LOST: &str = "audit-log.lost";
 
 /// The thread. It ends, with everything written that can be, when this goes.
 #[derive(Debug)]
@@ -59,7 +61,7 @@ struct Told {
 pub struct LogState {
     /// Why entries wait in the database; `None`: they are written as they come.
     pub problem: Option<String>,
-    /// Entries that were pruned from the database before they could be written, since the thread started: the file lacks them for good.
+    /// Entries that were pruned from the database before they could be written, in all: the file lacks them for good.
     pub lost: u64,
 }
 
@@ -99,6 +101,7 @@ impl AuditLog {
             directory: directory.to_owned(),
             reader: None,
             written: None,
+            counted: Head::NONE,
             told: Head::NONE,
             told_at: None,
             complained: false,
@@ -142,6 +145,8 @@ struct Work {
     reader: Option<Reader>,
     /// The last entry in the file that the database has, too; `None`: not looked yet.
     written: Option<Head>,
+    /// Up to where what is lost is counted.
+    counted: Head,
     told: Head,
     told_at: Option<Instant>,
     complained: bool,
@@ -180,13 +185,20 @@ impl Work {
         };
         let (head, anchor) = reader.ends()?;
         if let Some(file) = &self.file {
-            let position = self.directory.join(POSITION);
+            let [position, missing] = [POSITION, LOST].map(|name| self.directory.join(name));
             let written = match &mut self.written {
                 Some(written) => written,
                 empty => {
-                    let resumed = resume(file, &position, reader, head, anchor)?;
-                    // A log that begins now lacks nothing.
-                    empty.insert(if resumed == Head::NONE { anchor } else { resumed })
+                    let (lost, counted) = lost(&missing).map_err(|e| failed(&missing, &e))?;
+                    self.health.change(|state| state.lost = lost);
+                    // Of another chain, it says nothing of this one.
+                    self.counted = if counted.number > anchor.number { Head::NONE } else { counted };
+                    let resumed = resume(file, &position, reader, head, anchor);
+                    // A log that begins now lacks nothing; what goes from now on it lacks, also if it cannot be written at first.
+                    if !matches!(resumed, Ok(Some(_))) && noted(&position).is_ok_and(|n| n.is_none()) {
+                        note(&position, &anchor.to_string())?;
+                    }
+                    empty.insert(resumed?.unwrap_or(anchor))
                 }
             };
             if written.number < anchor.number {
@@ -195,9 +207,11 @@ impl Work {
                     to = anchor.number,
                     "entries of the audit were pruned before they could be logged"
                 );
-                let lost = anchor.number - written.number;
-                self.health.change(|state| state.lost += lost);
-                *written = anchor;
+                let more = anchor.number.saturating_sub(written.number.max(self.counted.number));
+                let lost = self.health.state().lost.saturating_add(more);
+                note(&missing, &format!("{lost} {anchor}"))?;
+                self.health.change(|state| state.lost = lost);
+                (*written, self.counted) = (anchor, anchor);
             }
             while written.number < head.number {
                 let entries = reader.audit(&AuditQuery::After {
@@ -209,7 +223,7 @@ impl Work {
                 };
                 append(file, entries.into_iter().map(Line::from)).map_err(|e| failed(file, &e))?;
                 *written = last;
-                note(&position, last)?;
+                note(&position, &last.to_string())?;
             }
         }
         let due = last || self.told_at.is_none_or(|t| t.elapsed() >= HEAD_EVERY);
@@ -222,11 +236,14 @@ impl Work {
 }
 
 /// The entry behind which the log goes on: its last one, if the database's chain has it. Otherwise a backup has taken the database's place: the
-/// last one that the log has and that chain, too, so that none of the chain is left out; the entry of the restore is the first of the rest.
-fn resume(file: &Path, position: &Path, reader: &Reader, head: Head, anchor: Head) -> Result<Head, StoreError> {
-    let reached = reached(file, position).map_err(|e| failed(file, &e))?;
+/// last one that the log has and that chain, too, so that none of the chain is left out; the entry of the restore is the first of the rest. `None`: no log has
+/// begun.
+fn resume(file: &Path, position: &Path, reader: &Reader, head: Head, anchor: Head) -> Result<Option<Head>, StoreError> {
+    let Some(reached) = reached(file, position).map_err(|e| failed(file, &e))? else {
+        return Ok(None);
+    };
     if reached == Head::NONE || has(reader, head, anchor, reached)? {
-        return Ok(reached);
+        return Ok(Some(reached));
     }
     let mut common = anchor;
     for logged in logged(file).map_err(|e| failed(file, &e))?.into_iter().rev() {
@@ -239,7 +256,7 @@ fn resume(file: &Path, position: &Path, reader: &Reader, head: Head, anchor: Hea
         logged = %reached, goes_on_after = %common,
         "the audit log has entries that the database has not: a backup took its place; entries that come now may have numbers of others before"
     );
-    Ok(common)
+    Ok(Some(common))
 }
 
 /// Whether the database's chain has this entry, or had it before it was pruned: then nothing can be said against it.
@@ -283,7 +300,7 @@ fn logged(file: &Path) -> io::Result<Vec<Head>> {
 }
 
 /// How far the log has come: its last line says so, or, where it has none, what was noted.
-fn reached(file: &Path, position: &Path) -> io::Result<Head> {
+fn reached(file: &Path, position: &Path) -> io::Result<Option<Head>> {
     let mut log = match open(OpenOptions::new().read(true).write(true), file) {
         Err(e) if e.kind() == io::ErrorKind::NotFound => return noted(position),
         log => log?,
@@ -294,13 +311,13 @@ fn reached(file: &Path, position: &Path) -> io::Result<Head> {
     let mut tail = Vec::new();
     log.take(TAIL).read_to_end(&mut tail)?;
     let noted = noted(position)?;
-    let whole = whole(&tail, noted, from == 0);
+    let whole = whole(&tail, noted.unwrap_or(Head::NONE), from == 0);
     if whole < tail.len() {
         // The machine died in the middle of a line, or of writing several.
         OpenOptions::new().write(true).open(file)?.set_len(from + whole as u64)?;
     }
     let mut lines = tail[..whole].split(|b| *b == b'\n').rev();
-    Ok(lines.find_map(head_of_line).unwrap_or(noted))
+    Ok(lines.find_map(head_of_line).or(noted))
 }
 
 /// How much of the end of a log is whole. What came after the entry that was noted last was perhaps not all on the disk when the machine died:
@@ -332,11 +349,23 @@ fn whole(tail: &[u8], noted: Head, all: bool) -> usize {
     torn.map_or(end, |(at, _)| *at)
 }
 
-fn noted(position: &Path) -> io::Result<Head> {
-    match fs::read_to_string(position) {
-        // What cannot be read says nothing: all is written again.
-        Ok(text) => Ok(text.trim().parse().unwrap_or(Head::NONE)),
-        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(Head::NONE),
+fn noted(position: &Path) -> io::Result<Option<Head>> {
+    // What cannot be read says nothing: all is written again.
+    Ok(read(position)?.and_then(|text| text.trim().parse().ok()))
+}
+
+/// How many entries the log lacks, and up to which they are counted.
+fn lost(missing: &Path) -> io::Result<(u64, Head)> {
+    let text = read(missing)?.unwrap_or_default();
+    let parts = text.trim().split_once(' ');
+    let parsed = parts.and_then(|(count, head)| Some((count.parse().ok()?, head.parse().ok()?)));
+    Ok(parsed.unwrap_or((0, Head::NONE)))
+}
+
+fn read(file: &Path) -> io::Result<Option<String>> {
+    match fs::read(file) {
+        Ok(bytes) => Ok(Some(String::from_utf8_lossy(&bytes).into_owned())),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(e) => Err(e),
     }
 }
@@ -375,14 +404,14 @@ fn append(file: &Path, lines: impl Iterator<Item = Line>) -> io::Result<()> {
     })
 }
 
-fn note(position: &Path, reached: Head) -> Result<(), StoreError> {
+fn note(position: &Path, what: &str) -> Result<(), StoreError> {
     let draft = files::beside(position, "new");
     files::discard(&draft);
     files::make_new(&draft)?;
     let written = File::options()
         .write(true)
         .open(&draft)
-        .and_then(|mut f| writeln!(f, "{reached}").and_then(|()| f.sync_data()));
+        .and_then(|mut f| writeln!(f, "{what}").and_then(|()| f.sync_data()));
     written.map_err(|e| failed(&draft, &e))?;
     files::replace(&draft, position)
 }

@@ -187,14 +187,50 @@ fn an_audit_log_that_cannot_be_written_says_so_and_what_it_lacks() {
     let running = AuditLog::start(&path, Some(log.clone())).unwrap();
     let health = running.health();
     drop(running);
-    assert_eq!((health.state(), count()), (LogState { problem: None, lost: 7 }, 10));
+    assert_eq!(
+        (health.state(), count()),
+        (
+            LogState {
+                problem: None,
+                lost: 3 + 7
+            },
+            10
+        )
+    );
     // Another file that begins now.
     changes.audit = vec![entry(21)];
     daemon.commit(&changes, Revision(2), AT).unwrap();
     fs::remove_file(&log).unwrap();
-    fs::remove_file(path.join("audit-log.position")).unwrap();
+    for name in ["audit-log.position", "audit-log.lost"] {
+        fs::remove_file(path.join(name)).unwrap();
+    }
     let running = AuditLog::start(&path, Some(log.clone())).unwrap();
     let health = running.health();
     drop(running);
     assert_eq!((health.state(), count()), (LogState::default(), 5));
+}
+
+#[test]
+fn what_an_audit_log_lacks_is_known_after_a_restart_and_before_it_ever_began() {
+    let (temp, path) = directory();
+    let mut daemon = filled(&path);
+    let directory = temp.path().join("logs");
+    let log = directory.join("audit.jsonl");
+    let looked = || {
+        let running = AuditLog::start(&path, Some(log.clone())).unwrap();
+        let health = running.health();
+        drop(running);
+        health.state()
+    };
+    assert_eq!(looked().lost, 0);
+    while daemon.prune(WallTime(0), 6).unwrap() {}
+    for _ in 0..2 {
+        let state = looked();
+        assert!(state.problem.is_some() && state.lost == 3, "{state:?}");
+    }
+    fs::create_dir(&directory).unwrap();
+    for _ in 0..2 {
+        assert_eq!(looked(), LogState { problem: None, lost: 3 });
+    }
+    assert_eq!(fs::read_to_string(&log).unwrap().lines().count(), 6);
 }

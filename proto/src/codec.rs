@@ -15,6 +15,12 @@ use tonic_prost::{ProstCodec, ProstDecoder, ProstEncoder};
 const FREE: usize = 1024;
 /// Bytes. Whatever the API takes in lists has names and addresses in it, which are more.
 const LEAST: usize = 16;
+/// Strings and messages that there may be within those fields, however small they are: a megabyte at most. Numbers are part of their message.
+const FREE_WITHIN: usize = 16_384;
+/// Bytes of the whole message for each, if there are more. A session of a list has three or more within some twenty bytes.
+const LEAST_WITHIN: usize = 6;
+/// How deep is looked below what is in a field. No message has others so deep in it, nor has any message itself in it.
+const DEEPEST: usize = 6;
 
 /// The codec of all services.
 #[derive(Debug)]
@@ -68,35 +74,57 @@ impl<U: Message + Default> Decoder for Careful<U> {
     }
 }
 
-/// Whether a message has far more fields of its own than it has content. What is no message is found by decoding it.
+/// Whether a message has far more fields than it has content: of its own, or strings and messages within those. What is no message is found by
+/// decoding it.
 fn is_padded(mut rest: &[u8]) -> bool {
+    if rest.len() <= FREE {
+        return false;
+    }
     let most = FREE.max(rest.len() / LEAST);
-    let mut fields = 0;
-    while fields <= most {
-        match skip_field(rest) {
-            Some(after) => rest = after,
-            None => return false,
+    let mut room = FREE_WITHIN.max(rest.len() / LEAST_WITHIN);
+    for _ in 0..=most {
+        let Some((content, after)) = field(rest) else { return false };
+        if content.is_some_and(|c| !has_room(c, &mut room, DEEPEST)) {
+            return true;
         }
-        fields += 1;
+        rest = after;
     }
     true
 }
 
-/// What follows a field; `None`: there is none, or it is none.
-fn skip_field(from: &[u8]) -> Option<&[u8]> {
+/// Whether there is room for what a field would have in it if it were a message. A text that reads as one has few: a letter of it is a length.
+fn has_room(mut rest: &[u8], room: &mut usize, deeper: usize) -> bool {
+    while let Some((content, after)) = field(rest) {
+        rest = after;
+        let Some(content) = content else { continue };
+        if *room == 0 {
+            return false;
+        }
+        *room -= 1;
+        if deeper > 0 && !has_room(content, room, deeper - 1) {
+            return false;
+        }
+    }
+    true
+}
+
+/// What a field has in it, if it is of a length of its own, and what follows it; `None`: there is none, or it is none.
+fn field(from: &[u8]) -> Option<(Option<&[u8]>, &[u8])> {
     let (tag, rest) = varint(from)?;
-    match tag & 7 {
-        0 => Some(varint(rest)?.1),
-        1 => rest.get(8..),
+    let after = match tag & 7 {
+        0 => varint(rest)?.1,
+        1 => rest.get(8..)?,
         2 => {
             let (length, rest) = varint(rest)?;
-            rest.get(usize::try_from(length).ok()?..)
+            let (content, after) = rest.split_at_checked(usize::try_from(length).ok()?)?;
+            return Some((Some(content), after));
         }
         // A group begins or ends: what is in it counts by itself.
-        3 | 4 => Some(rest),
-        5 => rest.get(4..),
-        _ => None,
-    }
+        3 | 4 => rest,
+        5 => rest.get(4..)?,
+        _ => return None,
+    };
+    Some((None, after))
 }
 
 fn varint(from: &[u8]) -> Option<(u64, &[u8])> {
@@ -164,6 +192,39 @@ mod tests {
         // Bytes that are no message: nothing is made of them anyway.
         assert!(!is_padded(&[0xff; 100_000]));
         assert!(!is_padded(&[0x0e; 100_000]));
+    }
+
+    #[test]
+    fn what_is_mostly_fields_within_is_not() {
+        let device = |names: usize| v1::DeviceRegistration {
+            device_id: "one".into(),
+            aliases: Some(v1::Aliases {
+                common_names: vec![String::new(); names],
+                ..Default::default()
+            }),
+            ..Default::default()
+        };
+        let list = |devices: Vec<v1::DeviceRegistration>| {
+            let request = v1::RegisterDevicesRequest { context: None, devices };
+            request.encode_to_vec()
+        };
+        assert!(!is_padded(&list(vec![device(16_000)])));
+        assert!(is_padded(&list(vec![device(17_000)])), "in one");
+        assert!(is_padded(&list(vec![device(2 << 20)])));
+        assert!(is_padded(&list(vec![device(64); 1000])), "in many");
+        let names: Vec<String> = (0..64).map(|i| format!("laptop-{i:02}")).collect();
+        let mut honest = device(0);
+        honest.aliases = Some(v1::Aliases {
+            common_names: names,
+            ..Default::default()
+        });
+        assert!(!is_padded(&list(vec![honest; 1000])));
+        // Text of any letter is no message with much in it.
+        for letter in b' '..=b'~' {
+            let mut text = device(0);
+            text.owner = char::from(letter).to_string().repeat(1 << 20);
+            assert!(!is_padded(&list(vec![text])), "{letter}");
+        }
     }
 
     /// Where what is no message ends, what came before it has been made already.
